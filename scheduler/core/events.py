@@ -1,0 +1,51 @@
+"""What happened, as the Scheduler and its drivers tell it: one event per transition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from scheduler.core.types import Request
+
+
+class Kind(StrEnum):
+    """Every kind of event there is. The first block carries a request."""
+
+    QUEUED = "queued"
+    REJECTED = "rejected"
+    DISPATCHED = "dispatched"
+    FIRST_TOKEN = "first_token"
+    ABORTING = "aborting"
+    RETRIED = "retried"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    SWAP_REQUESTED = "swap_requested"
+    SWAP_APPLIED = "swap_applied"
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    LIMITS = "limits"
+    TENANT = "tenant"
+    ESTIMATOR = "estimator"
+    ENGINE = "engine"  # started, crashed, restarted, stopped: detail["what"]
+    SCENARIO = "scenario"  # started, ended, timeline items: detail["what"]
+    DRIFT = "drift"  # a tenant's answers left the estimate
+    SLO = "slo"  # a tenant's window misses its objective
+    RECORD = "record"  # recording started, stopped, failed
+    RUN = "run"  # first and last line of a log
+
+
+class Event(NamedTuple):
+    """One thing that happened at ``at_s``; ``detail`` holds numbers and names, never tenant text."""
+
+    at_s: float
+    kind: Kind
+    request: Request | None
+    detail: Mapping[str, Any]
+
+
+Emit = Callable[[Event], None]
+NO_DETAIL: Mapping[str, Any] = {}

@@ -1,0 +1,226 @@
+"""The nouns of the scheduler: requests, estimates, outcomes, tenants, limits, snapshots.
+
+Times are seconds on one monotonic origin chosen by the driver; token counts are integers. Nothing here
+reads a clock or does IO. ``Request`` is mutable, but only ``core/scheduler.py`` moves its state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from math import inf
+from typing import NamedTuple
+
+TIERS = ("premium", "standard", "batch")
+TIER_RANK: Mapping[str, int] = {"premium": 1, "standard": 2, "batch": 3}
+
+CATEGORIES = ("short_qa", "summary", "technical", "report")
+RUNTIME_CLASSES = ("short", "medium", "long")
+
+
+class State(Enum):
+    """Where a request is in its life; the legal moves are ``scheduler.TRANSITIONS``."""
+
+    NEW = "new"
+    QUEUED = "queued"
+    RUNNING = "running"
+    ABORTING = "aborting"  # cancelled while in flight: the slot is held until the stream ends
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
+
+
+ENDED = frozenset({State.FINISHED, State.FAILED, State.CANCELLED, State.REJECTED, State.EXPIRED})
+
+
+class Estimate(NamedTuple):
+    """What is believed of a request's output length at admission, in tokens."""
+
+    input_tokens: int  # as the estimator's counter sees the prompt
+    point: float  # the value for ranking
+    upper: float  # a bound to reserve KV cache by
+    category: str  # one of CATEGORIES
+    runtime_class: str  # one of RUNTIME_CLASSES, of the total token budget
+    uncorrected: float  # the same formula with nothing learned
+
+    @property
+    def budget(self) -> float:
+        """Total token budget: input tokens + estimated output tokens (PAPER)."""
+        return self.input_tokens + self.point
+
+
+NO_ESTIMATE = Estimate(0, 0.0, 0.0, "short_qa", "short", 0.0)
+
+
+class Outcome(NamedTuple):
+    """How a request's stream ended.
+
+    ``finish`` is "stop" (the model ended by itself), "length" (cut at max_tokens: a censored length),
+    "abort" (cancelled) or "error" (the engine failed this request).
+    """
+
+    finish: str
+    output_tokens: int
+
+
+class Sampling(NamedTuple):
+    """Sampling parameters handed to the engine unchanged."""
+
+    temperature: float = 0.7
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+DEFAULT_SAMPLING = Sampling()
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One request of one tenant. The first block is given, the second belongs to the Scheduler."""
+
+    id: str
+    tenant: str
+    tier: str
+    arrival_s: float
+    prompt_tokens: int  # by the best counter at hand; what the engine will prefill
+    max_tokens: int  # hard cap on output tokens, at least 1
+    prompt: str = ""  # tenant text: hostile, never shown or logged raw
+    category: str = ""  # the load's own label, for the record only; estimators classify the prompt
+    # Tokens the simulated engine will generate when nothing cuts it; only `oracle` may look.
+    intended_tokens: int | None = None
+    forced_tokens: int | None = None  # a real engine is made to answer this long ("forced lengths")
+    sampling: Sampling = DEFAULT_SAMPLING
+    streamed: bool = False  # tokens are delivered to a client as they come: no silent retry after that
+    submitted_by: str = ""  # name of the load stream or client
+
+    state: State = State.NEW
+    estimate: Estimate = NO_ESTIMATE
+    ticket: int = -1  # place in the order of enqueueing; -1 when not queued
+    replica: int = -1
+    batch_id: int = -1  # micro-batch number, -1 under continuous dispatch
+    batch_size: int = 0
+    charged: float = 0.0  # cost in tokens the policy has been charged so far
+    dispatched_s: float | None = None  # the first dispatch: queue wait ends here
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+    ended_s: float | None = None
+    output_tokens: int = 0
+    finish: str = ""
+    reason: str = ""  # why it was rejected or failed
+    attempts: int = 0  # times handed to an engine
+    # Token gaps (ITL) as {bucket: count}, see metrics.gap_bucket; a histogram, not a list.
+    gaps: dict[int, int] | None = None
+
+    @property
+    def retried(self) -> bool:
+        return self.attempts > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """Service-level objective; ``inf`` where none is set. Seconds."""
+
+    ttft_s: float = inf
+    e2e_s: float = inf
+    tpot_s: float = inf
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what may wait and run; ``None`` is unbounded. The same for a tenant and for all."""
+
+    max_queued: int | None = None  # requests
+    max_queued_tokens: int | None = None  # estimated cost, prompt + output tokens
+    max_in_flight: int | None = None  # requests
+    ttl_s: float | None = None  # longest time in the queue
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A tenant as configured."""
+
+    name: str
+    tier: str = "standard"
+    weight: float = 1.0
+    slo: Slo = Slo()
+    limits: Limits = Limits()
+
+
+class Rejected(NamedTuple):
+    """Why a request was not admitted and when trying again makes sense (seconds)."""
+
+    reason: str  # one of admission.REASONS
+    retry_after_s: float
+
+
+class Dispatch(NamedTuple):
+    """What the driver must start now: this request on that replica."""
+
+    request: Request
+    replica: int
+
+
+class Percentiles(NamedTuple):
+    """Nearest-rank percentiles and friends of one metric, in its unit; NaN where nothing was seen."""
+
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    mean: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True)
+class TenantSnapshot:
+    """One row of the tenants table. Latencies are over the metrics window (seconds)."""
+
+    name: str
+    tier: str
+    weight: float
+    limits: Limits
+    slo: Slo
+    queued: int
+    queued_tokens: float
+    in_flight: int
+    submitted: int
+    finished: int
+    ended_otherwise: int  # failed, cancelled, rejected or expired
+    share: float  # of all tokens served in the window, 0..1
+    tokens_per_s: float  # output tokens per second in the window
+    ttft: Percentiles
+    e2e: Percentiles
+    slo_share: float  # of requests ended in the window that met every SLO; NaN for none
+    estimated_tokens: float  # mean estimate, min(estimate, max_tokens), of the window's completions
+    actual_tokens: float  # mean output of the same requests
+    drift_ratio: float  # actual / estimated over the window; NaN for none
+    capped_share: float  # of those that ended by length
+    bias: float  # effective learned multiplier
+    converged: bool  # bias moved < 2 % over its last 50 observations
+    oldest_wait_s: float  # longest wait of what is queued now; 0 for none
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything the operator sees of the scheduler at one instant; immutable."""
+
+    now: float
+    policy: str
+    policy_since_s: float  # instant of the last swap (or start)
+    swap: tuple[str, float] | None  # (target policy, share done) while a swap is under way
+    paused: bool
+    capacity: int
+    queued: int
+    in_flight: int
+    tenants: tuple[TenantSnapshot, ...]
+    ttft: Percentiles
+    e2e: Percentiles
+    queue_wait: Percentiles
+    drift_ratio: float
+    tokens_per_s: float
+    counts: Mapping[str, int]  # submitted, finished, failed, cancelled, rejected, expired, retried
+    category_bias: Mapping[str, float] = field(default_factory=dict)

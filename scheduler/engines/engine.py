@@ -1,0 +1,76 @@
+"""The engine interface: whatever turns a request into tokens."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from scheduler.core.types import Request
+
+
+class Chunk(NamedTuple):
+    """Some tokens of one request. The last chunk of a stream has a ``finish``, and only it."""
+
+    tokens: int  # new output tokens in this chunk, 0 allowed in the last one
+    finish: str = ""  # "", "stop", "length", "abort" or "error"
+    text: str = ""  # new text: tenant data, never logged or shown raw
+    prompt_tokens: int | None = None  # in the first chunk, where the engine knows better than we
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTelemetry:
+    """What an engine tells of itself; ``None`` where it does not know."""
+
+    running: int | None = None  # requests in the engine's batch
+    waiting: int | None = None  # requests in the engine's own queue
+    kv_use: float | None = None  # share of the KV cache in use, 0..1
+    preemptions: int | None = None  # since start
+    steps: int | None = None  # engine steps since start
+    step_ms: float | None = None  # duration of the latest step
+
+
+class EngineError(Exception):
+    """Base of what engines raise.
+
+    EngineError
+    +- EngineConfigError   this engine cannot be built as asked: says what to do (exit code 2 or 3)
+    +- EngineLost          the engine died; every stream raises it; ``start()`` may be called again
+    """
+
+
+class EngineConfigError(EngineError):
+    """The engine cannot be built as asked."""
+
+
+class EngineLost(EngineError):
+    """The engine died underneath its streams."""
+
+
+class Engine(Protocol):
+    """One replica. All coroutines run on the session's loop; none may block it."""
+
+    @property
+    def capacity(self) -> int:
+        """Concurrent requests it runs well."""
+
+    @property
+    def detail(self) -> str:
+        """One line for people: "simulated NVIDIA L4, Qwen1.5-1.8B-Chat"."""
+
+    @property
+    def simulated(self) -> bool: ...
+
+    async def start(self) -> None:
+        """Bring it up, or up again after EngineLost. Raises EngineConfigError, EngineLost."""
+
+    def generate(self, request: Request) -> AsyncIterator[Chunk]:
+        """Tokens as they come, finish reason last. Raises EngineLost."""
+
+    async def abort(self, request_id: str) -> None:
+        """Ask a stream to end; it then ends with finish="abort" and its count. Unknown ids are ignored."""
+
+    async def stop(self) -> None:
+        """Leave nothing behind: no task, no child process. May be called at any time, twice too."""
+
+    def telemetry(self) -> EngineTelemetry: ...

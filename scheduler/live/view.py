@@ -1,0 +1,104 @@
+"""What a dashboard may see of a run and what it may ask of it: one frozen view, one list of verbs.
+
+A local session, a recorded run and a remote server all offer the same ``Feed``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from scheduler.core.types import Limits, Snapshot
+from scheduler.engines.engine import EngineTelemetry
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The machine under the run; ``None`` where it cannot be read."""
+
+    cpu_share: float | None = None  # of all cores, 0..1
+    memory_share: float | None = None
+    steal_share: float | None = None
+    pressure_some: float | None = None  # PSI cpu some avg10, 0..1
+    gpu_share: float | None = None
+    gpu_memory_share: float | None = None
+    gpu_temperature_c: float | None = None
+    gpu_power_w: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One frame of the dashboard; pulled by one timer, never pushed."""
+
+    snapshot: Snapshot
+    engine: EngineTelemetry
+    engine_kind: str  # sim, vllm, openai, ray
+    engine_detail: str  # "simulated NVIDIA L4, Qwen1.5-1.8B-Chat"
+    engine_state: str  # starting, ready, restarting, dead, stopping
+    simulated: bool
+    speed: float  # of the run's clock against the wall, 1 on a real engine
+    scenario: str  # name; "" when none
+    scenario_elapsed_s: float
+    scenario_total_s: float | None  # None when it has no known end
+    scenario_done: bool
+    recording: str  # folder; "" when not recording
+    recorded_bytes: int
+    loop_lag_p99_ms: float
+    health: Health
+
+
+class Notice(NamedTuple):
+    """One line of the event list. ``text`` is already safe to draw (see ``clean``)."""
+
+    seq: int  # counts up from 1
+    at_s: float  # on the run's clock, as Snapshot.now
+    wall: float  # seconds since the epoch, for the HH:MM:SS column
+    kind: str  # policy, scenario, drift, slo, engine, tenant, limits, pause, record, error
+    text: str
+    marker: bool  # drawn as a vertical line in the charts
+
+
+class CommandError(ValueError):
+    """A verb was refused: the message says what is wrong and what is allowed."""
+
+
+class Feed(Protocol):
+    """A run to look at and to steer. Every verb returns at once; its effect shows in a later view."""
+
+    def view(self) -> View: ...
+
+    def notices(self, after: int = 0) -> Sequence[Notice]:
+        """Notices with seq > after, oldest first; the last 500 are kept."""
+
+    def policies(self) -> Mapping[str, str]:
+        """Name -> one line that says what it does."""
+
+    def scenarios(self) -> Mapping[str, str]:
+        """Scenario file or shipped name -> one line."""
+
+    def switch_policy(self, spec: str, by: str = "operator") -> None:
+        """``spec`` is a name, or name with parameters: "aging rate=0.05". Raises CommandError."""
+
+    def undo_policy(self, by: str = "operator") -> None:
+        """Back to the policy before the last switch. Raises CommandError when there is none."""
+
+    def inject(self, scenario: str, by: str = "operator") -> None:
+        """Add the load of a scenario file (path or shipped name) from now on. Raises CommandError."""
+
+    def burst(self, tenant: str, rate: float, seconds: float, by: str = "operator") -> None:
+        """Extra Poisson arrivals of one tenant, ``rate`` per second. Raises CommandError."""
+
+    def pause(self, by: str = "operator") -> None: ...
+
+    def resume(self, by: str = "operator") -> None: ...
+
+    def set_tenant(
+        self,
+        name: str,
+        *,
+        weight: float | None = None,
+        limits: Limits | None = None,
+        by: str = "operator",
+    ) -> None:
+        """Change weight or limits of one tenant. Raises CommandError."""
