@@ -73,4 +73,7 @@ class Engine(Protocol):
     async def stop(self) -> None:
         """Leave nothing behind: no task, no child process. May be called at any time, twice too."""
 
+    def crash(self) -> None:
+        """Fault injection: die as if killed; every stream then raises EngineLost."""
+
     def telemetry(self) -> EngineTelemetry: ...
