@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from math import inf
 from typing import NamedTuple
 
@@ -19,8 +19,8 @@ CATEGORIES = ("short_qa", "summary", "technical", "report")
 RUNTIME_CLASSES = ("short", "medium", "long")
 
 
-class State(Enum):
-    """Where a request is in its life; the legal moves are ``scheduler.TRANSITIONS``."""
+class State(StrEnum):
+    """Where a request is in its life; the legal moves are ``lifecycle.TRANSITIONS``."""
 
     NEW = "new"
     QUEUED = "queued"
@@ -104,6 +104,7 @@ class Request:
     batch_id: int = -1  # micro-batch number, -1 under continuous dispatch
     batch_size: int = 0
     charged: float = 0.0  # cost in tokens the policy has been charged so far
+    backlogged: bool = False  # its tenant had more waiting when it was dispatched
     dispatched_s: float | None = None  # the first dispatch: queue wait ends here
     first_token_s: float | None = None
     last_token_s: float | None = None

@@ -1,0 +1,48 @@
+"""Admission: may this request wait here, and if not, why and when to come back."""
+
+from __future__ import annotations
+
+from scheduler.core.books import TenantBooks, Totals
+from scheduler.core.types import Limits, Rejected, Request
+
+REASONS = (
+    "too_long",  # prompt + max_tokens does not fit the model's context
+    "queue_full",  # the overall limit of queued requests
+    "tokens_full",  # the overall limit of queued tokens
+    "tenant_queue_full",
+    "tenant_tokens_full",
+)
+"""Every reason for which a request is turned away."""
+
+
+def admit(
+    request: Request,
+    cost: float,
+    tenant: TenantBooks,
+    totals: Totals,
+    limits: Limits,
+    max_model_len: int | None,
+) -> str:
+    """The reason to turn this request away, one of REASONS, or "" to let it wait.
+
+    ``cost`` is the request's estimated cost in tokens, as the queued-token limits count it.
+    """
+    if max_model_len is not None and request.prompt_tokens + request.max_tokens > max_model_len:
+        return "too_long"
+    if limits.max_queued is not None and totals.queued >= limits.max_queued:
+        return "queue_full"
+    if limits.max_queued_tokens is not None and totals.queued_tokens + cost > limits.max_queued_tokens:
+        return "tokens_full"
+    own = tenant.config.limits
+    if own.max_queued is not None and tenant.queued >= own.max_queued:
+        return "tenant_queue_full"
+    if own.max_queued_tokens is not None and tenant.queued_tokens + cost > own.max_queued_tokens:
+        return "tenant_tokens_full"
+    return ""
+
+
+def rejection(reason: str, queued: int, dispatch_interval_s: float) -> Rejected:
+    """Come back when about half of what waits now has been dispatched; never for a prompt too long."""
+    if reason == "too_long":
+        return Rejected(reason, float("inf"))
+    return Rejected(reason, max(0.1, queued / 2 * dispatch_interval_s))

@@ -1,0 +1,179 @@
+"""Percentiles, token-gap histograms and the sliding windows behind the dashboard's numbers.
+
+Definitions are in docs/metrics.md: nearest rank, over a named window or a whole run, never averages of
+percentiles.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from math import ceil, exp, isnan, log, nan
+from typing import NamedTuple
+
+from scheduler.core.estimate import Estimator
+from scheduler.core.types import Percentiles, Request, Slo, State
+
+NO_PERCENTILES = Percentiles(nan, nan, nan, nan, nan, nan)
+
+_GAP_FLOOR_S = 1e-5
+_GAP_LOG_GROWTH = log(1.05)
+
+
+def gap_bucket(gap_s: float) -> int:
+    """Histogram bucket of one inter-token gap: 5 % wide, log-spaced from 10 us."""
+    return int(log(gap_s / _GAP_FLOOR_S) / _GAP_LOG_GROWTH) if gap_s > _GAP_FLOOR_S else 0
+
+
+def gap_value(bucket: int) -> float:
+    """The gap, in seconds, that stands for a bucket: its geometric middle."""
+    return _GAP_FLOOR_S * exp((bucket + 0.5) * _GAP_LOG_GROWTH)
+
+
+def nearest_rank(ordered: Sequence[float], share: float) -> float:
+    """The smallest value with at least ``share`` of ``ordered`` (ascending) at or below it."""
+    return ordered[max(0, ceil(share * len(ordered)) - 1)]
+
+
+def percentiles(values: Iterable[float]) -> Percentiles:
+    """Of any number of values; NaN values are left out, and none at all gives NaN throughout."""
+    ordered = sorted(v for v in values if not isnan(v))
+    if not ordered:
+        return NO_PERCENTILES
+    return Percentiles(
+        nearest_rank(ordered, 0.50),
+        nearest_rank(ordered, 0.90),
+        nearest_rank(ordered, 0.95),
+        nearest_rank(ordered, 0.99),
+        sum(ordered) / len(ordered),
+        ordered[-1],
+    )
+
+
+def meets_slo(request: Request, slo: Slo) -> bool:
+    """Whether a finished request met all of its tenant's objectives."""
+    assert request.first_token_s is not None
+    assert request.ended_s is not None
+    e2e = request.ended_s - request.arrival_s
+    ttft = request.first_token_s - request.arrival_s
+    tpot = (e2e - ttft) / (request.output_tokens - 1) if request.output_tokens > 1 else 0.0
+    return e2e <= slo.e2e_s and ttft <= slo.ttft_s and tpot <= slo.tpot_s
+
+
+class Completion(NamedTuple):
+    """What the window keeps of a finished request; seconds and tokens."""
+
+    at_s: float
+    ttft_s: float
+    e2e_s: float
+    queue_wait_s: float
+    estimated: float  # min(estimate, max_tokens)
+    actual: int
+    capped: bool
+    slo_met: bool
+
+
+BIAS_MEMORY = 50  # observations over which a converged bias moves less than BIAS_TOLERANCE
+BIAS_TOLERANCE = 0.02
+
+
+class TenantWindow:
+    """One tenant's last ``window_s`` seconds."""
+
+    def __init__(self) -> None:
+        self.completions: deque[Completion] = deque()
+        self.misses: deque[float] = deque()  # instants at which a request ended without being finished
+        self.tokens: deque[list[float]] = deque()  # [whole second, output tokens, tokens served]
+        self.categories: dict[str, int] = {}  # observations by category, over the whole run
+        self.bias = 1.0
+        self.biases: deque[float] = deque(maxlen=BIAS_MEMORY + 1)
+
+    def forget(self, before_s: float) -> None:
+        while self.completions and self.completions[0].at_s < before_s:
+            self.completions.popleft()
+        while self.misses and self.misses[0] < before_s:
+            self.misses.popleft()
+        while self.tokens and self.tokens[0][0] + 1 < before_s:
+            self.tokens.popleft()
+
+    @property
+    def converged(self) -> bool:
+        if len(self.biases) <= BIAS_MEMORY:
+            return False
+        return max(self.biases) - min(self.biases) < BIAS_TOLERANCE * self.bias
+
+    @property
+    def slo_share(self) -> float:
+        ended = len(self.completions) + len(self.misses)
+        return sum(c.slo_met for c in self.completions) / ended if ended else nan
+
+
+class WindowMetrics:
+    """Sliding windows per tenant, fed by the Scheduler; O(1) amortised per event."""
+
+    def __init__(self, tenants: Iterable[str], window_s: float = 60.0) -> None:
+        self.window_s = window_s
+        self.tenants = {name: TenantWindow() for name in tenants}
+
+    def add_tenant(self, name: str) -> None:
+        self.tenants.setdefault(name, TenantWindow())
+
+    def on_tokens(self, tenant: str, tokens: int, prompt_tokens: int, now: float) -> None:
+        """``tokens`` were generated; ``prompt_tokens`` is set with the first of a request."""
+        window = self.tenants[tenant]
+        second = float(int(now))
+        if not window.tokens or window.tokens[-1][0] != second:
+            window.tokens.append([second, 0.0, 0.0])
+        window.tokens[-1][1] += tokens
+        window.tokens[-1][2] += tokens + prompt_tokens
+
+    def on_ended(self, request: Request, now: float, slo: Slo) -> None:
+        window = self.tenants[request.tenant]
+        window.forget(now - self.window_s)
+        if request.state is not State.FINISHED:
+            window.misses.append(now)
+            return
+        assert request.first_token_s is not None
+        assert request.dispatched_s is not None
+        window.completions.append(
+            Completion(
+                now,
+                request.first_token_s - request.arrival_s,
+                now - request.arrival_s,
+                request.dispatched_s - request.arrival_s,
+                min(request.estimate.point, request.max_tokens),
+                request.output_tokens,
+                request.finish == "length",
+                meets_slo(request, slo),
+            )
+        )
+
+    def on_observed(self, request: Request, estimator: Estimator) -> None:
+        """The estimator has just learned from this request: follow the tenant's effective multiplier."""
+        window = self.tenants[request.tenant]
+        category = request.estimate.category
+        window.categories[category] = window.categories.get(category, 0) + 1
+        seen = sum(window.categories.values())
+        window.bias = (
+            sum(n * estimator.bias(request.tenant, name) for name, n in window.categories.items()) / seen
+        )
+        window.biases.append(window.bias)
+
+    def rates(self, now: float) -> Mapping[str, tuple[float, float]]:
+        """Tenant -> (output tokens per second, tokens served) over the window."""
+        span = max(1.0, min(self.window_s, now))
+        rates: dict[str, tuple[float, float]] = {}
+        for name, window in self.tenants.items():
+            window.forget(now - self.window_s)
+            output = sum(second[1] for second in window.tokens)
+            rates[name] = (output / span, sum(second[2] for second in window.tokens))
+        return rates
+
+
+def drift_ratio(completions: Iterable[Completion]) -> float:
+    """Sum of actual over sum of estimated tokens; NaN for none."""
+    estimated = actual = 0.0
+    for completion in completions:
+        estimated += completion.estimated
+        actual += completion.actual
+    return actual / estimated if estimated else nan

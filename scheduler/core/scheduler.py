@@ -1,0 +1,484 @@
+"""The Scheduler: the one state machine through which every request of every tenant goes.
+
+Sans-IO: each method takes ``now`` (seconds on any monotonic origin) and returns what the driver must do.
+After every call that may have freed or filled something, a driver calls ``next_dispatch`` until it returns
+None, and it comes back at ``next_timer()``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from heapq import heappop, heappush
+from math import inf
+from typing import Any
+
+from scheduler.core import admission
+from scheduler.core.books import Books, TokenCost
+from scheduler.core.estimate import Estimator
+from scheduler.core.events import NO_DETAIL, Emit, Event, Kind
+from scheduler.core.lifecycle import (
+    DuplicateRequest,
+    DuplicateTenant,
+    IllegalTransition,
+    UnknownRequest,
+    move,
+)
+from scheduler.core.metrics import WindowMetrics
+from scheduler.core.policies import Policy
+from scheduler.core.queue import ReadyQueue
+from scheduler.core.slots import MicroBatch, Replica, Slots
+from scheduler.core.swap import Swap, SwapRecord
+from scheduler.core.types import Dispatch, Limits, Outcome, Rejected, Request, State, Tenant
+
+
+class Scheduler:
+    """Decides which tenant's request runs next; every transition of a request happens here."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        estimator: Estimator,
+        tenants: Iterable[Tenant],
+        *,
+        capacities: Sequence[int] = (32,),
+        batch: MicroBatch | None = None,
+        limits: Limits = Limits(),
+        max_inflight_tokens: float | None = None,
+        max_model_len: int | None = None,
+        cost: TokenCost = TokenCost(),
+        metrics: WindowMetrics | None = None,
+        emit: Emit | None = None,
+    ) -> None:
+        self.estimator = estimator
+        self.limits = limits
+        self.max_inflight_tokens = max_inflight_tokens
+        self.max_model_len = max_model_len
+        self.metrics = metrics
+        self.books = Books(cost)
+        self.slots = Slots(capacities, batch)
+        self.paused = False
+        self.swap: Swap | None = None
+        self.swaps: list[SwapRecord] = []
+        self._emit = emit
+        self._active: dict[str, Request] = {}  # queued or in flight
+        self._room: dict[str, int] = {}  # tenant -> further requests that may run, where limited
+        self._queue = ReadyQueue(policy, self._room)
+        self._suspects: list[Request] = []  # queued requests that were aboard two crashes
+        self._expiries: list[tuple[float, int, Request]] = []
+        self._tickets = 0
+        self._dispatches = 0
+        for tenant in tenants:
+            self.add_tenant(tenant)
+
+    # -- arrivals ------------------------------------------------------------------------------------
+
+    def submit(self, request: Request, now: float) -> Rejected | None:
+        """Estimate and enqueue; returns why not when it is turned away, None when it waits.
+
+        Raises UnknownTenant, DuplicateRequest, IllegalTransition; then nothing was changed.
+        """
+        tenant = self.books.tenant(request.tenant)
+        if request.id in self._active:
+            raise DuplicateRequest(f"request {request.id} is already here")
+        if request.state is not State.NEW:
+            raise IllegalTransition(
+                f"request {request.id} is {request.state.value}; only new ones are submitted"
+            )
+        request.estimate = self.estimator.estimate(request)
+        totals = self.books.totals
+        totals.submitted += 1
+        tenant.submitted += 1
+        cost = self.books.estimated_cost(request)
+        reason = admission.admit(request, cost, tenant, totals, self.limits, self.max_model_len)
+        if reason:
+            request.reason = reason
+            self._end(request, State.REJECTED, now, Kind.REJECTED)
+            return admission.rejection(reason, totals.queued, now / max(1, self._dispatches))
+        self._active[request.id] = request
+        self._enqueue(request, now)
+        ttl_s = min(tenant.config.limits.ttl_s or inf, self.limits.ttl_s or inf)
+        if ttl_s < inf:
+            heappush(self._expiries, (now + ttl_s, request.ticket, request))
+        if self._emit is not None:
+            self._emit(Event(now, Kind.QUEUED, request, NO_DETAIL))
+        return None
+
+    def _enqueue(self, request: Request, now: float) -> None:
+        move(request, State.QUEUED)
+        self._tickets += 1
+        request.ticket = self._tickets
+        self.books.enqueued(request, now)
+        if request.attempts > 1:
+            self._suspects.append(request)
+            return
+        self._queue.enqueue(request)
+        if self.swap is not None:
+            self.swap.queue.enqueue(request)
+
+    # -- dispatch ------------------------------------------------------------------------------------
+
+    def next_dispatch(self, now: float) -> Dispatch | None:
+        """The next request to start, and where; it is running from now on. Call until None."""
+        slots, totals = self.slots, self.books.totals
+        if slots.handout:
+            request = slots.handout.popleft()
+            return Dispatch(request, request.replica)
+        limit = self.limits.max_in_flight
+        room = inf if limit is None else limit - totals.in_flight
+        if self.paused or not totals.queued or room <= 0:
+            slots.stop_waiting()
+            return None
+        replica = slots.pick()
+        if replica is None:
+            return None
+        if self._suspects:
+            return self._dispatch_suspect(replica, now)
+        if slots.batch is not None:
+            return self._dispatch_batch(replica, room, now)
+        if self.max_inflight_tokens is not None:
+            head = self._queue.peek()
+            if head is not None and not replica.fits(head, self.max_inflight_tokens):
+                return None
+        for request in self._queue.policy.take(self._queue, 1):
+            self._start(request, replica, now)
+            return Dispatch(request, replica.index)
+        return None  # all that waits belongs to tenants at their limit
+
+    def _dispatch_batch(self, replica: Replica, room: float, now: float) -> Dispatch | None:
+        slots = self.slots
+        assert slots.batch is not None
+        if not slots.batch_closes(replica, self.books.totals.queued, now):
+            return None
+        batch = self._queue.policy.take(self._queue, int(min(slots.batch.size, replica.free, room)))
+        if not batch:
+            return None
+        slots.hand_out(batch)
+        for request in batch:
+            self._start(request, replica, now)
+        return self.next_dispatch(now)
+
+    def _dispatch_suspect(self, replica: Replica, now: float) -> Dispatch | None:
+        """A request that was aboard two crashes runs by itself, so that it can take nobody with it."""
+        if self.books.totals.in_flight:
+            return None
+        request = self._suspects.pop(0)
+        request.ticket = -1
+        if request.tenant in self._room:
+            self._room[request.tenant] -= 1
+        replica.alone = request
+        self._start(request, replica, now)
+        return Dispatch(request, replica.index)
+
+    def _start(self, request: Request, replica: Replica, now: float) -> None:
+        if self.swap is not None:
+            self.swap.queue.forget(request)
+        cost = self.books.left_queue(request, now)
+        move(request, State.RUNNING)
+        self._dispatches += 1
+        if not request.attempts:
+            request.dispatched_s = now
+            request.charged = cost
+            self._queue.policy.on_dispatch(request, cost)
+        request.attempts += 1
+        replica.start(request)
+        self.books.started(request)
+        if self._emit is not None:
+            self._emit(Event(now, Kind.DISPATCHED, request, NO_DETAIL))
+
+    # -- while it runs -------------------------------------------------------------------------------
+
+    def on_first_token(self, request_id: str, now: float) -> None:
+        """The first output token is there. Raises UnknownRequest."""
+        request, _ = self._running(request_id)
+        request.first_token_s = now
+        if self._emit is not None:
+            self._emit(Event(now, Kind.FIRST_TOKEN, request, NO_DETAIL))
+
+    def on_tokens(self, request_id: str, tokens: int, now: float) -> None:
+        """``tokens`` more output tokens are there; the final count comes with the outcome."""
+        request, _ = self._running(request_id)
+        if self.metrics is not None:
+            prompt = 0 if request.output_tokens else request.prompt_tokens
+            self.metrics.on_tokens(request.tenant, tokens, prompt, now)
+        request.output_tokens += tokens
+        request.last_token_s = now
+
+    def on_complete(self, request_id: str, now: float, outcome: Outcome) -> Sequence[Request]:
+        """A stream has ended. Returns the requests that ended with it: in a micro-batch none before its
+        last one, then all of them. Raises UnknownRequest.
+        """
+        request, replica = self._running(request_id)
+        replica.end(request)
+        request.output_tokens = outcome.output_tokens
+        request.finish = outcome.finish
+        if self.slots.batch is None:
+            self._settle(request, now)
+            return (request,)
+        replica.held.append(request)
+        return () if replica.running else self._release(replica, now)
+
+    def _release(self, replica: Replica, now: float) -> list[Request]:
+        """A micro-batch is over: its results and slots are released together."""
+        released, replica.held = replica.held, []
+        for request in released:
+            request.first_token_s = now if request.output_tokens else None
+            self._settle(request, now)
+        return released
+
+    def _settle(self, request: Request, now: float) -> None:
+        """End a request whose stream is over: free, charge, learn, count."""
+        if request.state is State.ABORTING:
+            state, kind = State.CANCELLED, Kind.CANCELLED
+            request.finish = "abort"
+        elif request.finish in ("stop", "length"):
+            state, kind = State.FINISHED, Kind.FINISHED
+            if request.first_token_s is None:
+                request.first_token_s = now
+        else:
+            state, kind = State.FAILED, Kind.FAILED
+            request.reason = request.reason or "engine_error"
+        self._free(request)
+        actual = self.books.actual_cost(request)
+        self._queue.policy.on_settle(request, actual - request.charged)
+        request.charged = actual
+        self.books.served(request, actual)
+        self.estimator.observe(request, Outcome(request.finish, request.output_tokens))
+        if self.metrics is not None:
+            self.metrics.on_observed(request, self.estimator)
+        del self._active[request.id]
+        self._end(request, state, now, kind)
+
+    def _free(self, request: Request) -> None:
+        self.books.freed(request)
+        tenant = request.tenant
+        if tenant in self._room:
+            self._room[tenant] += 1
+            if self._room[tenant] == 1:
+                self._wake(tenant)
+
+    def _end(self, request: Request, state: State, now: float, kind: Kind) -> None:
+        move(request, state)
+        request.ended_s = now
+        self.books.ended(request)
+        if self.metrics is not None:
+            self.metrics.on_ended(request, now, self.books.tenants[request.tenant].config.slo)
+        if self._emit is not None:
+            self._emit(Event(now, kind, request, NO_DETAIL))
+
+    # -- ends that are no completion -----------------------------------------------------------------
+
+    def cancel(self, request_id: str, now: float) -> int | None:
+        """The client gave up. Returns the replica on which its stream must be aborted, None where there is
+        no stream. The slot stays taken until the stream has ended. Raises UnknownRequest.
+        """
+        request = self._active.get(request_id)
+        if request is None:
+            raise UnknownRequest(f"no queued or running request {request_id}")
+        if request.state is State.QUEUED:
+            self._drop(request, State.CANCELLED, now, Kind.CANCELLED)
+            return None
+        if request.state is State.ABORTING:
+            return None
+        move(request, State.ABORTING)
+        if self._emit is not None:
+            self._emit(Event(now, Kind.ABORTING, request, NO_DETAIL))
+        return request.replica if request_id in self.slots.replicas[request.replica].running else None
+
+    def expire(self, now: float) -> list[Request]:
+        """End what has waited past its TTL; returns those requests."""
+        expired: list[Request] = []
+        while self._expiries and self._expiries[0][0] <= now:
+            _, ticket, request = heappop(self._expiries)
+            if request.ticket == ticket:
+                self._drop(request, State.EXPIRED, now, Kind.EXPIRED)
+                expired.append(request)
+        return expired
+
+    def _drop(self, request: Request, state: State, now: float, kind: Kind) -> None:
+        """End a request that waits."""
+        request.ticket = -1
+        if request in self._suspects:
+            self._suspects.remove(request)
+        self._queue.forget(request)
+        if self.swap is not None:
+            self.swap.queue.forget(request)
+        self.books.left_queue(request, now)
+        del self._active[request.id]
+        self._end(request, state, now, kind)
+
+    def on_engine_lost(self, replica_index: int, now: float) -> list[Request]:
+        """A replica died. What it ran is retried once if nothing of it was delivered; what was aboard two
+        crashes is retried alone; the rest fails. Returns the requests that ended.
+        """
+        replica = self.slots.replicas[replica_index]
+        alone = replica.alone
+        ended = self._release(replica, now)
+        for request in self.slots.lose(replica_index):
+            delivered = request.streamed and request.output_tokens > 0
+            if request.state is State.RUNNING and not delivered and request is not alone:
+                self._retry(request, now)
+                continue
+            request.finish, request.reason = "error", "engine_lost"
+            self._settle(request, now)
+            ended.append(request)
+        return ended
+
+    def _retry(self, request: Request, now: float) -> None:
+        self._free(request)
+        self.books.retried(request)
+        request.output_tokens = 0
+        request.first_token_s = request.last_token_s = None
+        request.gaps = None
+        request.replica = request.batch_id = -1
+        request.batch_size = 0
+        self._enqueue(request, now)
+        if self._emit is not None:
+            self._emit(Event(now, Kind.RETRIED, request, NO_DETAIL))
+
+    def on_engine_up(self, replica_index: int) -> None:
+        """A replica is back."""
+        self.slots.replicas[replica_index].up = True
+
+    # -- what an operator may change -----------------------------------------------------------------
+
+    def begin_swap(
+        self, policy: Policy, now: float, *, by: str = "", estimator: Estimator | None = None
+    ) -> int:
+        """Start re-ranking everything queued under ``policy`` (and ``estimator``); returns how many wait.
+
+        The old policy orders until ``swap_step`` has returned True. A second swap supersedes the first.
+        """
+        reestimate = None
+        if estimator is not None:
+            self.estimator = estimator
+            reestimate = self._reestimate
+        suspects = set(self._suspects)
+        waiting = [r for r in self._active.values() if r.ticket >= 0 and r not in suspects]
+        queue = ReadyQueue(policy, self._room)
+        self.swap = Swap(queue, waiting, self._tickets, now, by, reestimate)
+        detail = {"from": self.policy.describe(), "to": policy.describe(), "queued": len(waiting), "by": by}
+        self._tell(now, Kind.SWAP_REQUESTED, detail)
+        return len(waiting)
+
+    def swap_step(self, now: float, max_items: int = 1000) -> bool:
+        """Re-rank up to ``max_items`` more; True once the new policy orders (or no swap is under way)."""
+        swap = self.swap
+        if swap is None:
+            return True
+        if not swap.step(max_items):
+            return False
+        source, policy = self.policy, swap.queue.policy
+        self.swap = None
+        self._queue = swap.queue
+        policy.restore(
+            r for replica in self.slots.replicas for r in (*replica.running.values(), *replica.held)
+        )
+        record = SwapRecord(swap.requested_s, now, source.describe(), policy.describe(), swap.ranked, swap.by)
+        self.swaps.append(record)
+        detail = {"from": record.source, "to": record.target, "queued": record.queued, "by": record.by}
+        self._tell(now, Kind.SWAP_APPLIED, detail)
+        return True
+
+    def set_estimator(self, estimator: Estimator, now: float, *, by: str = "") -> int:
+        """Change the estimator: everything queued is estimated and ranked anew, by the same sliced swap."""
+        target = self.swap.queue.policy if self.swap else self.policy
+        fresh: Policy = dataclasses.replace(target)  # type: ignore[type-var]
+        self._tell(now, Kind.ESTIMATOR, {"to": estimator.name, "by": by})
+        return self.begin_swap(fresh, now, by=by, estimator=estimator)
+
+    def _reestimate(self, request: Request) -> None:
+        before = self.books.estimated_cost(request)
+        request.estimate = self.estimator.estimate(request)
+        self.books.reestimated(request, before)
+
+    def set_limits(self, limits: Limits, now: float, *, by: str = "") -> None:
+        """Change the overall limits; what already waits stays."""
+        self.limits = limits
+        self._tell(now, Kind.LIMITS, {"by": by})
+
+    def add_tenant(self, tenant: Tenant) -> None:
+        """A new tenant, from now on. Raises DuplicateTenant."""
+        if tenant.name in self.books.tenants:
+            raise DuplicateTenant(f"tenant {tenant.name!r} is already here")
+        self.books.add_tenant(tenant)
+        if self.metrics is not None:
+            self.metrics.add_tenant(tenant.name)
+        if tenant.limits.max_in_flight is not None:
+            self._room[tenant.name] = tenant.limits.max_in_flight
+
+    def set_tenant(self, tenant: Tenant, now: float, *, by: str = "") -> None:
+        """Change weight, SLO or limits of a tenant; what waits keeps its tier. Raises UnknownTenant."""
+        books = self.books.tenant(tenant.name)
+        books.config = tenant
+        limit = tenant.limits.max_in_flight
+        self._room.pop(tenant.name, None)
+        if limit is not None:
+            self._room[tenant.name] = limit - books.in_flight
+        self._wake(tenant.name)
+        self._tell(now, Kind.TENANT, {"tenant": tenant.name, "weight": tenant.weight, "by": by})
+
+    def _wake(self, tenant: str) -> None:
+        self._queue.wake(tenant)
+        if self.swap is not None:
+            self.swap.queue.wake(tenant)
+
+    def pause(self, now: float, *, by: str = "") -> None:
+        """Dispatch nothing more; what runs goes on."""
+        if not self.paused:
+            self.paused = True
+            self._tell(now, Kind.PAUSED, {"by": by})
+
+    def resume(self, now: float, *, by: str = "") -> None:
+        """Dispatch again."""
+        if self.paused:
+            self.paused = False
+            self._tell(now, Kind.RESUMED, {"by": by})
+
+    def _tell(self, now: float, kind: Kind, detail: Mapping[str, Any]) -> None:
+        if self._emit is not None:
+            self._emit(Event(now, kind, None, detail))
+
+    # -- reading -------------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that orders now."""
+        return self._queue.policy
+
+    @property
+    def idle(self) -> bool:
+        """Nothing queued, nothing in flight."""
+        return not self._active
+
+    def active(self) -> Iterable[Request]:
+        """Everything queued or in flight, oldest first."""
+        return self._active.values()
+
+    def next_timer(self) -> float:
+        """When to call expire() and next_dispatch() again whatever else happens; inf for never."""
+        expiries = self._expiries
+        while expiries and expiries[0][2].ticket != expiries[0][1]:
+            heappop(expiries)
+        return min(expiries[0][0] if expiries else inf, self.slots.next_timer())
+
+    def _running(self, request_id: str) -> tuple[Request, Replica]:
+        request = self._active.get(request_id)
+        if request is not None and request.replica >= 0:
+            replica = self.slots.replicas[request.replica]
+            if request_id in replica.running:
+                return request, replica
+        raise UnknownRequest(f"no running request {request_id}")
+
+    def check(self) -> None:
+        """Raise AssertionError unless nothing is lost or doubled: submitted = queued + in flight + ended."""
+        active = self._active.values()
+        self.books.check(active)
+        self.slots.check([r for r in active if r.state in (State.RUNNING, State.ABORTING)])
+        queued = sorted(r.ticket for r in active if r.state is State.QUEUED)
+        waiting = sorted(r.ticket for r in (*self._queue, *self._suspects))
+        assert waiting == queued, "the queue holds just what is queued"
+        assert len(set(waiting)) == len(waiting), "no request waits twice"
+        for name, room in self._room.items():
+            books = self.books.tenants[name]
+            assert room == (books.config.limits.max_in_flight or 0) - books.in_flight, name
