@@ -1,0 +1,515 @@
+"""A GPU running one model under vLLM's scheduling, sans IO: it is told the time and says when to ask again.
+
+The model, step by step (vLLM v1 with chunked prefill, prefix caching off):
+
+1. Every decoding sequence gets one token per step; a prompt that is partly prefilled gets its next chunk.
+   Where the KV cache cannot take them, the latest admitted sequence is preempted: it goes back to the head of
+   the queue and is prefilled again, answer so far included.
+2. Unless something was preempted, waiting sequences are admitted in order while a slot is free, their whole
+   prompt fits the KV cache and the step's token budget is not used up; the last one may get a chunk only.
+3. The step takes what ``Profile.step_s`` says. Whoever has no prompt left to prefill gets a token at its end.
+
+KV is counted in tokens, not blocks. Nothing is stepped: while the batch stays the same, k steps cost a closed
+form (a constant part under the floor, then an arithmetic series), so a *phase* jumps from one change of the
+batch to the next. A change within a phase cuts it short at the next step boundary, found by solving a
+quadratic. ``tests/stepping_gpu.py`` is the same model token by token; the tests hold one to the other.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Mapping
+from heapq import heappop, heappush
+from math import inf, sqrt
+from typing import NamedTuple
+
+from scheduler.core.metrics import gap_bucket
+from scheduler.twin.profile import Profile
+
+
+class GpuEvent(NamedTuple):
+    """A sequence got its first or its last token at ``at_s``."""
+
+    at_s: float
+    request_id: str
+    kind: str  # "first" or "done"
+    tokens: int  # generated so far
+    first_token_s: float
+    gaps: Mapping[int, int] | None = None  # with "done" where gaps are tracked: {metrics.gap_bucket: count}
+
+
+class GpuState(NamedTuple):
+    """What the engine would report of itself."""
+
+    running: int
+    waiting: int
+    kv_tokens: int  # in use
+    preemptions: int  # since the start
+    steps: int  # since the start
+    step_s: float  # duration of the latest finished step; 0 before the first
+
+
+class _Sequence:
+    __slots__ = (
+        "computed",
+        "first_s",
+        "gaps",
+        "gaps_base",
+        "generated",
+        "id",
+        "last_s",
+        "order",
+        "origin",
+        "output",
+        "prompt",
+    )
+
+    def __init__(self, request_id: str, prompt: int, output: int) -> None:
+        self.id = request_id
+        self.prompt = prompt
+        self.output = output
+        self.order = -1  # place in the order of admission; -1 while waiting and once it is gone
+        self.generated = 0  # tokens at the latest admission or preemption
+        self.computed = 0  # tokens in the KV cache while partly prefilled
+        self.origin = 0  # while decoding, tokens generated = GPU steps done - origin
+        self.first_s = 0.0
+        self.last_s = 0.0  # of the last token before a preemption
+        self.gaps: dict[int, int] = {}  # gaps up to and across the latest preemption
+        self.gaps_base: dict[int, int] = {}  # the GPU's histogram when this run of decoding began
+
+
+class Gpu:
+    """One simulated GPU. Times are seconds on the caller's origin and must never decrease.
+
+    At one instant, call ``advance`` first, then ``cancel`` and ``start``, then ``next_event``: that fixes
+    the step which begins there. A ``start`` after it still joins that step, a ``cancel`` waits for its end.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        max_num_seqs: int,
+        *,
+        first_token_events: bool = True,
+        track_gaps: bool = False,
+    ) -> None:
+        if not 1 <= max_num_seqs <= profile.max_num_batched_tokens:
+            raise ValueError(
+                f"max_num_seqs is {max_num_seqs}; allowed: 1 to {profile.max_num_batched_tokens}, "
+                f"max_num_batched_tokens of {profile.name}"
+            )
+        self.profile = profile
+        self.max_num_seqs = max_num_seqs
+        self._first_token_events = first_token_events
+        self._track_gaps = track_gaps
+        self._now = -inf
+        self._events: list[GpuEvent] = []
+        self._preemptions = 0
+        self._admissions = 0
+        self._step = 0  # steps done at the boundary below
+        self._step_s = 0.0
+        self._step_gaps: dict[int, int] = {}  # durations of all steps so far, as {gap_bucket: count}
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sequences: dict[str, _Sequence] = {}
+        self._waiting: deque[_Sequence] = deque()
+        self._finishing: list[tuple[int, int, _Sequence]] = []  # heap of (step it ends at, order, sequence)
+        self._partial: _Sequence | None = None  # the one whose prefill takes more steps
+        self._leaving: list[_Sequence] = []  # cancelled in a step that is under way
+        # The boundary from which the next phase starts, or started if one is planned.
+        self._boundary_s = self._now
+        self._batch = 0  # sequences that run
+        self._context = 0  # tokens in the KV cache; in a phase, so that its step j ends with + j x batch
+        # The phase; see _schedule.
+        self._planned = False
+        self._starting: list[_Sequence] = []  # decode from the first step of the phase on
+        self._prefill = 0  # tokens, all in the first step
+        self._budget = 0  # tokens left in the first step
+        self._preempted = False
+        self._steps = 0
+        self._zero_s = self._flat_step_s = self._linear_step_s = self._slope_s = 0.0
+        self._flat_steps = 0
+        self._end_s = self._due_s = inf
+
+    def start(self, request_id: str, prompt_tokens: int, output_tokens: int, now: float) -> None:
+        """Hand over a sequence that will generate exactly ``output_tokens``.
+
+        Raises ValueError for an id that is here already and for lengths that can never run.
+        """
+        if output_tokens < 1 or prompt_tokens < 0:
+            raise ValueError(
+                f"request {request_id!r}: {prompt_tokens} prompt and {output_tokens} output tokens; "
+                "allowed: at least 0 and 1"
+            )
+        if prompt_tokens + output_tokens - 1 > self.profile.kv_tokens:
+            raise ValueError(
+                f"request {request_id!r}: {prompt_tokens} prompt and {output_tokens} output tokens can never "
+                f"fit the KV cache of {self.profile.name}: {self.profile.kv_tokens} tokens"
+            )
+        if request_id in self._sequences:
+            raise ValueError(f"request {request_id!r} is here already")
+        if now != self._now:
+            self._settle(now)
+        sequence = _Sequence(request_id, prompt_tokens, output_tokens)
+        self._sequences[request_id] = sequence
+        self._waiting.append(sequence)
+        # Behind another one that waits, nothing changes for anybody.
+        if self._planned and len(self._waiting) == 1 and self._batch < self.max_num_seqs:
+            if now == self._boundary_s:
+                self._admit()
+                self._schedule()
+            else:
+                self._cut(now)
+
+    def cancel(self, request_id: str, now: float) -> int:
+        """Take a sequence out and return the tokens it has generated. Raises KeyError for an unknown one.
+
+        To the caller it is gone at once; the step under way still runs to its end with it.
+        """
+        self._settle(now)
+        sequence = self._sequences.pop(request_id)
+        tokens = self._tokens(sequence, now)
+        if sequence.order < 0:
+            self._waiting.remove(sequence)  # those behind it may fit where it did not
+        else:
+            sequence.order = -1
+            if self._planned:
+                self._leaving.append(sequence)
+            else:
+                self._leave(sequence)
+        if self._planned:
+            self._cut(now)
+        return tokens
+
+    def next_event(self) -> float:
+        """When ``advance`` is to be called next; inf when idle. It may then have nothing to tell."""
+        if self._events:
+            return self._now
+        if not self._planned:
+            if not (self._batch or self._waiting):
+                return inf
+            self._plan()
+        return self._due_s
+
+    def advance(self, now: float) -> list[GpuEvent]:
+        """Everything up to and including ``now`` in time order; at one instant, first tokens come first."""
+        self._settle(now)
+        events = self._events
+        if events:
+            self._events = []
+        return events
+
+    def tokens(self, request_id: str, now: float) -> int:
+        """Tokens a sequence has generated by ``now``. Raises KeyError for an unknown or ended one."""
+        self._settle(now)
+        return self._tokens(self._sequences[request_id], now)
+
+    def state(self, now: float) -> GpuState:
+        self._settle(now)
+        done = self._steps_done(now) if self._planned else 0
+        held = done + 1 if self._planned else 0  # the step under way has its room already
+        return GpuState(
+            running=self._batch - len(self._leaving),
+            waiting=len(self._waiting),
+            kv_tokens=self._context + held * self._batch,
+            preemptions=self._preemptions,
+            steps=self._step + done,
+            step_s=self._duration_s(done) if done else self._step_s,
+        )
+
+    def crash(self, now: float) -> list[str]:
+        """Lose every sequence; returns their ids in the order they were started."""
+        self._settle(now)
+        lost = list(self._sequences)
+        self._clear()
+        return lost
+
+    # Time
+
+    def _settle(self, now: float) -> None:
+        """Bring everything to ``now``; what happened waits in ``_events``."""
+        if now < self._now:
+            raise ValueError(f"time went back from {self._now!r} to {now!r} s")
+        self._now = now
+        while True:
+            if not self._planned:
+                if not (self._batch or self._waiting):
+                    self._boundary_s = now
+                    return
+                if self._boundary_s >= now:
+                    return  # more may start or be cancelled at this very instant
+                self._plan()
+            if self._due_s > now:
+                return
+            if self._starting:
+                self._give_first_tokens()
+            if self._end_s <= now:
+                self._finish_phase()
+
+    def _give_first_tokens(self) -> None:
+        """End of the first step of the phase, for those who decode from it on."""
+        for sequence in self._starting:
+            if sequence.order < 0:
+                continue
+            if self._first_token_events and not sequence.generated:
+                at_s = sequence.first_s
+                self._events.append(GpuEvent(at_s, sequence.id, "first", 1, at_s))
+        if self._track_gaps:
+            first_bucket = gap_bucket(self._duration_s(1))
+            base = self._step_gaps.copy()
+            base[first_bucket] = base.get(first_bucket, 0) + 1  # this step is no gap of theirs
+            for sequence in self._starting:
+                sequence.gaps_base = base
+                if sequence.generated:
+                    bucket = gap_bucket(self._at(1) - sequence.last_s)
+                    sequence.gaps[bucket] = sequence.gaps.get(bucket, 0) + 1
+        self._starting = []
+        self._due_s = self._end_s
+
+    def _finish_phase(self) -> None:
+        steps = self._steps
+        end_s = self._end_s
+        if self._track_gaps:
+            self._count_steps()
+        self._step_s = self._duration_s(steps)
+        self._step += steps
+        self._context += steps * self._batch
+        self._boundary_s = end_s
+        self._planned = False
+        if self._leaving:
+            for sequence in self._leaving:
+                self._leave(sequence)
+            self._leaving = []
+        finishing = self._finishing
+        step = self._step
+        while finishing and finishing[0][0] == step:
+            _, order, sequence = heappop(finishing)
+            if order != sequence.order:
+                continue
+            self._batch -= 1
+            self._context -= sequence.prompt + sequence.output - 1
+            del self._sequences[sequence.id]
+            gaps = self._gaps(sequence) if self._track_gaps else None
+            self._events.append(GpuEvent(end_s, sequence.id, "done", sequence.output, sequence.first_s, gaps))
+
+    def _leave(self, sequence: _Sequence) -> None:
+        """Give back slot and KV of a sequence that ran, at a boundary."""
+        self._batch -= 1
+        self._context -= self._held(sequence)
+        if sequence is self._partial:
+            self._partial = None
+
+    # Planning
+
+    def _plan(self) -> None:
+        """Fix the step that begins at the boundary."""
+        self._planned = True
+        self._preempted = False
+        self._prefill = 0
+        self._budget = self.profile.max_num_batched_tokens - self._batch
+        missing = chunk = 1  # what a decoding sequence computes
+        partial = self._partial
+        if partial is not None:
+            missing = partial.prompt + partial.generated - partial.computed
+            chunk = min(missing, self._budget + 1)
+        while self._context + self._batch + chunk - 1 > self.profile.kv_tokens:
+            self._preempt()
+            chunk = 1
+        if partial is not None and partial is self._partial:
+            partial.computed += chunk
+            self._budget -= chunk - 1
+            self._context += chunk - 1
+            self._prefill = chunk
+            if chunk == missing:
+                self._partial = None
+                self._decode(partial)
+        if self._waiting and not self._preempted:
+            self._admit()
+        self._schedule()
+
+    def _preempt(self) -> None:
+        """Send the latest admitted sequence back to the head of the queue."""
+        victim = self._partial
+        if victim is None:
+            victim = max((order, s) for _, order, s in self._finishing if order == s.order)[1]
+            victim.generated = self._step - victim.origin
+            if self._track_gaps:
+                victim.last_s = self._boundary_s
+                victim.gaps = self._gaps(victim)
+        self._leave(victim)
+        victim.order = -1
+        self._waiting.appendleft(victim)
+        self._preemptions += 1
+        self._preempted = True
+
+    def _admit(self) -> None:
+        """Admit from the head of the queue what slots, KV and the token budget of the step allow."""
+        waiting = self._waiting
+        kv_tokens = self.profile.kv_tokens
+        while waiting and self._batch < self.max_num_seqs and self._budget > 0 and not self._preempted:
+            sequence = waiting[0]
+            need = sequence.prompt + sequence.generated
+            if self._context + self._batch + need > kv_tokens:
+                return
+            waiting.popleft()
+            chunk = min(need, self._budget)
+            self._budget -= chunk
+            self._prefill += chunk
+            self._batch += 1
+            self._context += chunk - 1
+            self._admissions += 1
+            sequence.order = self._admissions
+            if chunk == need:
+                self._decode(sequence)
+            else:
+                sequence.computed = chunk
+                self._partial = sequence
+
+    def _decode(self, sequence: _Sequence) -> None:
+        """Its prefill ends with the step being planned: a token a step from then on."""
+        sequence.origin = origin = self._step - sequence.generated
+        heappush(self._finishing, (origin + sequence.output, sequence.order, sequence))
+        self._starting.append(sequence)
+
+    def _schedule(self) -> None:
+        """Find how many steps the batch stays as it is, and set up the closed form for them.
+
+        Step j of the phase (from 1) takes ``max(floor, fixed + c (context + j batch)) + b batch``: flat for
+        ``_flat_steps``, then growing by ``_slope_s`` a step. The first also prefills.
+        """
+        profile = self.profile
+        batch = self._batch
+        finishing = self._finishing
+        while finishing and finishing[0][1] != finishing[0][2].order:
+            heappop(finishing)
+        if (
+            self._partial is not None
+            or self._preempted
+            or (self._waiting and self._budget == 0 and batch < self.max_num_seqs)
+        ):
+            steps = 1
+        else:
+            steps = finishing[0][0] - self._step
+            if self._context + steps * batch > profile.kv_tokens:
+                steps = (profile.kv_tokens - self._context) // batch
+        floor_s = profile.floor_s
+        base_s = profile.fixed_s + profile.per_context_token_s * self._context
+        slope_s = profile.per_context_token_s * batch
+        sequences_s = profile.per_sequence_s * batch
+        if base_s + slope_s > floor_s:
+            flat_steps = 0
+        elif base_s + slope_s * steps <= floor_s:
+            flat_steps = steps
+        else:
+            flat_steps = int((floor_s - base_s) / slope_s)
+        self._flat_steps = flat_steps
+        self._flat_step_s = floor_s + sequences_s
+        self._linear_step_s = base_s + sequences_s
+        self._slope_s = slope_s
+        self._zero_s = self._boundary_s + profile.per_prefill_token_s * self._prefill
+        self._steps = steps
+        self._due_s = self._end_s = self._at(steps)
+        if self._starting:
+            first_s = self._at(1)
+            for sequence in self._starting:
+                if not sequence.generated:
+                    sequence.first_s = first_s
+            if self._first_token_events:
+                self._due_s = first_s
+
+    def _cut(self, now: float) -> None:
+        """End the phase at the first step boundary at or after ``now``."""
+        steps = self._steps_done(now)
+        if steps == 0 or self._at(steps) < now:
+            steps += 1
+        if steps < self._steps:
+            self._steps = steps
+            self._end_s = self._at(steps)
+            if not (self._starting and self._first_token_events):
+                self._due_s = self._end_s
+
+    # The closed form
+
+    def _at(self, steps: int) -> float:
+        """When that many steps of the phase are done; at least one."""
+        flat = self._flat_steps
+        if steps <= flat:
+            return self._zero_s + steps * self._flat_step_s
+        linear = steps - flat
+        series = (steps * (steps + 1) - flat * (flat + 1)) // 2
+        return self._zero_s + (
+            flat * self._flat_step_s + linear * self._linear_step_s + self._slope_s * series
+        )
+
+    def _steps_done(self, now: float) -> int:
+        """How many steps of the phase are done at ``now``."""
+        elapsed_s = now - self._zero_s
+        if elapsed_s <= 0.0:
+            return 0
+        flat = self._flat_steps
+        rest_s = elapsed_s - flat * self._flat_step_s
+        if rest_s < 0.0 or flat == self._steps:
+            steps = int(elapsed_s / self._flat_step_s)
+        else:
+            # slope/2 i^2 + first i = rest, solved in the form that stands a slope of 0
+            first_s = self._linear_step_s + self._slope_s * (flat + 0.5)
+            steps = flat + int(
+                2.0 * rest_s / (first_s + sqrt(first_s * first_s + 2.0 * self._slope_s * rest_s))
+            )
+        steps = min(steps, self._steps)
+        # Rounding may put the root one step off.
+        if steps < self._steps and self._at(steps + 1) <= now:
+            return steps + 1
+        if steps > 0 and self._at(steps) > now:
+            return steps - 1
+        return steps
+
+    def _duration_s(self, step: int) -> float:
+        """Of one step of the phase, from 1."""
+        batch = self._batch
+        return self.profile.step_s(batch, self._context + step * batch, self._prefill if step == 1 else 0)
+
+    # Sequences
+
+    def _tokens(self, sequence: _Sequence, now: float) -> int:
+        if sequence.order < 0 or sequence is self._partial:
+            return sequence.generated
+        return self._step + (self._steps_done(now) if self._planned else 0) - sequence.origin
+
+    def _held(self, sequence: _Sequence) -> int:
+        """Tokens of the KV cache that a running sequence holds at the boundary."""
+        if sequence is self._partial:
+            return sequence.computed
+        # The latest token is computed, and cached, in the step after.
+        return sequence.prompt + self._step - sequence.origin - 1
+
+    # Gaps between tokens
+
+    def _count_steps(self) -> None:
+        """Add the durations of the phase to the histogram, a whole bucket at a time: they only grow."""
+        counts = self._step_gaps
+        first = gap_bucket(self._duration_s(1))
+        counts[first] = counts.get(first, 0) + 1
+        step, last = 2, self._steps
+        while step <= last:
+            bucket = gap_bucket(self._duration_s(step))
+            if gap_bucket(self._duration_s(last)) == bucket:
+                after = last + 1
+            else:
+                after = step + bisect_right(
+                    range(step, last + 1), bucket, key=lambda j: gap_bucket(self._duration_s(j))
+                )
+            counts[bucket] = counts.get(bucket, 0) + after - step
+            step = after
+
+    def _gaps(self, sequence: _Sequence) -> dict[int, int]:
+        """Its gaps so far: every step since its decoding began, and what was before a preemption."""
+        gaps = sequence.gaps.copy()
+        base = sequence.gaps_base
+        for bucket, count in self._step_gaps.items():
+            count -= base.get(bucket, 0)
+            if count:
+                gaps[bucket] = gaps.get(bucket, 0) + count
+        return gaps
