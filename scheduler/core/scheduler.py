@@ -243,7 +243,10 @@ class Scheduler:
         self._queue.policy.on_settle(request, actual - request.charged)
         request.charged = actual
         self.books.served(request, actual)
-        self.estimator.observe(request, Outcome(request.finish, request.output_tokens))
+        estimator, category = self.estimator, request.estimate.category
+        request.bias_before = estimator.bias(request.tenant, category)
+        estimator.observe(request, Outcome(request.finish, request.output_tokens))
+        request.bias_after = estimator.bias(request.tenant, category)
         if self.metrics is not None:
             self.metrics.on_observed(request, self.estimator)
         del self._active[request.id]
@@ -450,6 +453,10 @@ class Scheduler:
     def idle(self) -> bool:
         """Nothing queued, nothing in flight."""
         return not self._active
+
+    def get(self, request_id: str) -> Request | None:
+        """The queued or running request of this id."""
+        return self._active.get(request_id)
 
     def active(self) -> Iterable[Request]:
         """Everything queued or in flight, oldest first."""

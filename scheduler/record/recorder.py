@@ -1,0 +1,161 @@
+"""The run folder: events.jsonl, metrics.csv, queue_depth.csv, telemetry.csv and run.json.
+
+metrics.csv and queue_depth.csv begin with the paper's columns; ours follow.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from scheduler.core.estimate import BASE_TOKENS, MEASURED_RANGE, SAFETY_FACTOR, input_factor
+from scheduler.core.events import Event, Kind
+from scheduler.core.types import ENDED, TIERS, Request, State
+from scheduler.record.log import LineMaker
+from scheduler.record.writer import FileWriter
+
+_BLOCK_LINES = 256
+
+METRICS_COLUMNS = (
+    *("timestamp", "scheduler_type", "request_id", "tenant_id", "job_type", "workload_category"),
+    *("priority_tier", "batch_id", "batch_size", "total_token_budget", "estimated_output_tokens"),
+    *("max_output_tokens", "generated_tokens", "queue_enter_time", "worker_start_time"),
+    *("worker_finish_time", "queue_wait_seconds", "inference_seconds", "end_to_end_seconds"),
+    *("latency_seconds", "status", "feedback_old_bias", "feedback_measured_bias", "feedback_new_bias"),
+    *("estimation_bias", "base_tokens", "safety_factor", "input_factor"),
+    # ours
+    *("ttft_seconds", "finish", "reason", "prompt_tokens", "attempts", "uncorrected_tokens"),
+)
+DEPTH_COLUMNS = ("elapsed_seconds", *(f"{tier}_queue" for tier in TIERS), "total_queue_size")
+
+
+class Recorder:
+    """Writes a run folder; give ``on_event`` every event. ``on_error`` hears once when the disk fails."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        tenants: Sequence[str],
+        policy: Callable[[], str],
+        wait: bool,
+        text: bool = False,
+        on_error: Callable[[str], None] = lambda why: None,
+    ) -> None:
+        self._writer = FileWriter(folder, mode=0o600 if text else 0o644, wait=wait, on_error=on_error)
+        self._lines = LineMaker(os.urandom(16), text=text)
+        self._policy = policy
+        self._tenants = tuple(tenants)
+        self._pending: dict[str, list[str]] = {}
+        self._waiting: dict[str, Request] = {}
+        self._next_depth_s = 0.0
+        self._telemetry_columns: tuple[str, ...] = ()
+        self._row("metrics.csv", METRICS_COLUMNS)
+        self._row("queue_depth.csv", (*DEPTH_COLUMNS, *(f"tenant:{name}" for name in self._tenants)))
+
+    @property
+    def folder(self) -> Path:
+        return self._writer.folder
+
+    @property
+    def written_bytes(self) -> int:
+        return self._writer.written_bytes
+
+    @property
+    def error(self) -> str:
+        return self._writer.error
+
+    def on_event(self, event: Event) -> None:
+        """One event of the Scheduler or its driver, in order of time."""
+        while event.at_s >= self._next_depth_s:
+            self._depth(self._next_depth_s)
+            self._next_depth_s += 1.0
+        self._line("events.jsonl", self._lines.line(event) + "\n")
+        request = event.request
+        if request is None:
+            return
+        if event.kind in (Kind.QUEUED, Kind.RETRIED):
+            self._waiting[request.id] = request
+        else:
+            self._waiting.pop(request.id, None)
+            if request.state in ENDED:
+                self._row("metrics.csv", self._metrics(request))
+
+    def telemetry(self, sample: Mapping[str, float | int | None]) -> None:
+        """One row of telemetry.csv; the first sample names the columns."""
+        if not self._telemetry_columns:
+            self._telemetry_columns = tuple(sample)
+            self._row("telemetry.csv", self._telemetry_columns)
+        self._row("telemetry.csv", [sample[name] for name in self._telemetry_columns])
+
+    def close(self, document: Mapping[str, Any]) -> None:
+        """Write what is left, and run.json."""
+        self._depth(self._next_depth_s)
+        if not self._telemetry_columns:
+            self._row("telemetry.csv", ("elapsed_s",))
+        for name in list(self._pending):
+            self._flush(name)
+        self._writer.write("run.json", json.dumps(document, indent=1) + "\n")
+        self._writer.close()
+
+    def _metrics(self, request: Request) -> list[Any]:
+        estimate = request.estimate
+        category = estimate.category
+        started, ended, first = request.dispatched_s, request.ended_s, request.first_token_s
+        assert ended is not None
+        low, high = MEASURED_RANGE
+        measured = min(high, max(low, request.output_tokens / BASE_TOKENS[category]))
+        finished = request.state is State.FINISHED
+        wait = (ended if started is None else started) - request.arrival_s
+        return [
+            *(ended, self._policy(), request.id, request.tenant, request.category, category),
+            *(request.tier, request.batch_id, request.batch_size, estimate.budget, estimate.point),
+            *(request.max_tokens, request.output_tokens, request.arrival_s, started, ended, wait),
+            *(None if started is None else ended - started, ended - request.arrival_s),
+            *(ended - request.arrival_s, request.state.value),
+            *(request.bias_before, measured if finished else None, request.bias_after),
+            *(request.bias_before, BASE_TOKENS[category], SAFETY_FACTOR[request.tier]),
+            input_factor(estimate.input_tokens),
+            *(None if first is None else first - request.arrival_s, request.finish, request.reason),
+            *(request.prompt_tokens, request.attempts, estimate.uncorrected),
+        ]
+
+    def _depth(self, at_s: float) -> None:
+        tiers = dict.fromkeys(TIERS, 0)
+        tenants = dict.fromkeys(self._tenants, 0)
+        for request in self._waiting.values():
+            tiers[request.tier] += 1
+            tenants[request.tenant] = tenants.get(request.tenant, 0) + 1
+        depth = (at_s, *tiers.values(), len(self._waiting))
+        self._row("queue_depth.csv", (*depth, *(tenants[name] for name in self._tenants)))
+
+    def _row(self, name: str, values: Sequence[Any]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(values)
+        self._line(name, text.getvalue())
+
+    def _line(self, name: str, line: str) -> None:
+        lines = self._pending.setdefault(name, [])
+        lines.append(line)
+        if len(lines) >= _BLOCK_LINES:
+            self._flush(name)
+
+    def _flush(self, name: str) -> None:
+        self._writer.write(name, "".join(self._pending.pop(name, ())))
+
+
+def finite(value: Any) -> Any:
+    """The same document with every number that JSON cannot hold (NaN, infinity) as null."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value

@@ -1,0 +1,273 @@
+"""What a run adds up to: one row of numbers per finished request, turned into the figures of run.json.
+
+Definitions are in docs/metrics.md. Columns are C doubles, so a million requests cost about 120 MB.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Mapping
+from math import ceil, nan, sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.core.books import TenantBooks
+from scheduler.core.estimate import runtime_class
+from scheduler.core.metrics import gap_value, meets_slo
+from scheduler.core.types import CATEGORIES, RUNTIME_CLASSES, TIERS, Request, Slo, State
+
+COLUMNS = (
+    "tenant",
+    "e2e",
+    "ttft",
+    "engine_ttft",
+    "queue_wait",
+    "tpot",
+    "prompt_tokens",
+    "output_tokens",
+    "estimate",
+    "uncorrected",
+    "estimated_class",
+    "actual_class",
+    "capped",
+    "slo_met",
+    "gap_sum",
+)
+LATENCIES = ("e2e", "ttft", "engine_ttft", "queue_wait", "tpot")
+_CLASS_INDEX = {name: float(index) for index, name in enumerate(RUNTIME_CLASSES)}
+_TIER_INDEX = {name: index for index, name in enumerate(TIERS)}
+
+Column = NDArray[np.float64]
+
+
+class Tally:
+    """Fed with every request that has ended; only finished ones have latencies."""
+
+    def __init__(self, slos: Mapping[str, Slo]) -> None:
+        self._slos = dict(slos)
+        self._index = {name: index for index, name in enumerate(slos)}
+        self._rows = array("d")
+        self._gaps: dict[str, dict[int, int]] = {name: {} for name in slos}
+        self._tiers: dict[str, str] = {}
+        self.bias: dict[str, float] = dict.fromkeys(CATEGORIES, 1.0)
+        self.last_end_s = 0.0
+        self.rejections: dict[str, int] = {}
+
+    def add(self, request: Request) -> None:
+        """One request that has ended, however it did."""
+        assert request.ended_s is not None
+        self.last_end_s = max(self.last_end_s, request.ended_s)
+        tenant = request.tenant
+        if request.state is not State.FINISHED:
+            if request.reason:
+                self.rejections[request.reason] = self.rejections.get(request.reason, 0) + 1
+            return
+        assert request.first_token_s is not None
+        assert request.dispatched_s is not None
+        if tenant not in self._index:
+            self._index[tenant] = len(self._index)
+            self._slos[tenant] = Slo()
+            self._gaps[tenant] = {}
+        self._tiers[tenant] = request.tier
+        self.bias[request.estimate.category] = request.bias_after
+        arrival, output, estimate = request.arrival_s, request.output_tokens, request.estimate
+        e2e = request.ended_s - arrival
+        ttft = request.first_token_s - arrival
+        last = request.last_token_s if request.last_token_s is not None else request.ended_s
+        self._rows.extend(
+            (
+                self._index[tenant],
+                e2e,
+                ttft,
+                request.first_token_s - request.dispatched_s,
+                request.dispatched_s - arrival,
+                (e2e - ttft) / (output - 1) if output > 1 else nan,
+                request.prompt_tokens,
+                output,
+                min(estimate.point, request.max_tokens),
+                min(estimate.uncorrected, request.max_tokens),
+                _CLASS_INDEX[estimate.runtime_class],
+                _CLASS_INDEX[runtime_class(estimate.input_tokens + output)],
+                request.finish == "length",
+                meets_slo(request, self._slos[tenant]),
+                last - request.first_token_s,
+            )
+        )
+        if request.gaps:
+            gaps = self._gaps[tenant]
+            for bucket, count in request.gaps.items():
+                gaps[bucket] = gaps.get(bucket, 0) + count
+
+    def figures(self, books: Mapping[str, TenantBooks], now: float) -> dict[str, Any]:
+        """The part of run.json that is about requests (DESIGN: "Command line")."""
+        table = np.frombuffer(self._rows, dtype=np.float64).reshape(-1, len(COLUMNS)).T
+        column: dict[str, Column] = dict(zip(COLUMNS, table, strict=True))
+        duration_s = self.last_end_s
+        output = float(column["output_tokens"].sum())
+        met = float(column["slo_met"].sum())
+        ended = sum(sum(tenant.ended.values()) for tenant in books.values())
+        capped = int(column["capped"].sum())
+        tiers = {name: tuple(t for t, b in books.items() if b.config.tier == name) for name in TIERS}
+        return {
+            "duration_s": duration_s,
+            "requests": _counts(books.values()),
+            "finish": {"stop": len(column["capped"]) - capped, "length": capped},
+            "tokens": {
+                "prompt": int(column["prompt_tokens"].sum()),
+                "output": int(output),
+                "output_per_s": output / duration_s if duration_s else 0.0,
+            },
+            "latency_s": {
+                "all": self._latencies(column, tuple(books)),
+                "tiers": {name: self._latencies(column, who) for name, who in tiers.items() if who},
+                "tenants": {
+                    name: {
+                        **self._latencies(column, (name,)),
+                        "requests": _counts((tenant,)),
+                        "tokens": self._tokens(column, name),
+                    }
+                    for name, tenant in books.items()
+                },
+            },
+            "estimate": {**_estimate_figures(column), "bias": dict(self.bias)},
+            "fairness": {"jain": jain(books.values(), now)},
+            "goodput": {
+                "requests_per_s": met / duration_s if duration_s else 0.0,
+                "slo_share": met / ended if ended else nan,
+            },
+            "rejections": dict(sorted(self.rejections.items())),
+        }
+
+    def _mask(self, column: Mapping[str, Column], tenants: Iterable[str]) -> NDArray[np.bool_]:
+        indices = [self._index[name] for name in tenants if name in self._index]
+        return np.isin(column["tenant"], indices)
+
+    def _tokens(self, column: Mapping[str, Column], tenant: str) -> dict[str, int]:
+        mask = self._mask(column, (tenant,))
+        return {
+            "prompt": int(column["prompt_tokens"][mask].sum()),
+            "output": int(column["output_tokens"][mask].sum()),
+        }
+
+    def _latencies(self, column: Mapping[str, Column], tenants: tuple[str, ...]) -> dict[str, Any]:
+        mask = self._mask(column, tenants)
+        figures = {name: six(column[name][mask]) for name in LATENCIES}
+        gaps: dict[int, int] = {}
+        for tenant in tenants:
+            for bucket, count in self._gaps.get(tenant, {}).items():
+                gaps[bucket] = gaps.get(bucket, 0) + count
+        figures["itl"] = _gap_six(gaps, float(column["gap_sum"][mask].sum()))
+        return figures
+
+
+def six(values: Column) -> dict[str, float]:
+    """p50, p90, p95, p99 (nearest rank), mean and max; NaN values are left out."""
+    ordered = np.sort(values[~np.isnan(values)])
+    if not len(ordered):
+        return dict.fromkeys(("p50", "p90", "p95", "p99", "mean", "max"), nan)
+
+    def rank(share: float) -> float:
+        return float(ordered[max(0, ceil(share * len(ordered)) - 1)])
+
+    return {
+        "p50": rank(0.50),
+        "p90": rank(0.90),
+        "p95": rank(0.95),
+        "p99": rank(0.99),
+        "mean": float(ordered.mean()),
+        "max": float(ordered[-1]),
+    }
+
+
+def _gap_six(gaps: Mapping[int, int], total_s: float) -> dict[str, float]:
+    """The same six of token gaps, from their histogram: percentiles to 2.5 %, the mean exact."""
+    count = sum(gaps.values())
+    if not count:
+        return dict.fromkeys(("p50", "p90", "p95", "p99", "mean", "max"), nan)
+    buckets = sorted(gaps)
+
+    def rank(share: float) -> float:
+        wanted, seen = max(1, ceil(share * count)), 0
+        for bucket in buckets:
+            seen += gaps[bucket]
+            if seen >= wanted:
+                return gap_value(bucket)
+        raise AssertionError("unreachable: the shares add up to one")
+
+    return {
+        "p50": rank(0.50),
+        "p90": rank(0.90),
+        "p95": rank(0.95),
+        "p99": rank(0.99),
+        "mean": total_s / count,
+        "max": gap_value(buckets[-1]),
+    }
+
+
+def _counts(books: Iterable[TenantBooks]) -> dict[str, int]:
+    tenants = list(books)
+    counts = {"submitted": sum(t.submitted for t in tenants)}
+    for state in (State.FINISHED, State.FAILED, State.CANCELLED, State.REJECTED, State.EXPIRED):
+        counts[state.value] = sum(t.ended[state] for t in tenants)
+    counts["retried"] = sum(t.retried for t in tenants)
+    return counts
+
+
+def _estimate_figures(column: Mapping[str, Column]) -> dict[str, Any]:
+    actual, estimate = column["output_tokens"], column["estimate"]
+    if not len(actual):
+        errors = dict.fromkeys(("mae", "rmse", "uncorrected_mae", "uncorrected_rmse", "spearman"), nan)
+        return {**errors, "capped_share": nan, "class_accuracy": nan, "class_confusion": {}}
+    drift, uncorrected = actual - estimate, actual - column["uncorrected"]
+    guessed, true = column["estimated_class"], column["actual_class"]
+    return {
+        "mae": float(np.abs(drift).mean()),
+        "rmse": float(sqrt((drift**2).mean())),
+        "uncorrected_mae": float(np.abs(uncorrected).mean()),
+        "uncorrected_rmse": float(sqrt((uncorrected**2).mean())),
+        "spearman": spearman(estimate, actual),
+        "capped_share": float(column["capped"].mean()),
+        "class_accuracy": float((guessed == true).mean()),
+        "class_confusion": {
+            row: {
+                name: int(((guessed == _CLASS_INDEX[row]) & (true == _CLASS_INDEX[name])).sum())
+                for name in RUNTIME_CLASSES
+            }
+            for row in RUNTIME_CLASSES
+        },
+    }
+
+
+def _ranks(values: Column) -> Column:
+    """Ranks from 1, ties sharing their mean rank."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    means: Column = (ends - (counts - 1) / 2)[inverse]
+    return means
+
+
+def spearman(a: Column, b: Column) -> float:
+    """Rank correlation; NaN where one side is constant."""
+    x, y = _ranks(a), _ranks(b)
+    if len(x) < 2 or x.std() == 0 or y.std() == 0:
+        return nan
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+MIN_BACKLOG_S = 1.0
+
+
+def jain(books: Iterable[TenantBooks], now: float) -> float:
+    """Jain's index over tenants of tokens served by weight and second while backlogged.
+
+    Tenants backlogged for less than ``MIN_BACKLOG_S`` in all are left out; fewer than two left give 1.
+    """
+    rates = [
+        tenant.served_by_weight / tenant.backlogged_until(now)
+        for tenant in books
+        if tenant.backlogged_until(now) >= MIN_BACKLOG_S
+    ]
+    squares = sum(rate * rate for rate in rates)
+    return sum(rates) ** 2 / (len(rates) * squares) if len(rates) > 1 and squares else 1.0

@@ -1,0 +1,167 @@
+"""The virtual driver: the same Scheduler against simulated GPUs, jumping from instant to instant.
+
+now = min(next GPU event, next scheduler timer, next of the workload); ties in the order completion, expiry,
+cancel, arrival, then sequence number. No sleeping, and no clock but for the wall time that swaps took.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import Any
+
+from scheduler.core.events import Emit, Event, Kind
+from scheduler.core.policies import policy_from
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.types import ENDED, Outcome, Request
+from scheduler.load.workload import Cancel, ChangeTenant, Fault, Mark, Submit, SwitchPolicy, Workload
+from scheduler.twin.answer import answer
+from scheduler.twin.gpu import Gpu
+
+RESTART_S = 10.0
+"""How long a crashed simulated engine stays away, seconds of run time."""
+
+_PROGRESS_EVERY = 2000  # instants
+
+
+class Simulation:
+    """One run in virtual time. ``on_ended`` gets every request that has ended, in order."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        gpus: Sequence[Gpu],
+        workload: Workload,
+        *,
+        on_ended: Callable[[Request], None],
+        emit: Emit | None = None,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> None:
+        self.scheduler = scheduler
+        self.now = 0.0
+        self.switches: list[dict[str, Any]] = []
+        self._gpus = list(gpus)
+        self._workload = workload
+        self._on_ended = on_ended
+        self._emit = emit
+        self._on_progress = on_progress
+        self._running: dict[str, tuple[Request, str]] = {}  # id -> (request, its finish)
+        self._restarts: list[tuple[float, int]] = []
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End the run at the next instant; safe to call from a signal handler."""
+        self._stopped = True
+
+    def run(self) -> None:
+        """Until nothing is left to happen."""
+        scheduler, workload, gpus = self.scheduler, self._workload, self._gpus
+        instants = 0
+        while not self._stopped:
+            event_s = gpus[0].next_event() if len(gpus) == 1 else min(gpu.next_event() for gpu in gpus)
+            load_s = workload.next_time()
+            now = min(event_s, load_s, scheduler.next_timer())
+            if self._restarts:
+                now = min(now, self._restarts[0][0])
+            if now == inf:
+                return
+            self.now = now = max(now, self.now)
+            if event_s <= now:
+                self._completions(now)
+            if self._restarts and self._restarts[0][0] <= now:
+                self._restart(now)
+            for request in scheduler.expire(now):
+                self._ended(request, now)
+            if load_s <= now:
+                for action in workload.take(now):
+                    self._act(action, now)
+            while (dispatch := scheduler.next_dispatch(now)) is not None:
+                request = dispatch.request
+                tokens, finish = answer(request)
+                self._running[request.id] = (request, finish)
+                gpus[dispatch.replica].start(request.id, request.prompt_tokens, tokens, now)
+            if scheduler.idle:
+                workload.on_drained(now)
+            instants += 1
+            if self._on_progress is not None and instants % _PROGRESS_EVERY == 0:
+                self._on_progress(now)
+
+    def _completions(self, now: float) -> None:
+        scheduler = self.scheduler
+        for gpu in self._gpus:
+            for event in gpu.advance(now):
+                request, finish = self._running[event.request_id]
+                if event.kind == "first":
+                    scheduler.on_first_token(event.request_id, event.at_s)
+                    continue
+                del self._running[event.request_id]
+                if request.first_token_s is None:
+                    request.first_token_s = event.first_token_s
+                request.last_token_s = event.at_s
+                request.gaps = dict(event.gaps) if event.gaps is not None else None
+                for ended in scheduler.on_complete(event.request_id, now, Outcome(finish, event.tokens)):
+                    self._ended(ended, now)
+
+    def _ended(self, request: Request, now: float) -> None:
+        self._on_ended(request)
+        self._workload.on_ended(request, now)
+
+    def _act(self, action: object, now: float) -> None:
+        scheduler = self.scheduler
+        match action:
+            case Submit(request):
+                if scheduler.submit(request, now) is not None:
+                    self._ended(request, now)
+            case Cancel(request_id):
+                self._cancel(request_id, now)
+            case SwitchPolicy(spec):
+                started = time.perf_counter()
+                source = scheduler.policy.describe()
+                scheduler.begin_swap(policy_from(spec), now, by="timeline")
+                scheduler.swap_step(now, max_items=1 << 62)
+                took_ms = (time.perf_counter() - started) * 1e3
+                record = scheduler.swaps[-1]
+                switch = {"at_s": now, "from": source, "to": record.target, "queued": record.queued}
+                self.switches.append({**switch, "took_ms": took_ms, "by": record.by})
+            case ChangeTenant():
+                current = scheduler.books.tenant(action.name).config
+                scheduler.set_tenant(action.apply(current), now, by="timeline")
+            case Fault():
+                self._crash(now)
+            case Mark(text):
+                self._tell(now, Kind.SCENARIO, {"what": text})
+            case _:
+                raise TypeError(f"the workload gave {action!r}")
+
+    def _cancel(self, request_id: str, now: float) -> None:
+        request = self.scheduler.get(request_id)
+        if request is None:
+            return  # it ended in this same instant
+        replica = self.scheduler.cancel(request_id, now)
+        if replica is not None:
+            del self._running[request_id]
+            tokens = self._gpus[replica].cancel(request_id, now)
+            for ended in self.scheduler.on_complete(request_id, now, Outcome("abort", tokens)):
+                self._ended(ended, now)
+        elif request.state in ENDED:
+            self._ended(request, now)
+
+    def _crash(self, now: float) -> None:
+        for index, gpu in enumerate(self._gpus):
+            for request_id in gpu.crash(now):
+                self._running.pop(request_id, None)
+            self._tell(now, Kind.ENGINE, {"what": "crashed", "replica": index})
+            for request in self.scheduler.on_engine_lost(index, now):
+                self._ended(request, now)
+            self._restarts.append((now + RESTART_S, index))
+
+    def _restart(self, now: float) -> None:
+        while self._restarts and self._restarts[0][0] <= now:
+            _, index = self._restarts.pop(0)
+            self.scheduler.on_engine_up(index)
+            self._tell(now, Kind.ENGINE, {"what": "restarted", "replica": index})
+
+    def _tell(self, now: float, kind: Kind, detail: dict[str, Any]) -> None:
+        if self._emit is not None:
+            self._emit(Event(now, kind, None, detail))
