@@ -131,8 +131,10 @@ class Scheduler:
             return None
         replica = slots.pick()
         if replica is None:
+            slots.stop_waiting()
             return None
         if self._suspects:
+            slots.stop_waiting()
             return self._dispatch_suspect(replica, now)
         if slots.batch is not None:
             return self._dispatch_batch(replica, room, now)
@@ -148,7 +150,7 @@ class Scheduler:
     def _dispatch_batch(self, replica: Replica, room: float, now: float) -> Dispatch | None:
         slots = self.slots
         assert slots.batch is not None
-        if not slots.batch_closes(replica, self.books.totals.queued, now):
+        if not slots.batch_closes(self.books.totals.queued, now):
             return None
         batch = self._queue.policy.take(self._queue, int(min(slots.batch.size, replica.free, room)))
         if not batch:

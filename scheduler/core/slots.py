@@ -28,9 +28,7 @@ class Replica:
     running: dict[str, Request] = field(default_factory=dict)
     reserved_tokens: float = 0.0
     alone: Request | None = None  # a suspect that runs by itself, see Scheduler.on_engine_lost
-    # Micro-batches only: since when it waits for a batch to fill, and what of its batch has ended.
-    waiting_since_s: float | None = None
-    held: list[Request] = field(default_factory=list)
+    held: list[Request] = field(default_factory=list)  # micro-batches only: what of its batch has ended
 
     @property
     def free(self) -> int:
@@ -57,7 +55,6 @@ class Replica:
         """The engine died: returns what it ran."""
         self.up = False
         self.alone = None
-        self.waiting_since_s = None
         self.reserved_tokens = 0.0
         lost = list(self.running.values())
         self.running.clear()
@@ -71,6 +68,7 @@ class Slots:
         self.replicas = [Replica(index, capacity) for index, capacity in enumerate(capacities)]
         self.batch = batch
         self.batches = 0
+        self.waiting_since_s: float | None = None  # since when an idle replica waits for a batch to fill
         self.handout: deque[Request] = deque()
 
     @property
@@ -85,14 +83,14 @@ class Slots:
         best = replicas[0] if len(replicas) == 1 else max(replicas, key=lambda replica: replica.free)
         return best if best.free > 0 else None
 
-    def batch_closes(self, replica: Replica, queued: int, now: float) -> bool:
-        """Whether a micro-batch closes now on this idle replica; else its wait goes on."""
+    def batch_closes(self, queued: int, now: float) -> bool:
+        """Whether a micro-batch closes now on an idle replica; else its wait goes on."""
         assert self.batch is not None
-        if replica.waiting_since_s is None:
-            replica.waiting_since_s = now
-        if queued < self.batch.size and now < replica.waiting_since_s + self.batch.wait_s:
+        if self.waiting_since_s is None:
+            self.waiting_since_s = now
+        if queued < self.batch.size and now < self.waiting_since_s + self.batch.wait_s:
             return False
-        replica.waiting_since_s = None
+        self.waiting_since_s = None
         return True
 
     def hand_out(self, batch: Sequence[Request]) -> None:
@@ -109,16 +107,13 @@ class Slots:
 
     def stop_waiting(self) -> None:
         """Nothing can be dispatched now: no micro-batch waits to fill."""
-        if self.batch is not None:
-            for replica in self.replicas:
-                replica.waiting_since_s = None
+        self.waiting_since_s = None
 
     def next_timer(self) -> float:
         """When a waiting micro-batch must close; inf when none waits."""
-        if self.batch is None:
+        if self.batch is None or self.waiting_since_s is None:
             return inf
-        waits = [r.waiting_since_s for r in self.replicas if r.waiting_since_s is not None]
-        return min(waits) + self.batch.wait_s if waits else inf
+        return self.waiting_since_s + self.batch.wait_s
 
     def check(self, in_flight: Sequence[Request]) -> None:
         """Raise AssertionError unless the replicas hold just these requests, none of them twice."""
