@@ -52,12 +52,11 @@ class Policy:
     def restore(self, in_flight: Iterable[Request]) -> None:
         """After a swap: take over the charges of what runs; no turns."""
 
-    def take(self, queue: ReadyQueue, n: int) -> list[Request]:
-        """Up to ``n`` requests to run together."""
-        taken: list[Request] = []
-        while len(taken) < n and (request := queue.pop()) is not None:
-            taken.append(request)
-        return taken
+    def take(self, queue: ReadyQueue, n: int) -> Iterable[Request]:
+        """Up to ``n`` requests to run together; each is charged before the next is chosen."""
+        while n > 0 and (request := queue.pop()) is not None:
+            n -= 1
+            yield request
 
     def describe(self) -> str:
         """Name and parameters, in the form that ``policy_from`` reads: "aging rate=0.01"."""

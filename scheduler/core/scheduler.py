@@ -122,8 +122,7 @@ class Scheduler:
         """The next request to start, and where; it is running from now on. Call until None."""
         slots, totals = self.slots, self.books.totals
         if slots.handout:
-            request = slots.handout.popleft()
-            return Dispatch(request, request.replica)
+            return self._dispatched(slots.handout.popleft(), now)
         limit = self.limits.max_in_flight
         room = inf if limit is None else limit - totals.in_flight
         if self.paused or not totals.queued or room <= 0:
@@ -144,7 +143,7 @@ class Scheduler:
                 return None
         for request in self._queue.policy.take(self._queue, 1):
             self._start(request, replica, now)
-            return Dispatch(request, replica.index)
+            return self._dispatched(request, now)
         return None  # all that waits belongs to tenants at their limit
 
     def _dispatch_batch(self, replica: Replica, room: float, now: float) -> Dispatch | None:
@@ -152,12 +151,13 @@ class Scheduler:
         assert slots.batch is not None
         if not slots.batch_closes(self.books.totals.queued, now):
             return None
-        batch = self._queue.policy.take(self._queue, int(min(slots.batch.size, replica.free, room)))
+        batch = []
+        for request in self._queue.policy.take(self._queue, int(min(slots.batch.size, replica.free, room))):
+            self._start(request, replica, now)
+            batch.append(request)
         if not batch:
             return None
         slots.hand_out(batch)
-        for request in batch:
-            self._start(request, replica, now)
         return self.next_dispatch(now)
 
     def _dispatch_suspect(self, replica: Replica, now: float) -> Dispatch | None:
@@ -170,7 +170,12 @@ class Scheduler:
             self._room[request.tenant] -= 1
         replica.alone = request
         self._start(request, replica, now)
-        return Dispatch(request, replica.index)
+        return self._dispatched(request, now)
+
+    def _dispatched(self, request: Request, now: float) -> Dispatch:
+        if self._emit is not None:
+            self._emit(Event(now, Kind.DISPATCHED, request, NO_DETAIL))
+        return Dispatch(request, request.replica)
 
     def _start(self, request: Request, replica: Replica, now: float) -> None:
         if self.swap is not None:
@@ -185,8 +190,6 @@ class Scheduler:
         request.attempts += 1
         replica.start(request)
         self.books.started(request)
-        if self._emit is not None:
-            self._emit(Event(now, Kind.DISPATCHED, request, NO_DETAIL))
 
     # -- while it runs -------------------------------------------------------------------------------
 
