@@ -97,6 +97,9 @@ class ReadyQueue:
 
     def forget(self, request: Request) -> None:
         """Told that a request's entry here has died; rebuilds a tenant's heap that is mostly dead."""
+        if request in self._first:
+            self._first.remove(request)
+            return
         tenant = request.tenant
         dead = self._dead[tenant] = self._dead.get(tenant, 0) + 1
         if dead < _COMPACT_AT:
@@ -118,7 +121,7 @@ class ReadyQueue:
 
     def __iter__(self) -> Iterator[Request]:
         """Every live request, in no particular order; for checks and previews."""
-        yield from (request for request in self._first if request.ticket >= 0)
+        yield from self._first
         for group in self._groups.values():
             for heap in group.tenants.values():
                 yield from (entry[-1] for entry in heap if entry[-1].ticket == entry[-2])
@@ -130,7 +133,7 @@ class ReadyQueue:
         return request
 
     def _waiting_first(self) -> Iterator[Request]:
-        return (r for r in self._first if r.ticket >= 0 and self._room.get(r.tenant, 1) > 0)
+        return (r for r in self._first if self._room.get(r.tenant, 1) > 0)
 
     def _choose(self) -> _Group | None:
         groups = self._groups
