@@ -49,8 +49,8 @@ class Policy:
     def on_settle(self, request: Request, delta: float) -> None:
         """Correct the charge at the end: ``delta`` = actual - charged. Never a turn."""
 
-    def restore(self, in_flight: Iterable[Request]) -> None:
-        """After a swap: take over the charges of what runs; no turns."""
+    def restore(self, charged: Iterable[Request]) -> None:
+        """After a swap: take over the charges of what was dispatched and has not ended; no turns."""
 
     def take(self, queue: ReadyQueue, n: int) -> Iterable[Request]:
         """Up to ``n`` requests to run together; each is charged before the next is chosen."""

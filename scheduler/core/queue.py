@@ -41,13 +41,13 @@ class ReadyQueue:
         self.policy = policy
         self._room = room
         self._groups: dict[str, _Group] = {}
-        self._first: deque[Request] = deque()  # retried: before all others, under every policy
+        self.retried: deque[Request] = deque()  # before all others, under every policy
         self._dead: dict[str, int] = {}  # tenant -> dead entries, an upper bound
 
     def enqueue(self, request: Request) -> None:
         """Put it where it belongs: before all others when it has run before, else by its key."""
         if request.attempts:
-            self._first.append(request)
+            self.retried.append(request)
         else:
             self.push(request)
 
@@ -73,7 +73,7 @@ class ReadyQueue:
 
     def pop(self) -> Request | None:
         """The next request that may run, or None; it has no ticket any more."""
-        request = self._pop_first() if self._first else None
+        request = self._pop_first() if self.retried else None
         if request is None:
             group = self._choose()
             if group is None:
@@ -97,8 +97,8 @@ class ReadyQueue:
 
     def forget(self, request: Request) -> None:
         """Told that a request's entry here has died; rebuilds a tenant's heap that is mostly dead."""
-        if request in self._first:
-            self._first.remove(request)
+        if request in self.retried:
+            self.retried.remove(request)
             return
         tenant = request.tenant
         dead = self._dead[tenant] = self._dead.get(tenant, 0) + 1
@@ -121,7 +121,7 @@ class ReadyQueue:
 
     def __iter__(self) -> Iterator[Request]:
         """Every live request, in no particular order; for checks and previews."""
-        yield from self._first
+        yield from self.retried
         for group in self._groups.values():
             for heap in group.tenants.values():
                 yield from (entry[-1] for entry in heap if entry[-1].ticket == entry[-2])
@@ -129,11 +129,11 @@ class ReadyQueue:
     def _pop_first(self) -> Request | None:
         request = next(self._waiting_first(), None)
         if request is not None:
-            self._first.remove(request)
+            self.retried.remove(request)
         return request
 
     def _waiting_first(self) -> Iterator[Request]:
-        return (r for r in self._first if self._room.get(r.tenant, 1) > 0)
+        return (r for r in self.retried if self._room.get(r.tenant, 1) > 0)
 
     def _choose(self) -> _Group | None:
         groups = self._groups

@@ -312,6 +312,9 @@ class Scheduler:
         if self.swap is not None:
             self.swap.queue.forget(request)
         self.books.left_queue(request, now)
+        if request.charged:  # it ran on an engine that was lost
+            self._queue.policy.on_settle(request, -request.charged)
+            request.charged = 0.0
         del self._active[request.id]
         self._end(request, state, now, kind)
 
@@ -379,9 +382,8 @@ class Scheduler:
         source, policy = self.policy, swap.queue.policy
         self.swap = None
         self._queue = swap.queue
-        policy.restore(
-            r for replica in self.slots.replicas for r in (*replica.running.values(), *replica.held)
-        )
+        in_flight = (r for replica in self.slots.replicas for r in (*replica.running.values(), *replica.held))
+        policy.restore((*in_flight, *swap.queue.retried, *self._suspects))
         record = SwapRecord(swap.requested_s, now, source.describe(), policy.describe(), swap.ranked, swap.by)
         self.swaps.append(record)
         detail = {"from": record.source, "to": record.target, "queued": record.queued, "by": record.by}
