@@ -7,7 +7,7 @@ reads a clock or does IO. ``Request`` is mutable, but only ``core/scheduler.py``
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import inf
 from typing import NamedTuple
@@ -152,6 +152,14 @@ class Tenant:
     weight: float = 1.0
     slo: Slo = Slo()
     limits: Limits = Limits()
+
+    def changed(self, weight: float | None, limits: Limits | None) -> Tenant:
+        """The same tenant with a new weight or new limits; None leaves them as they are."""
+        return replace(
+            self,
+            weight=self.weight if weight is None else weight,
+            limits=self.limits if limits is None else limits,
+        )
 
 
 class Rejected(NamedTuple):

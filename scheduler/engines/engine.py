@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -16,6 +16,8 @@ class Chunk(NamedTuple):
     finish: str = ""  # "", "stop", "length", "abort" or "error"
     text: str = ""  # new text: tenant data, never logged or shown raw
     prompt_tokens: int | None = None  # in the first chunk, where the engine knows better than we
+    at_s: float | None = None  # instant on the run's clock, when the engine knows it exactly
+    gaps: Mapping[int, int] | None = None  # in the last chunk: the ITL histogram, when it knows it exactly
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,9 +124,9 @@ class Simulation:
                 record = scheduler.swaps[-1]
                 switch = {"at_s": now, "from": source, "to": record.target, "queued": record.queued}
                 self.switches.append({**switch, "took_ms": took_ms, "by": record.by})
-            case ChangeTenant():
-                current = scheduler.books.tenant(action.name).config
-                scheduler.set_tenant(action.apply(current), now, by="timeline")
+            case ChangeTenant(name, weight, limits):
+                tenant = scheduler.books.tenant(name).config.changed(weight, limits)
+                scheduler.set_tenant(tenant, now, by="timeline")
             case Fault():
                 self._crash(now)
             case Mark(text):

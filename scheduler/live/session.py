@@ -1,0 +1,316 @@
+"""One live run: the Scheduler, its engine and the load in one event loop, pumped by events.
+
+``pump`` runs after each submit, completion, cancel and change, and at one timer: the earlier of the
+Scheduler's and the load's next instant. Nothing polls. Times are run seconds of one ``Clock``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from math import inf
+from typing import Any
+
+from scheduler.core.events import Event, Kind
+from scheduler.core.metrics import gap_bucket
+from scheduler.core.policies import Policy, policy_from
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.types import ENDED, Outcome, Request, State, Tenant
+from scheduler.engines.clock import Clock
+from scheduler.engines.engine import Chunk, Engine, EngineConfigError, EngineLost
+from scheduler.load.workload import (
+    Action,
+    Cancel,
+    ChangeTenant,
+    Fault,
+    Mark,
+    Submit,
+    SwitchPolicy,
+    Workload,
+)
+
+log = logging.getLogger(__name__)
+
+SWAP_SLICE = 1000
+"""Queued requests re-ranked in one turn of the loop: about 5 ms."""
+
+MAX_CRASHES, CRASH_SPAN_S = 3, 60.0
+"""So many crashes within so many real seconds stop the engine for good."""
+
+
+class Session:
+    """Owns the tasks of a run. ``on_event`` gets every event, ``on_ended`` every request that has ended."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        engine: Engine,
+        clock: Clock,
+        *,
+        on_ended: Callable[[Request], None],
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self.scheduler = scheduler
+        self.engine = engine
+        self.clock = clock
+        self.engine_state = "starting"  # starting, ready, restarting, dead, stopping
+        self.switches: list[dict[str, Any]] = []
+        self.loads: list[Workload] = []
+        self.drained = asyncio.Event()  # all load has come and ended, or the engine is dead
+        self.failure: BaseException | None = None
+        self._loop = asyncio.get_running_loop()
+        self._on_ended = on_ended
+        self._on_event = on_event
+        self._timer: asyncio.TimerHandle | None = None
+        self._streams: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._crashes_s: list[float] = []  # on the loop's own clock
+
+    # -- life ----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Bring the engine up. Raises EngineConfigError, EngineLost."""
+        await self.engine.start()
+        self._engine_ready("started")
+
+    def add_load(self, load: Workload, tenants: Iterable[Tenant] = ()) -> None:
+        """Play this load from its own start on, with the tenants it needs; there may be several at a time."""
+        for tenant in tenants:
+            if tenant.name not in self.scheduler.books.tenants:
+                self.scheduler.add_tenant(tenant)
+        self.loads.append(load)
+        self.drained.clear()
+        self.pump()
+
+    def stop_loads(self) -> None:
+        """No further request comes from any load."""
+        self.loads.clear()
+        self.pump()
+
+    async def stop(self, *, drain_s: float = 0.0) -> None:
+        """Stop loads, drain up to ``drain_s`` real seconds, abort what still runs, stop the engine."""
+        self.stop_loads()
+        if drain_s > 0 and not self.scheduler.idle and self.engine_state == "ready":
+            try:
+                await asyncio.wait_for(self.drained.wait(), drain_s)
+            except TimeoutError:
+                log.info("not drained within %g s; aborting what still runs", drain_s)
+        self.engine_state = "stopping"
+        for request in list(self.scheduler.active()):
+            self.cancel(request.id)
+        streams = list(self._streams.values())
+        if streams:
+            await asyncio.wait(streams, timeout=10.0)
+        for task in (*self._streams.values(), *self._tasks):
+            task.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.engine.stop()
+        self._tell(Kind.ENGINE, {"what": "stopped"})
+
+    # -- the pump ------------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Do all that is due now, start all that may run, and set the timer for what comes next."""
+        scheduler, now = self.scheduler, self.clock.now()
+        for request in scheduler.expire(now):
+            self._ended(request)
+        for load in list(self.loads):
+            if load.next_time() <= now:
+                for action in load.take(now):
+                    self._act(action, now)
+        while (dispatch := scheduler.next_dispatch(now)) is not None:
+            self._start_stream(dispatch.request)
+        if scheduler.idle:
+            for load in self.loads:
+                load.on_drained(now)
+            if all(load.exhausted for load in self.loads):
+                self.drained.set()
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = min([self.scheduler.next_timer(), *(load.next_time() for load in self.loads)])
+        if due < inf:
+            self._timer = self.clock.call_at(due, self.pump)
+
+    def _act(self, action: Action, now: float) -> None:
+        match action:
+            case Submit(request):
+                if self.scheduler.submit(request, now) is not None:
+                    self._ended(request)
+            case Cancel(request_id):
+                self.cancel(request_id)
+            case SwitchPolicy(spec):
+                self.switch_policy(policy_from(spec), by="timeline")
+            case ChangeTenant(name, weight, limits):
+                tenant = self.scheduler.books.tenant(name).config.changed(weight, limits)
+                self.scheduler.set_tenant(tenant, now, by="timeline")
+            case Fault():
+                self.engine.crash()
+            case Mark(text):
+                self._tell(Kind.SCENARIO, {"what": text})
+
+    # -- verbs ---------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """One request from outside any load; see ``Scheduler.submit`` for what it raises."""
+        if self.scheduler.submit(request, self.clock.now()) is not None:
+            self._ended(request)
+        self.drained.clear()
+        self.pump()
+
+    def cancel(self, request_id: str) -> None:
+        """The client gave up; unknown ids (it has just ended) are ignored."""
+        request = self.scheduler.get(request_id)
+        if request is None:
+            return
+        replica = self.scheduler.cancel(request_id, self.clock.now())
+        if replica is not None:
+            self._spawn(self.engine.abort(request_id))
+        elif request.state in ENDED:
+            self._ended(request)
+
+    def switch_policy(self, policy: Policy, *, by: str) -> None:
+        """Begin a hot swap; slices of it ride on the loop's next turns."""
+        source, started_s = self.scheduler.policy.describe(), self._loop.time()
+        self.scheduler.begin_swap(policy, self.clock.now(), by=by)
+        self._swap_slice(self.scheduler.swap, source, started_s)
+
+    def _swap_slice(self, swap: object, source: str, started_s: float) -> None:
+        scheduler = self.scheduler
+        if scheduler.swap is not swap:
+            return  # superseded
+        now = self.clock.now()
+        if not scheduler.swap_step(now, SWAP_SLICE):
+            self._loop.call_soon(self._swap_slice, swap, source, started_s)
+            return
+        record = scheduler.swaps[-1]
+        took_ms = (self._loop.time() - started_s) * 1e3
+        switch = {"at_s": now, "from": source, "to": record.target, "queued": record.queued}
+        self.switches.append({**switch, "took_ms": took_ms, "by": record.by})
+        self._tell(Kind.SCENARIO, {"what": "switch", "took_ms": took_ms, **switch, "by": record.by})
+        self.pump()
+
+    def set_tenant(self, tenant: Tenant, *, by: str) -> None:
+        self.scheduler.set_tenant(tenant, self.clock.now(), by=by)
+        self.pump()
+
+    def pause(self, *, by: str) -> None:
+        self.scheduler.pause(self.clock.now(), by=by)
+        self.pump()
+
+    def resume(self, *, by: str) -> None:
+        self.scheduler.resume(self.clock.now(), by=by)
+        self.pump()
+
+    # -- streams -------------------------------------------------------------------------------------
+
+    def _start_stream(self, request: Request) -> None:
+        task = self._loop.create_task(self._stream(request, request.attempts))
+        self._streams[request.id] = task
+
+    async def _stream(self, request: Request, attempt: int) -> None:
+        """Carry one stream's tokens to the Scheduler. A stream of an attempt that was lost is deaf."""
+        try:
+            async for chunk in self.engine.generate(request):
+                if request.attempts != attempt or request.state not in (State.RUNNING, State.ABORTING):
+                    return
+                if self._on_chunk(request, chunk):
+                    return
+            raise EngineLost(f"the stream of request {request.id} ended without a finish reason")
+        except EngineLost as error:
+            if request.attempts == attempt and self._streams.get(request.id) is asyncio.current_task():
+                self._engine_lost(error)
+
+    def _on_chunk(self, request: Request, chunk: Chunk) -> bool:
+        """True once the stream has ended."""
+        scheduler = self.scheduler
+        at_s = self.clock.now() if chunk.at_s is None else chunk.at_s
+        if chunk.prompt_tokens is not None:
+            request.prompt_tokens = chunk.prompt_tokens
+        if chunk.tokens:
+            if request.first_token_s is None:
+                scheduler.on_first_token(request.id, at_s)
+                self._note_gaps(request, chunk.tokens - 1, 0.0)
+            else:
+                self._note_gaps(request, chunk.tokens, at_s - (request.last_token_s or at_s))
+            scheduler.on_tokens(request.id, chunk.tokens, at_s)
+        if not chunk.finish:
+            return False
+        if chunk.gaps is not None:
+            request.gaps = dict(chunk.gaps)
+        del self._streams[request.id]
+        outcome = Outcome(chunk.finish, request.output_tokens)
+        for ended in scheduler.on_complete(request.id, at_s, outcome):
+            self._ended(ended)
+        self.pump()
+        return True
+
+    def _note_gaps(self, request: Request, tokens: int, span_s: float) -> None:
+        """``tokens`` that came together share the time since the last ones evenly."""
+        if tokens > 0:
+            if request.gaps is None:
+                request.gaps = {}
+            bucket = gap_bucket(span_s / tokens)
+            request.gaps[bucket] = request.gaps.get(bucket, 0) + tokens
+
+    def _ended(self, request: Request) -> None:
+        now = self.clock.now()
+        self._on_ended(request)
+        for load in self.loads:
+            load.on_ended(request, now)
+
+    # -- a dead engine -------------------------------------------------------------------------------
+
+    def _engine_lost(self, error: EngineLost) -> None:
+        now = self.clock.now()
+        lost = [task for task in self._streams.values() if task is not asyncio.current_task()]
+        self._streams.clear()
+        for task in lost:
+            task.cancel()
+        self._tell(Kind.ENGINE, {"what": "crashed", "lost": len(lost) + 1})
+        for request in self.scheduler.on_engine_lost(0, now):
+            self._ended(request)
+        crashed_s = self._loop.time()
+        self._crashes_s = [at for at in self._crashes_s if crashed_s - at < CRASH_SPAN_S] + [crashed_s]
+        if len(self._crashes_s) >= MAX_CRASHES or self.engine_state == "stopping":
+            self._engine_dead(error)
+            return
+        self.engine_state = "restarting"
+        self._spawn(self._restart())
+
+    async def _restart(self) -> None:
+        try:
+            await self.engine.start()
+        except EngineLost as error:
+            self._engine_lost(error)
+        except EngineConfigError as error:
+            self._engine_dead(error)
+        else:
+            self._engine_ready("restarted")
+
+    def _engine_ready(self, what: str) -> None:
+        self.engine_state = "ready"
+        self.scheduler.on_engine_up(0)
+        self._tell(Kind.ENGINE, {"what": what})
+        self.pump()
+
+    def _engine_dead(self, error: BaseException) -> None:
+        self.engine_state = "dead"
+        self.failure = error
+        self._tell(Kind.ENGINE, {"what": "dead"})
+        self.drained.set()
+
+    # -- small things --------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _tell(self, kind: Kind, detail: dict[str, Any]) -> None:
+        self._on_event(Event(self.clock.now(), kind, None, detail))

@@ -1,0 +1,173 @@
+"""What the machine and the event loop are doing: GPU by NVML, host by psutil and PSI, loop lag by a probe."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import Mapping
+from math import ceil, nan
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from scheduler.live.view import Health
+
+Sample = Mapping[str, float | None]
+
+_PSI = Path("/proc/pressure/cpu")
+
+
+class Machine:
+    """Reads the host, and the first GPU where there is one. Every call may block for some milliseconds."""
+
+    def __init__(self) -> None:
+        self._gpu = _open_gpu()
+        psutil.cpu_times_percent()  # the next call measures from here
+
+    def read(self) -> dict[str, float | None]:
+        """Shares 0..1, degrees, watts, MHz, bytes; None where it cannot be read."""
+        cpu = psutil.cpu_times_percent()
+        memory = psutil.virtual_memory()
+        return {
+            "cpu_share": round(1 - cpu.idle / 100, 4),
+            "steal_share": getattr(cpu, "steal", 0.0) / 100,
+            "pressure_some": _pressure(),
+            "memory_share": memory.percent / 100,
+            "memory_used_bytes": float(memory.used),
+            **self._read_gpu(),
+        }
+
+    def _read_gpu(self) -> dict[str, float | None]:
+        if self._gpu is None:
+            return dict.fromkeys(GPU_COLUMNS)
+        import pynvml
+
+        try:
+            used = pynvml.nvmlDeviceGetMemoryInfo(self._gpu)
+            return {
+                "gpu_temperature_c": float(
+                    pynvml.nvmlDeviceGetTemperature(self._gpu, pynvml.NVML_TEMPERATURE_GPU)
+                ),
+                "gpu_power_w": pynvml.nvmlDeviceGetPowerUsage(self._gpu) / 1e3,
+                "gpu_sm_clock_mhz": float(
+                    pynvml.nvmlDeviceGetClockInfo(self._gpu, pynvml.NVML_CLOCK_SM)
+                ),
+                "gpu_memory_clock_mhz": float(
+                    pynvml.nvmlDeviceGetClockInfo(self._gpu, pynvml.NVML_CLOCK_MEM)
+                ),
+                "gpu_share": pynvml.nvmlDeviceGetUtilizationRates(self._gpu).gpu / 100,
+                "gpu_memory_share": used.used / used.total,
+                "gpu_memory_used_bytes": float(used.used),
+            }
+        except pynvml.NVMLError:
+            self._gpu = None  # it went away; the columns stay, empty
+            return dict.fromkeys(GPU_COLUMNS)
+
+
+GPU_COLUMNS = (
+    "gpu_temperature_c",
+    "gpu_power_w",
+    "gpu_sm_clock_mhz",
+    "gpu_memory_clock_mhz",
+    "gpu_share",
+    "gpu_memory_share",
+    "gpu_memory_used_bytes",
+)
+
+
+def _open_gpu() -> Any:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetHandleByIndex(0)
+    except pynvml.NVMLError:
+        return None
+
+
+def _pressure() -> float | None:
+    """Share of the last 10 s in which some task waited for a CPU (Linux PSI)."""
+    try:
+        line = _PSI.read_text().split("\n", 1)[0]
+        return float(line.split("avg10=", 1)[1].split(" ", 1)[0]) / 100
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def health(sample: Sample) -> Health:
+    """The part of a sample that the status line shows."""
+    shown = ("cpu_share", "memory_share", "steal_share", "pressure_some", "gpu_share")
+    shown += ("gpu_memory_share", "gpu_temperature_c", "gpu_power_w")
+    return Health(**{name: sample.get(name) for name in shown})
+
+
+class Summary:
+    """Mean and maximum of every column that had a number."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, list[float]] = {}  # name -> [count, sum, max]
+
+    def add(self, sample: Sample) -> None:
+        for name, value in sample.items():
+            if value is not None and name != "elapsed_s":
+                column = self._columns.setdefault(name, [0.0, 0.0, value])
+                column[0] += 1
+                column[1] += value
+                column[2] = max(column[2], value)
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        return {
+            name: {"mean": total / count, "max": most} for name, (count, total, most) in self._columns.items()
+        }
+
+
+class LoopLag:
+    """How late the event loop runs: a callback asked for every ``period_s`` notes by how much it was late.
+
+    Counts only between ``begin`` and ``end`` (first dispatch to last end of a request).
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, period_s: float = 0.01) -> None:
+        self._loop = loop
+        self._period_s = period_s
+        self._lags_ms = array("f")
+        self._counting = False
+        self._due_s = 0.0
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        self._arm()
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def begin(self) -> None:
+        self._counting = True
+
+    def end(self) -> None:
+        self._counting = False
+
+    def _arm(self) -> None:
+        self._due_s = self._loop.time() + self._period_s
+        self._handle = self._loop.call_at(self._due_s, self._probe)
+
+    def _probe(self) -> None:
+        if self._counting:
+            self._lags_ms.append(max(0.0, self._loop.time() - self._due_s) * 1e3)
+        self._arm()
+
+    def recent_p99_ms(self) -> float:
+        """Over about the last ten seconds; NaN before anything was measured."""
+        return _rank(sorted(self._lags_ms[-int(10 / self._period_s) :]), 0.99)
+
+    def figures(self) -> dict[str, float]:
+        """p50, p99, max in milliseconds over all that was counted."""
+        ordered = sorted(self._lags_ms)
+        return {"p50": _rank(ordered, 0.5), "p99": _rank(ordered, 0.99), "max": _rank(ordered, 1.0)}
+
+
+def _rank(ordered: list[float], share: float) -> float:
+    return float(ordered[max(0, ceil(share * len(ordered)) - 1)]) if ordered else nan

@@ -1,0 +1,170 @@
+"""What a run is made of: a scenario with the command line's wishes applied, resolved and checked.
+
+Everything that can be wrong before a run starts is found here, as a PlanError (exit code 2).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from scheduler.core.estimate import Counter, count_words, estimator_from
+from scheduler.core.events import Emit
+from scheduler.core.metrics import WindowMetrics
+from scheduler.core.policies import policy_from
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.slots import MicroBatch
+from scheduler.core.types import Tenant
+from scheduler.engines.engine import EngineConfigError
+from scheduler.engines.models import load_counter, resolve
+from scheduler.load.scenario import Scenario
+from scheduler.load.workload import Workload
+from scheduler.twin.profile import Profile, load_profile
+
+DEFAULT_CAPACITY = 32
+ENGINES = ("auto", "sim", "vllm")
+
+
+class PlanError(ValueError):
+    """The run cannot be made as asked; says what is wrong and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run, ready to be built. ``profile`` is set for the simulated engine only."""
+
+    scenario: Scenario
+    engine: str  # sim or vllm
+    model: str
+    policy: str
+    seed: int
+    capacity: int  # requests in flight, as the scheduler counts
+    profile: Profile | None
+    counter: Counter
+    served_counter: Counter | None  # counts what the engine will prefill, where known
+
+    @property
+    def simulated(self) -> bool:
+        return self.engine == "sim"
+
+    @property
+    def tenants(self) -> tuple[Tenant, ...]:
+        return tuple(tenant.to_core() for tenant in self.scenario.tenants)
+
+    @property
+    def batch(self) -> MicroBatch | None:
+        micro = self.scenario.dispatch.microbatch
+        return None if micro is None else MicroBatch(micro.size, micro.wait_s)
+
+    @property
+    def dispatch(self) -> str:
+        """For people and run.json: "continuous" or "microbatch 32/10ms"."""
+        batch = self.batch
+        return "continuous" if batch is None else f"microbatch {batch.size}/{batch.wait_s * 1e3:g}ms"
+
+    def workload(self, *, start_s: float = 0.0, prefix: str = "r") -> Workload:
+        return Workload(
+            self.scenario, seed=self.seed, start_s=start_s, prefix=prefix, count_tokens=self.served_counter
+        )
+
+    def scheduler(
+        self, *, capacity: int | None = None, emit: Emit | None = None, windows: bool = False
+    ) -> Scheduler:
+        """A fresh Scheduler. ``windows`` adds the sliding windows that a dashboard reads."""
+        scenario, tenants = self.scenario, self.tenants
+        reserve = scenario.max_inflight_tokens
+        return Scheduler(
+            policy_from(self.policy),
+            estimator_from(
+                scenario.estimator.kind,
+                counter=self.counter,
+                calibrate=scenario.estimator.calibrate,
+                faithful=scenario.paper,
+            ),
+            tenants,
+            capacities=(self.capacity if capacity is None else capacity,),
+            batch=self.batch,
+            limits=scenario.limits.limits,
+            max_inflight_tokens=self._kv_tokens() if reserve == "kv" else reserve,
+            max_model_len=self.profile.max_model_len if self.profile else None,
+            metrics=WindowMetrics(tenant.name for tenant in tenants) if windows else None,
+            emit=emit,
+        )
+
+    def _kv_tokens(self) -> float | None:
+        return self.profile.kv_tokens if self.profile else None
+
+
+def make_plan(
+    scenario: Scenario,
+    *,
+    engine: str | None = None,
+    model: str | None = None,
+    policy: str | None = None,
+    seed: int | None = None,
+    clock: str = "real",
+) -> Plan:
+    """Apply the command line to a scenario. Raises PlanError."""
+    kind = engine or scenario.engine.kind
+    model = model or scenario.engine.model
+    if kind == "auto":
+        kind = "vllm" if model and importlib.util.find_spec("vllm") else "sim"
+    if kind not in ENGINES:
+        raise PlanError(f"engine {kind!r} is not there; allowed: {', '.join(ENGINES)}")
+    if clock == "virtual":
+        if engine == "vllm":
+            raise PlanError("--clock virtual needs the simulated engine: a real one cannot be hurried")
+        kind = "sim"
+    elif scenario.estimator.kind == "oracle":
+        raise PlanError("estimator oracle: it knows true lengths, which only --clock virtual has")
+    try:
+        policy = policy_from(policy or scenario.policy).describe()
+        profile = None
+        if kind == "sim":
+            profile = _profile(scenario, model if engine == "sim" else scenario.engine.model)
+        elif not model:
+            raise PlanError("engine vllm needs a model: --model smollm2, a folder, or a Hugging Face name")
+        counter = _counter(scenario, None if kind == "sim" else model)
+    except (ValueError, EngineConfigError) as error:
+        raise PlanError(str(error)) from error
+    uses_tokenizer = scenario.estimator.counter == "tokenizer"
+    return Plan(
+        scenario=scenario,
+        engine=kind,
+        model=profile.model if profile else str(model),
+        policy=policy,
+        seed=scenario.seed if seed is None else seed,
+        capacity=scenario.engine.capacity or DEFAULT_CAPACITY,
+        profile=profile,
+        counter=counter,
+        served_counter=counter if uses_tokenizer else None,
+    )
+
+
+def _profile(scenario: Scenario, model: str | None) -> Profile:
+    """The step model; a model that ships no profile (it is meant for a real engine) runs as the default."""
+    engine = scenario.engine
+    if engine.profile is not None:
+        return load_profile(engine.profile)
+    return load_profile(engine.gpu, model)
+
+
+def _counter(scenario: Scenario, served_model: str | None) -> Counter:
+    if scenario.estimator.counter == "whitespace":
+        return count_words
+    tokenizer = scenario.engine.tokenizer or served_model
+    if tokenizer is None:
+        raise PlanError(
+            "estimator.counter tokenizer: the simulated engine serves no model to take one from; "
+            "name one as engine.tokenizer: smollm2 (`driftsched models prepare smollm2`) or a model's folder"
+        )
+    return load_counter(resolve(tokenizer))
+
+
+def package_version() -> str:
+    """Of the installed distribution."""
+    try:
+        return version("driftsched")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,45 @@
+"""run.json: the document that says what a run was and what came of it (DESIGN: "Command line")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scheduler.core.scheduler import Scheduler
+from scheduler.record.recorder import finite
+from scheduler.record.tally import Tally
+
+SCHEMA = 1
+
+
+def run_document(
+    header: Mapping[str, Any],
+    scheduler: Scheduler,
+    tally: Tally,
+    *,
+    now: float,
+    wall_s: float,
+    interrupted: bool,
+    switches: Sequence[Mapping[str, Any]],
+    telemetry: Mapping[str, Any],
+    loop_lag_ms: Mapping[str, float],
+) -> dict[str, Any]:
+    """``header`` names the run (version, scenario, engine, policy at the start, seed ...); the rest is what
+    happened. Numbers that JSON has no word for (nothing was measured) are null.
+    """
+    figures = tally.figures(scheduler.books.tenants, now)
+    document = {
+        "schema": SCHEMA,
+        **header,
+        "interrupted": interrupted,
+        "duration_s": figures.pop("duration_s"),
+        "wall_s": wall_s,
+        **figures,
+        "switches": list(switches),
+        "predictions": [],
+        "telemetry": telemetry,
+        "loop_lag_ms": loop_lag_ms,
+        "expect": [],
+    }
+    result: dict[str, Any] = finite(document)
+    return result
