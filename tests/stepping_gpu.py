@@ -58,14 +58,13 @@ class SteppingGpu:
         return sequence.generated
 
     def state(self, now: float) -> GpuState:
-        # A step that begins at this very instant is not under way yet.
         return GpuState(
             running=sum(not s.cancelled for s in self.running),
             waiting=len(self.waiting),
             kv_tokens=sum(s.computed + s.chunk for s in self.running),
             preemptions=self.preemptions,
             steps=self.steps,
-            step_s=self.step_s,
+            step_s=self.step_s,  # of the step under way, else of the latest
         )
 
     def crash(self, now: float) -> list[str]:
@@ -116,14 +115,13 @@ class SteppingGpu:
         assert scheduled == self.running
         prefill = sum(s.chunk for s in self.running if not s.decoding)
         context = sum(s.computed + s.chunk for s in self.running)
-        self.step_under_way_s = self.profile.step_s(len(self.running), context, prefill)
-        self.end_s = self.boundary_s + self.step_under_way_s
+        self.step_s = self.profile.step_s(len(self.running), context, prefill)
+        self.end_s = self.boundary_s + self.step_s
 
     def end_step(self) -> list[GpuEvent]:
         assert self.end_s is not None
         now = self.boundary_s = self.end_s
         self.end_s = None
-        self.step_s = self.step_under_way_s
         self.steps += 1
         self.running = [s for s in self.running if not s.cancelled]
         firsts, dones = [], []

@@ -12,8 +12,8 @@ from stepping_gpu import SteppingGpu
 from scheduler.twin.gpu import Gpu
 from scheduler.twin.profile import Profile
 
-# Binary fractions: sums and products are exact, so that the two models must agree to the last bit and a change
-# may fall exactly on a step boundary.
+# Binary fractions: sums and products are exact, so that the two models must agree to the last bit and a
+# change may fall exactly on a step boundary.
 UNIT_S = 2.0**-10
 
 profiles = st.builds(
@@ -95,8 +95,9 @@ def test_jumping_equals_stepping(profile: Profile, slots: int, script: list[Acti
                 for request_id in live:
                     assert jumping.tokens(request_id, now) == stepping.tokens(request_id, now)
                 ours, theirs = jumping.state(now), stepping.state(now)
-                assert ours._replace(kv_tokens=0) == theirs._replace(kv_tokens=0)
-                assert ours.kv_tokens <= profile.kv_tokens
+                if stepping.end_s is None:  # on a step boundary, the jumping one may have begun the next step
+                    ours = ours._replace(kv_tokens=theirs.kv_tokens, step_s=theirs.step_s)
+                assert ours == theirs
     while live:
         upcoming = jumping.next_event()
         assert upcoming >= now

@@ -9,22 +9,22 @@ The model, step by step (vLLM v1 with chunked prefill, prefix caching off):
    prompt fits the KV cache and the step's token budget is not used up; the last one may get a chunk only.
 3. The step takes what ``Profile.step_s`` says. Whoever has no prompt left to prefill gets a token at its end.
 
-KV is counted in tokens, not blocks. Nothing is stepped: while the batch stays the same, k steps cost a closed
-form (a constant part under the floor, then an arithmetic series), so a *phase* jumps from one change of the
-batch to the next. A change within a phase cuts it short at the next step boundary, found by solving a
-quadratic. ``tests/stepping_gpu.py`` is the same model token by token; the tests hold one to the other.
+KV is counted in tokens, not blocks. Nothing is stepped: a *phase* (``phase.py``) is a run of steps with the
+same batch and has a closed form, so the model jumps from one change of the batch to the next. A change within
+a phase cuts it short at the next step boundary. ``tests/stepping_gpu.py`` is the same model token by token;
+the tests hold one to the other.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Mapping
 from heapq import heappop, heappush
-from math import inf, sqrt
+from math import inf
 from typing import NamedTuple
 
 from scheduler.core.metrics import gap_bucket
+from scheduler.twin.phase import Phase
 from scheduler.twin.profile import Profile
 
 
@@ -47,7 +47,7 @@ class GpuState(NamedTuple):
     kv_tokens: int  # in use
     preemptions: int  # since the start
     steps: int  # since the start
-    step_s: float  # duration of the latest finished step; 0 before the first
+    step_s: float  # duration of the step under way, else of the latest; 0 before the first
 
 
 class _Sequence:
@@ -65,18 +65,20 @@ class _Sequence:
         "prompt",
     )
 
+    # Set where they begin to mean something: this object is made once for every request of a simulation.
+    computed: int  # tokens in the KV cache while partly prefilled
+    origin: int  # while decoding, tokens generated = GPU steps done - origin
+    first_s: float
+    last_s: float  # of the last token before a preemption
+    gaps_base: dict[int, int]  # the GPU's histogram when this run of decoding began
+
     def __init__(self, request_id: str, prompt: int, output: int) -> None:
         self.id = request_id
         self.prompt = prompt
         self.output = output
         self.order = -1  # place in the order of admission; -1 while waiting and once it is gone
         self.generated = 0  # tokens at the latest admission or preemption
-        self.computed = 0  # tokens in the KV cache while partly prefilled
-        self.origin = 0  # while decoding, tokens generated = GPU steps done - origin
-        self.first_s = 0.0
-        self.last_s = 0.0  # of the last token before a preemption
-        self.gaps: dict[int, int] = {}  # gaps up to and across the latest preemption
-        self.gaps_base: dict[int, int] = {}  # the GPU's histogram when this run of decoding began
+        self.gaps: dict[int, int] | None = None  # up to and across the latest preemption
 
 
 class Gpu:
@@ -103,12 +105,14 @@ class Gpu:
         self.max_num_seqs = max_num_seqs
         self._first_token_events = first_token_events
         self._track_gaps = track_gaps
+        self._watch_first_tokens = first_token_events or track_gaps
+        self._kv_tokens = profile.kv_tokens
         self._now = -inf
         self._events: list[GpuEvent] = []
         self._preemptions = 0
         self._admissions = 0
         self._step = 0  # steps done at the boundary below
-        self._step_s = 0.0
+        self._phase = Phase(profile)
         self._step_gaps: dict[int, int] = {}  # durations of all steps so far, as {gap_bucket: count}
         self._clear()
 
@@ -118,20 +122,17 @@ class Gpu:
         self._finishing: list[tuple[int, int, _Sequence]] = []  # heap of (step it ends at, order, sequence)
         self._partial: _Sequence | None = None  # the one whose prefill takes more steps
         self._leaving: list[_Sequence] = []  # cancelled in a step that is under way
-        # The boundary from which the next phase starts, or started if one is planned.
+        # The boundary from which the next phase starts, or started if one is planned; the state at it.
         self._boundary_s = self._now
         self._batch = 0  # sequences that run
         self._context = 0  # tokens in the KV cache; in a phase, so that its step j ends with + j x batch
-        # The phase; see _schedule.
         self._planned = False
-        self._starting: list[_Sequence] = []  # decode from the first step of the phase on
-        self._prefill = 0  # tokens, all in the first step
-        self._budget = 0  # tokens left in the first step
+        self._due_s = inf  # the next event of the phase
+        # Of the first step of the phase:
+        self._starting: list[_Sequence] = []  # those who decode from it on
+        self._prefill = 0  # tokens
+        self._budget = 0  # tokens left
         self._preempted = False
-        self._steps = 0
-        self._zero_s = self._flat_step_s = self._linear_step_s = self._slope_s = 0.0
-        self._flat_steps = 0
-        self._end_s = self._due_s = inf
 
     def start(self, request_id: str, prompt_tokens: int, output_tokens: int, now: float) -> None:
         """Hand over a sequence that will generate exactly ``output_tokens``.
@@ -208,15 +209,19 @@ class Gpu:
 
     def state(self, now: float) -> GpuState:
         self._settle(now)
-        done = self._steps_done(now) if self._planned else 0
-        held = done + 1 if self._planned else 0  # the step under way has its room already
+        phase = self._phase
+        done = held = 0
+        latest = phase.steps
+        if self._planned:
+            done = phase.steps_done(now)
+            held = latest = done + 1  # the step under way has its room already
         return GpuState(
             running=self._batch - len(self._leaving),
             waiting=len(self._waiting),
             kv_tokens=self._context + held * self._batch,
             preemptions=self._preemptions,
             steps=self._step + done,
-            step_s=self._duration_s(done) if done else self._step_s,
+            step_s=phase.duration_s(latest) if latest else 0.0,
         )
 
     def crash(self, now: float) -> list[str]:
@@ -245,45 +250,37 @@ class Gpu:
                 return
             if self._starting:
                 self._give_first_tokens()
-            if self._end_s <= now:
+            if self._phase.end_s <= now:
                 self._finish_phase()
 
     def _give_first_tokens(self) -> None:
         """End of the first step of the phase, for those who decode from it on."""
-        for sequence in self._starting:
-            if sequence.order < 0:
-                continue
-            if self._first_token_events and not sequence.generated:
-                at_s = sequence.first_s
-                self._events.append(GpuEvent(at_s, sequence.id, "first", 1, at_s))
-        if self._track_gaps:
-            first_bucket = gap_bucket(self._duration_s(1))
-            base = self._step_gaps.copy()
-            base[first_bucket] = base.get(first_bucket, 0) + 1  # this step is no gap of theirs
-            for sequence in self._starting:
-                sequence.gaps_base = base
-                if sequence.generated:
-                    bucket = gap_bucket(self._at(1) - sequence.last_s)
-                    sequence.gaps[bucket] = sequence.gaps.get(bucket, 0) + 1
+        if self._watch_first_tokens:
+            if self._track_gaps:
+                self._begin_gaps()
+            if self._first_token_events:
+                for sequence in self._starting:
+                    if sequence.order >= 0 and not sequence.generated:
+                        at_s = sequence.first_s
+                        self._events.append(GpuEvent(at_s, sequence.id, "first", 1, at_s))
         self._starting = []
-        self._due_s = self._end_s
+        self._due_s = self._phase.end_s
 
     def _finish_phase(self) -> None:
-        steps = self._steps
-        end_s = self._end_s
+        phase = self._phase
+        end_s = phase.end_s
+        steps = phase.steps
         if self._track_gaps:
-            self._count_steps()
-        self._step_s = self._duration_s(steps)
-        self._step += steps
-        self._context += steps * self._batch
+            phase.count_into(self._step_gaps)
         self._boundary_s = end_s
         self._planned = False
+        self._step = step = self._step + steps
+        self._context += steps * self._batch
         if self._leaving:
             for sequence in self._leaving:
                 self._leave(sequence)
             self._leaving = []
         finishing = self._finishing
-        step = self._step
         while finishing and finishing[0][0] == step:
             _, order, sequence = heappop(finishing)
             if order != sequence.order:
@@ -314,7 +311,7 @@ class Gpu:
         if partial is not None:
             missing = partial.prompt + partial.generated - partial.computed
             chunk = min(missing, self._budget + 1)
-        while self._context + self._batch + chunk - 1 > self.profile.kv_tokens:
+        while self._context + self._batch + chunk - 1 > self._kv_tokens:
             self._preempt()
             chunk = 1
         if partial is not None and partial is self._partial:
@@ -347,14 +344,13 @@ class Gpu:
     def _admit(self) -> None:
         """Admit from the head of the queue what slots, KV and the token budget of the step allow."""
         waiting = self._waiting
-        kv_tokens = self.profile.kv_tokens
         while waiting and self._batch < self.max_num_seqs and self._budget > 0 and not self._preempted:
             sequence = waiting[0]
             need = sequence.prompt + sequence.generated
-            if self._context + self._batch + need > kv_tokens:
+            if self._context + self._batch + need > self._kv_tokens:
                 return
             waiting.popleft()
-            chunk = min(need, self._budget)
+            chunk = need if need < self._budget else self._budget
             self._budget -= chunk
             self._prefill += chunk
             self._batch += 1
@@ -374,45 +370,27 @@ class Gpu:
         self._starting.append(sequence)
 
     def _schedule(self) -> None:
-        """Find how many steps the batch stays as it is, and set up the closed form for them.
-
-        Step j of the phase (from 1) takes ``max(floor, fixed + c (context + j batch)) + b batch``: flat for
-        ``_flat_steps``, then growing by ``_slope_s`` a step. The first also prefills.
-        """
-        profile = self.profile
+        """Set up the phase: its steps until the batch may change for another reason than a call."""
         batch = self._batch
+        context = self._context
         finishing = self._finishing
         while finishing and finishing[0][1] != finishing[0][2].order:
             heappop(finishing)
         if (
             self._partial is not None
             or self._preempted
-            or (self._waiting and self._budget == 0 and batch < self.max_num_seqs)
+            or (self._budget == 0 and self._waiting and batch < self.max_num_seqs)
         ):
             steps = 1
         else:
             steps = finishing[0][0] - self._step
-            if self._context + steps * batch > profile.kv_tokens:
-                steps = (profile.kv_tokens - self._context) // batch
-        floor_s = profile.floor_s
-        base_s = profile.fixed_s + profile.per_context_token_s * self._context
-        slope_s = profile.per_context_token_s * batch
-        sequences_s = profile.per_sequence_s * batch
-        if base_s + slope_s > floor_s:
-            flat_steps = 0
-        elif base_s + slope_s * steps <= floor_s:
-            flat_steps = steps
-        else:
-            flat_steps = int((floor_s - base_s) / slope_s)
-        self._flat_steps = flat_steps
-        self._flat_step_s = floor_s + sequences_s
-        self._linear_step_s = base_s + sequences_s
-        self._slope_s = slope_s
-        self._zero_s = self._boundary_s + profile.per_prefill_token_s * self._prefill
-        self._steps = steps
-        self._due_s = self._end_s = self._at(steps)
+            if context + steps * batch > self._kv_tokens:
+                steps = (self._kv_tokens - context) // batch
+        phase = self._phase
+        phase.begin(self._boundary_s, batch, context, self._prefill, steps)
+        self._due_s = phase.end_s
         if self._starting:
-            first_s = self._at(1)
+            first_s = phase.at(1)
             for sequence in self._starting:
                 if not sequence.generated:
                     sequence.first_s = first_s
@@ -421,62 +399,19 @@ class Gpu:
 
     def _cut(self, now: float) -> None:
         """End the phase at the first step boundary at or after ``now``."""
-        steps = self._steps_done(now)
-        if steps == 0 or self._at(steps) < now:
-            steps += 1
-        if steps < self._steps:
-            self._steps = steps
-            self._end_s = self._at(steps)
+        phase = self._phase
+        steps = phase.steps_until(now)
+        if steps < phase.steps:
+            phase.cut(steps)
             if not (self._starting and self._first_token_events):
-                self._due_s = self._end_s
-
-    # The closed form
-
-    def _at(self, steps: int) -> float:
-        """When that many steps of the phase are done; at least one."""
-        flat = self._flat_steps
-        if steps <= flat:
-            return self._zero_s + steps * self._flat_step_s
-        linear = steps - flat
-        series = (steps * (steps + 1) - flat * (flat + 1)) // 2
-        return self._zero_s + (
-            flat * self._flat_step_s + linear * self._linear_step_s + self._slope_s * series
-        )
-
-    def _steps_done(self, now: float) -> int:
-        """How many steps of the phase are done at ``now``."""
-        elapsed_s = now - self._zero_s
-        if elapsed_s <= 0.0:
-            return 0
-        flat = self._flat_steps
-        rest_s = elapsed_s - flat * self._flat_step_s
-        if rest_s < 0.0 or flat == self._steps:
-            steps = int(elapsed_s / self._flat_step_s)
-        else:
-            # slope/2 i^2 + first i = rest, solved in the form that stands a slope of 0
-            first_s = self._linear_step_s + self._slope_s * (flat + 0.5)
-            steps = flat + int(
-                2.0 * rest_s / (first_s + sqrt(first_s * first_s + 2.0 * self._slope_s * rest_s))
-            )
-        steps = min(steps, self._steps)
-        # Rounding may put the root one step off.
-        if steps < self._steps and self._at(steps + 1) <= now:
-            return steps + 1
-        if steps > 0 and self._at(steps) > now:
-            return steps - 1
-        return steps
-
-    def _duration_s(self, step: int) -> float:
-        """Of one step of the phase, from 1."""
-        batch = self._batch
-        return self.profile.step_s(batch, self._context + step * batch, self._prefill if step == 1 else 0)
+                self._due_s = phase.end_s
 
     # Sequences
 
     def _tokens(self, sequence: _Sequence, now: float) -> int:
         if sequence.order < 0 or sequence is self._partial:
             return sequence.generated
-        return self._step + (self._steps_done(now) if self._planned else 0) - sequence.origin
+        return self._step + (self._phase.steps_done(now) if self._planned else 0) - sequence.origin
 
     def _held(self, sequence: _Sequence) -> int:
         """Tokens of the KV cache that a running sequence holds at the boundary."""
@@ -485,29 +420,22 @@ class Gpu:
         # The latest token is computed, and cached, in the step after.
         return sequence.prompt + self._step - sequence.origin - 1
 
-    # Gaps between tokens
+    # Gaps between tokens: every sequence that decodes has those of the GPU's steps
 
-    def _count_steps(self) -> None:
-        """Add the durations of the phase to the histogram, a whole bucket at a time: they only grow."""
-        counts = self._step_gaps
-        first = gap_bucket(self._duration_s(1))
-        counts[first] = counts.get(first, 0) + 1
-        step, last = 2, self._steps
-        while step <= last:
-            bucket = gap_bucket(self._duration_s(step))
-            if gap_bucket(self._duration_s(last)) == bucket:
-                after = last + 1
-            else:
-                after = step + bisect_right(
-                    range(step, last + 1), bucket, key=lambda j: gap_bucket(self._duration_s(j))
-                )
-            counts[bucket] = counts.get(bucket, 0) + after - step
-            step = after
+    def _begin_gaps(self) -> None:
+        base = self._step_gaps.copy()
+        first_bucket = gap_bucket(self._phase.duration_s(1))
+        base[first_bucket] = base.get(first_bucket, 0) + 1  # the step of the first token is no gap
+        for sequence in self._starting:
+            sequence.gaps_base = base
+            if sequence.gaps is not None:
+                bucket = gap_bucket(self._phase.at(1) - sequence.last_s)
+                sequence.gaps[bucket] = sequence.gaps.get(bucket, 0) + 1
 
     def _gaps(self, sequence: _Sequence) -> dict[int, int]:
         """Its gaps so far: every step since its decoding began, and what was before a preemption."""
-        gaps = sequence.gaps.copy()
         base = sequence.gaps_base
+        gaps = sequence.gaps or {}
         for bucket, count in self._step_gaps.items():
             count -= base.get(bucket, 0)
             if count:

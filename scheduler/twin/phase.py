@@ -1,0 +1,130 @@
+"""A run of engine steps with the same batch, in closed form.
+
+Step j (from 1) of a phase takes ``max(floor, fixed + c (context + j batch)) + b batch``, for each step adds a
+token to the KV cache of every sequence; the first also prefills. So the steps are flat as long as the floor
+holds and an arithmetic series from there on: the time of any step is a polynomial, and the step at any time
+the root of a quadratic.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from math import sqrt
+
+from scheduler.core.metrics import gap_bucket
+from scheduler.twin.profile import Profile
+
+
+class Phase:
+    """The phase under way. One object serves for all phases of a GPU: ``begin`` sets it up anew."""
+
+    __slots__ = (
+        "_flat_step_s",
+        "_flat_steps",
+        "_linear_step_s",
+        "_per_context_token_s",
+        "_per_prefill_token_s",
+        "_per_sequence_s",
+        "_slope_s",
+        "_zero_s",
+        "batch",
+        "context",
+        "end_s",
+        "prefill",
+        "profile",
+        "steps",
+    )
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self._per_context_token_s = profile.per_context_token_s
+        self._per_prefill_token_s = profile.per_prefill_token_s
+        self._per_sequence_s = profile.per_sequence_s
+        self.steps = 0
+        self.end_s = 0.0
+
+    def begin(self, start_s: float, batch: int, context: int, prefill: int, steps: int) -> None:
+        """``steps`` steps of ``batch`` sequences; step j ends with ``context + j batch`` tokens of KV."""
+        self.batch = batch
+        self.context = context
+        self.prefill = prefill
+        profile = self.profile
+        floor_s = profile.floor_s
+        base_s = profile.fixed_s + self._per_context_token_s * context
+        self._slope_s = slope_s = self._per_context_token_s * batch
+        sequences_s = self._per_sequence_s * batch
+        if base_s + slope_s > floor_s:
+            self._flat_steps = 0
+        elif base_s + slope_s * steps <= floor_s:
+            self._flat_steps = steps
+        else:
+            self._flat_steps = int((floor_s - base_s) / slope_s)
+        self._flat_step_s = floor_s + sequences_s
+        self._linear_step_s = base_s + sequences_s
+        self._zero_s = start_s + self._per_prefill_token_s * prefill
+        self.cut(steps)
+
+    def cut(self, steps: int) -> None:
+        """End it after that many steps, which may be no more than it has."""
+        self.steps = steps
+        self.end_s = self.at(steps)
+
+    def at(self, steps: int) -> float:
+        """When that many steps are done; at least one."""
+        flat = self._flat_steps
+        if flat == 0:
+            series = steps * (steps + 1) // 2
+            return self._zero_s + (steps * self._linear_step_s + self._slope_s * series)
+        if steps <= flat:
+            return self._zero_s + steps * self._flat_step_s
+        series = (steps * (steps + 1) - flat * (flat + 1)) // 2
+        linear_s = (steps - flat) * self._linear_step_s + self._slope_s * series
+        return self._zero_s + (flat * self._flat_step_s + linear_s)
+
+    def steps_done(self, now: float) -> int:
+        """How many steps are done at ``now``."""
+        elapsed_s = now - self._zero_s
+        if elapsed_s <= 0.0:
+            return 0
+        flat = self._flat_steps
+        rest_s = elapsed_s - flat * self._flat_step_s
+        if rest_s < 0.0 or flat >= self.steps:
+            steps = int(elapsed_s / self._flat_step_s)
+        else:
+            # slope/2 i^2 + first i = rest, solved in the form that stands a slope of 0
+            slope_s = self._slope_s
+            first_s = self._linear_step_s + slope_s * (flat + 0.5)
+            steps = flat + int(2.0 * rest_s / (first_s + sqrt(first_s * first_s + 2.0 * slope_s * rest_s)))
+        if steps > self.steps:
+            steps = self.steps
+        # Rounding may put the root one step off.
+        if steps < self.steps and self.at(steps + 1) <= now:
+            return steps + 1
+        if steps > 0 and self.at(steps) > now:
+            return steps - 1
+        return steps
+
+    def steps_until(self, now: float) -> int:
+        """The first step that ends at or after ``now``, at least 1."""
+        steps = self.steps_done(now)
+        return steps + 1 if steps == 0 or self.at(steps) < now else steps
+
+    def duration_s(self, step: int) -> float:
+        """Of one step, from 1."""
+        prefill = self.prefill if step == 1 else 0
+        return self.profile.step_s(self.batch, self.context + step * self.batch, prefill)
+
+    def count_into(self, counts: dict[int, int]) -> None:
+        """Add the duration of every step to a histogram {gap_bucket: count}."""
+        first = gap_bucket(self.duration_s(1))
+        counts[first] = counts.get(first, 0) + 1
+        step, last = 2, self.steps
+        while step <= last:
+            # The steps only get longer: those of one bucket lie side by side.
+            bucket = gap_bucket(self.duration_s(step))
+            after = last + 1
+            if gap_bucket(self.duration_s(last)) != bucket:
+                steps = range(step, after)
+                after = step + bisect_right(steps, bucket, key=lambda j: gap_bucket(self.duration_s(j)))
+            counts[bucket] = counts.get(bucket, 0) + after - step
+            step = after
