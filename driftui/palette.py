@@ -1,0 +1,77 @@
+"""The colours of the screen, and the Rich styles made of them.
+
+Everything drawn by ``render_line`` uses these styles; ``THEME`` hands the same colours to the style sheet.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from rich.style import Style
+from textual.theme import Theme
+
+BACKGROUND = "#0b0e14"
+SURFACE = "#151b29"  # status line, footer
+RAISED = "#1c2740"  # the row under the cursor
+FRAME = "#2b3650"
+GRID = "#333c4f"
+FAINT = "#5d6880"
+TEXT = "#c6ccd8"
+TITLE = "#8fa5cc"
+BRIGHT = "#ffffff"
+
+CYAN = "#4cc9f0"
+PINK = "#f72585"
+YELLOW = "#ffe14d"
+GREEN = "#7ee787"
+ORANGE = "#ff9f1c"
+VIOLET = "#b388ff"
+TEAL = "#64dfcf"
+SALMON = "#f5978e"
+BLUE = "#6ea8fe"
+LIME = "#c3e88d"
+RED = "#ff6b6b"
+
+GOOD = GREEN
+WARN = YELLOW
+BAD = RED
+
+# A tenant keeps the colour of its place in the order of first appearance.
+TENANTS = (CYAN, PINK, YELLOW, GREEN, ORANGE, VIOLET, TEAL, SALMON, BLUE, LIME)
+
+# Symbol and colour of each kind of notice.
+KINDS: dict[str, tuple[str, str]] = {
+    "policy": ("◆", ORANGE),
+    "scenario": ("■", VIOLET),
+    "drift": ("▲", RED),
+    "slo": ("▲", YELLOW),
+    "engine": ("●", CYAN),
+    "tenant": ("●", TEAL),
+    "limits": ("●", TEAL),
+    "pause": ("‖", YELLOW),
+    "record": ("●", GREEN),
+    "error": ("✖", RED),
+}
+OTHER_KIND = ("·", FAINT)
+
+
+@cache
+def ink(color: str, *, on: str = BACKGROUND, bold: bool = False) -> Style:
+    """The Rich style of a colour on a background; one object each, so that its escape is cached."""
+    return Style(color=color, bgcolor=on, bold=bold)
+
+
+THEME = Theme(
+    name="drift",
+    primary=CYAN,
+    secondary=VIOLET,
+    accent=ORANGE,
+    warning=YELLOW,
+    error=RED,
+    success=GREEN,
+    foreground=TEXT,
+    background=BACKGROUND,
+    surface=SURFACE,
+    panel=SURFACE,
+    variables={"frame": FRAME, "faint": FAINT, "raised": RAISED, "title": TITLE},
+)

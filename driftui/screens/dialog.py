@@ -1,0 +1,57 @@
+"""What the dialogs share: a framed box over the dimmed run, with its keys in the frame."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widget import Widget
+from textual.widgets import Static
+
+from driftui.clean import pad
+from driftui.commands import hints
+
+if TYPE_CHECKING:
+    from driftui.app import DriftApp
+
+
+class Dialog(ModalScreen[None]):
+    """A modal box. Subclasses yield its ``content`` and name their place in the command registry."""
+
+    WHERE = ""
+    HEADING = ""
+
+    @property
+    def drift(self) -> DriftApp:
+        return cast("DriftApp", self.app)
+
+    def content(self) -> list[Widget]:
+        raise NotImplementedError
+
+    def compose(self) -> ComposeResult:
+        box = VerticalScroll(*self.content(), id="box", can_focus=False)
+        box.border_title = Content(self.HEADING)
+        box.border_subtitle = Content(hints(self.WHERE))
+        yield box
+
+    async def action_dismiss(self, result: None = None) -> None:
+        self.dismiss(None)
+
+
+def plain(text: str, *, id: str | None = None, classes: str | None = None) -> Static:
+    """A text that is never parsed as markup."""
+    return Static(Content(text), id=id, classes=classes, markup=False)
+
+
+def entry(name: str, summary: str, mark: str = "") -> Text:
+    """A line of a list: a name, what it is, and a mark such as "● now"; cleaned, never parsed."""
+    line = Text(no_wrap=True, overflow="ellipsis", end="")
+    line.append(pad(name, 16) + " ")
+    line.append(pad(summary, 58).rstrip(), style="#8fa5cc")
+    if mark:
+        line.append(f"   {mark}", style="#7ee787")
+    return line

@@ -1,0 +1,70 @@
+"""The injector: a scenario from the list, or a quick burst of one tenant."""
+
+from __future__ import annotations
+
+from textual.containers import Horizontal
+from textual.content import Content
+from textual.widget import Widget
+from textual.widgets import Input, OptionList
+from textual.widgets.option_list import Option
+
+from driftui.clean import clean
+from driftui.commands import bindings
+from driftui.screens.dialog import Dialog, entry, plain
+from driftui.screens.parse import FieldError, positive
+
+
+class InjectScreen(Dialog):
+    """Enter on a scenario adds its load from now on; Enter in the form sends a burst."""
+
+    BINDINGS = bindings("inject")
+    WHERE = "inject"
+    HEADING = "Inject load"
+
+    def __init__(self, tenant: str | None) -> None:
+        super().__init__()
+        self._tenant = tenant  # under the cursor in the table: the burst is its
+
+    def content(self) -> list[Widget]:
+        scenarios = self.drift.feed.scenarios()
+        self._scenarios = list(scenarios)
+        self.options = OptionList(
+            *(Option(entry(name, summary)) for name, summary in scenarios.items()), markup=False, id="list"
+        )
+        if self._scenarios:
+            self.options.highlighted = 0
+        self.rate = Input("40", id="rate", compact=True, type="text")
+        self.seconds = Input("10", id="seconds", compact=True, type="text")
+        self.error = plain("", id="error")
+        if self._tenant is None:
+            return [self.options, self.error]
+        name = clean(self._tenant, 24)
+        return [
+            self.options,
+            plain(f"Or a burst of {name} (tab):", classes="note"),
+            Horizontal(plain("requests/s", classes="label"), self.rate, classes="row"),
+            Horizontal(plain("seconds", classes="label"), self.seconds, classes="row"),
+            self.error,
+        ]
+
+    def on_option_list_option_selected(self) -> None:
+        self.action_apply()
+
+    def on_input_submitted(self) -> None:
+        self.action_apply()
+
+    def action_apply(self) -> None:
+        feed = self.drift.feed
+        if self.focused in (self.rate, self.seconds) and self._tenant is not None:
+            try:
+                rate = positive("requests/s", self.rate.value)
+                seconds = positive("seconds", self.seconds.value)
+            except FieldError as error:
+                self.error.update(Content(str(error)))
+                return
+            done = self.drift.ask(feed.burst, self._tenant, rate, seconds)
+        else:
+            index = self.options.highlighted
+            done = index is not None and self.drift.ask(feed.inject, self._scenarios[index])
+        if done:
+            self.dismiss(None)

@@ -1,0 +1,243 @@
+"""The main screen: status, tenants, charts, events, keys."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from textual.app import ComposeResult
+from textual.containers import Container
+from textual.screen import Screen
+from textual.widgets import Input
+
+from driftui import figures, layout, palette
+from driftui.commands import bindings
+from driftui.screens.help import HelpScreen
+from driftui.screens.inject import InjectScreen
+from driftui.screens.policy import PolicyScreen
+from driftui.screens.tenant import TenantScreen
+from driftui.widgets.chart import Chart, Marker, Moment, Series
+from driftui.widgets.events import EventList
+from driftui.widgets.footer import KeyLine
+from driftui.widgets.status import StatusLine
+from driftui.widgets.tenants import TenantsTable, next_sort
+from scheduler.live.view import View
+
+if TYPE_CHECKING:
+    from driftui.app import DriftApp
+
+WINDOWS_S = (30.0, 60.0, 120.0, 300.0, 600.0)
+MOST_LINES = 8  # tenants drawn in one chart
+
+
+@dataclass(slots=True)
+class Display:
+    """What the operator chose to see; none of it touches the run."""
+
+    window: int = 1  # index into WINDOWS_S
+    latency: str = "e2e"
+    chart: int = 0  # the chart asked for last
+    maximised: bool = False
+    frozen: View | None = None
+
+
+class MainScreen(Screen[None]):
+    """Everything at a glance. ``show`` is called by the app's one timer."""
+
+    BINDINGS = bindings("main")
+    AUTO_FOCUS = ""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.shown = Display()
+        self._view: View | None = None
+        self._arranged: object = None
+        self.charts = (
+            Chart("Queue depth by tenant", "1", 0.0, 4.0, figures.count, id="chart-queue"),
+            Chart("Latency", "2", 0.0, 0.5, lambda value: figures.seconds(value) + "s", id="chart-latency"),
+            Chart("Drift: actual / estimated", "3", 0.5, 1.5, figures.ratio, id="chart-drift"),
+            Chart("Bias: learned multiplier", "4", 0.5, 1.5, figures.ratio, id="chart-bias"),
+        )
+
+    @property
+    def drift(self) -> DriftApp:
+        return cast("DriftApp", self.app)
+
+    def compose(self) -> ComposeResult:
+        self.status = StatusLine(id="status")
+        self.tenants = TenantsTable(id="tenants")
+        self.panes = Container(*self.charts, id="charts")
+        self.events = EventList(id="events")
+        self.filter_input = Input(placeholder="part of a tenant's name", id="filter", compact=True)
+        yield self.status
+        yield self.tenants
+        yield self.panes
+        yield self.events
+        yield self.filter_input
+        yield KeyLine(id="keys")
+
+    def on_mount(self) -> None:
+        self.filter_input.display = False
+        self.drift.tick()
+
+    def on_resize(self) -> None:
+        self._show_again()
+        self.call_after_refresh(self._show_again)
+
+    def _on_timer_update(self) -> None:
+        # Textual paints here; the time is measured so that the screen can pace itself.
+        began_s = time.thread_time()
+        super()._on_timer_update()
+        self.drift.spent(time.thread_time() - began_s)
+
+    def show(self, view: View) -> None:
+        """Show this frame; while frozen only the status line follows the run."""
+        self._view = view
+        self._show_again()
+
+    def _show_again(self) -> None:
+        if self._view is None or not self.is_mounted:
+            return
+        app, view = self.drift, self._view
+        shown = self.shown.frozen or view
+        self.status.show(view, frozen=self.shown.frozen is not None, leaving=app.leaving, cost=app.cost)
+        self._arrange(len(shown.snapshot.tenants))
+        self.tenants.show(shown.snapshot, app.history)
+        self._show_charts(shown)
+        if self.shown.frozen is None:
+            self.events.show(list(app.history.notices))
+
+    def _arrange(self, tenants: int) -> None:
+        width, height = self.size
+        plan = layout.plan(width, height, tenants, maximised=self.shown.maximised)
+        chosen = layout.choose(plan.charts, self.shown.chart)
+        arranged = (plan, tuple(chosen))
+        if arranged == self._arranged:
+            return
+        self._arranged = arranged
+        self.tenants.styles.height = plan.tenants
+        self.events.styles.height = plan.events
+        self.events.display = plan.events > 0
+        self.panes.display = plan.charts > 0
+        self.panes.styles.grid_size_columns = max(1, plan.columns)
+        self.panes.styles.grid_size_rows = max(1, plan.rows)
+        for index, chart in enumerate(self.charts):
+            chart.display = index in chosen
+
+    def _show_charts(self, view: View) -> None:
+        history = self.drift.history
+        tenants = sorted(view.snapshot.tenants, key=lambda tenant: -tenant.submitted)[:MOST_LINES]
+        selected = self.tenants.selected
+        if selected is not None and all(tenant.name != selected.name for tenant in tenants):
+            tenants = [*tenants[: MOST_LINES - 1], selected]
+        # The line drawn last lies on top: the tenant under the cursor.
+        tenants.sort(key=lambda tenant: (tenant is selected, history.colour_index(tenant.name)))
+        markers = tuple(
+            Marker(notice.at_s, palette.KINDS.get(notice.kind, palette.OTHER_KIND)[1])
+            for notice in history.notices
+            if notice.marker
+        )
+        moment = Moment(view.snapshot.now, WINDOWS_S[self.shown.window], markers)
+        for chart, key in zip(self.charts, ("queue", "", "drift", "bias"), strict=True):
+            if key:
+                chart.show(
+                    history,
+                    [
+                        Series(
+                            key,
+                            tenant.name,
+                            tenant.name,
+                            palette.TENANTS[history.colour_index(tenant.name) % len(palette.TENANTS)],
+                            tenant is selected,
+                        )
+                        for tenant in tenants
+                    ],
+                    moment,
+                )
+        latency = self.shown.latency
+        self.charts[1].title = f"Latency, all tenants ({latency.upper()}, s)"
+        lines = (("p50", palette.GREEN), ("p95", palette.YELLOW), ("p99", palette.RED))
+        series = [Series(f"{latency}_{name}", None, name, colour) for name, colour in lines]
+        self.charts[1].show(history, series, moment)
+
+    def action_policy(self) -> None:
+        self.app.push_screen(PolicyScreen())
+
+    def action_undo(self) -> None:
+        self.drift.ask(self.drift.feed.undo_policy)
+
+    def action_inject(self) -> None:
+        self.app.push_screen(InjectScreen(self.tenants.cursor))
+
+    def action_freeze(self) -> None:
+        self.shown.frozen = None if self.shown.frozen is not None else self._view
+        self._show_again()
+
+    def action_pause(self) -> None:
+        feed = self.drift.feed
+        self.drift.ask(feed.resume if feed.view().snapshot.paused else feed.pause)
+
+    def action_tenant(self) -> None:
+        selected = self.tenants.selected
+        if selected is not None:
+            self.app.push_screen(TenantScreen(selected.name))
+
+    def on_tenants_table_chosen(self) -> None:
+        self.action_tenant()
+
+    def action_row(self, by: int) -> None:
+        self.tenants.move(by)
+        self._show_again()
+
+    def action_sort(self) -> None:
+        self.tenants.sort = next_sort(self.tenants.sort)
+        self.tenants.show_again()
+
+    def action_latency(self) -> None:
+        self.shown.latency = self.tenants.latency = "ttft" if self.shown.latency == "e2e" else "e2e"
+        self._show_again()
+
+    def action_chart(self, index: int) -> None:
+        """Where all charts fit: maximise this one, or go back. Where they do not: show this one."""
+        if self._view is None:
+            return
+        width, height = self.size
+        tenants = len((self.shown.frozen or self._view).snapshot.tenants)
+        everything = layout.plan(width, height, tenants).charts == len(self.charts)
+        self.shown.maximised = everything and not (self.shown.maximised and self.shown.chart == index)
+        self.shown.chart = index
+        self._rearrange()
+
+    def action_restore(self) -> None:
+        self.shown.maximised = False
+        self.filter_input.value = ""
+        self._close_filter()
+
+    def action_window(self, by: int) -> None:
+        self.shown.window = max(0, min(len(WINDOWS_S) - 1, self.shown.window + by))
+        self._show_again()
+
+    def action_help(self) -> None:
+        self.app.push_screen(HelpScreen())
+
+    def action_filter(self) -> None:
+        self.filter_input.display = True
+        self.filter_input.focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        self.tenants.needle = event.value.strip()
+        self.tenants.show_again()
+
+    def on_input_submitted(self) -> None:
+        self._close_filter()
+
+    def _close_filter(self) -> None:
+        self.filter_input.display = False
+        self.set_focus(None)
+        self._rearrange()
+
+    def _rearrange(self) -> None:
+        self._show_again()
+        # Sizes are known only after the layout; what was hidden has nothing drawn yet.
+        self.call_after_refresh(self._show_again)

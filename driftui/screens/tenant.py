@@ -1,0 +1,122 @@
+"""One tenant: what is known of it, and the few things that can be changed while it runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import isfinite
+
+from textual.containers import Horizontal
+from textual.content import Content
+from textual.widget import Widget
+from textual.widgets import Input, Static
+
+from driftui import figures
+from driftui.clean import clean
+from driftui.commands import bindings
+from driftui.screens.dialog import Dialog, plain
+from driftui.screens.parse import FieldError, bound, positive, seconds_bound
+from scheduler.core.types import Limits, Percentiles, TenantSnapshot
+
+_FORM = (
+    ("weight", "weight"),
+    ("max_queued", "max queued"),
+    ("max_in_flight", "max in flight"),
+    ("ttl_s", "ttl, seconds"),
+)
+
+
+def _latency(name: str, latency: Percentiles, objective_s: float) -> str:
+    goal = f"   objective {figures.seconds(objective_s)} s" if isfinite(objective_s) else ""
+    values = "  ".join(f"{p} {figures.seconds(getattr(latency, p))}" for p in ("p50", "p95", "p99", "max"))
+    return f"{name:<10}{values}{goal}"
+
+
+def facts(tenant: TenantSnapshot) -> str:
+    """Everything about a tenant, in lines; latencies in seconds over the metrics window."""
+    learned = "converged" if tenant.converged else "still moving"
+    return "\n".join(
+        [
+            f"{'tier':<10}{clean(tenant.tier, 20)}",
+            f"{'queue':<10}{tenant.queued} requests, {figures.count(tenant.queued_tokens)} tokens, "
+            f"oldest waits {figures.seconds(tenant.oldest_wait_s)} s",
+            f"{'in flight':<10}{tenant.in_flight}",
+            f"{'requests':<10}{tenant.submitted} submitted, {tenant.finished} finished, "
+            f"{tenant.ended_otherwise} ended otherwise",
+            f"{'served':<10}{figures.percent(tenant.share)} of tokens, "
+            f"{figures.count(tenant.tokens_per_s)} tokens/s",
+            _latency("TTFT", tenant.ttft, tenant.slo.ttft_s),
+            _latency("E2E", tenant.e2e, tenant.slo.e2e_s),
+            f"{'SLO met':<10}{figures.percent(tenant.slo_share)}",
+            f"{'drift':<10}{figures.ratio(tenant.drift_ratio)}  "
+            f"(estimated {figures.count(tenant.estimated_tokens)}, "
+            f"actual {figures.count(tenant.actual_tokens)} tokens; "
+            f"{figures.percent(tenant.capped_share)} capped)",
+            f"{'bias':<10}{figures.ratio(tenant.bias)}, {learned}",
+        ]
+    )
+
+
+class TenantScreen(Dialog):
+    """Inspector and editor. An empty bound is no bound; limits not in the form stay as they are."""
+
+    BINDINGS = bindings("tenant")
+    WHERE = "tenant"
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__()
+        self._tenant = tenant
+        self.HEADING = f"Tenant {clean(tenant, 32)}"
+
+    def _find(self) -> TenantSnapshot | None:
+        tenants = self.drift.feed.view().snapshot.tenants
+        return next((tenant for tenant in tenants if tenant.name == self._tenant), None)
+
+    def content(self) -> list[Widget]:
+        tenant = self._find()
+        self._facts: Static = plain("", id="facts")
+        self.error: Static = plain("", id="error")
+        self.inputs: dict[str, Input] = {}
+        rows: list[Widget] = []
+        for field, label in _FORM:
+            value = None
+            if tenant is not None:
+                value = tenant.weight if field == "weight" else getattr(tenant.limits, field)
+            text = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+            self.inputs[field] = Input(text, placeholder="no bound", id=field, compact=True)
+            rows.append(Horizontal(plain(label, classes="label"), self.inputs[field], classes="row"))
+        return [self._facts, *rows, self.error]
+
+    def on_mount(self) -> None:
+        self._follow()
+        self.set_interval(1.0, self._follow)
+
+    def _follow(self) -> None:
+        tenant = self._find()
+        text = facts(tenant) if tenant is not None else "This tenant is gone."
+        self._facts.update(Content(text))
+
+    def on_input_submitted(self) -> None:
+        self.action_apply()
+
+    def action_apply(self) -> None:
+        tenant = self._find()
+        if tenant is None:
+            return
+        try:
+            weight = positive("weight", self.inputs["weight"].value)
+            limits = replace(
+                tenant.limits,
+                max_queued=bound("max queued", self.inputs["max_queued"].value),
+                max_in_flight=bound("max in flight", self.inputs["max_in_flight"].value),
+                ttl_s=seconds_bound("ttl", self.inputs["ttl_s"].value),
+            )
+        except FieldError as error:
+            self.error.update(Content(str(error)))
+            return
+        changed: dict[str, float | Limits] = {}
+        if weight != tenant.weight:
+            changed["weight"] = weight
+        if limits != tenant.limits:
+            changed["limits"] = limits
+        if not changed or self.drift.ask(self.drift.feed.set_tenant, self._tenant, **changed):
+            self.dismiss(None)

@@ -1,0 +1,170 @@
+"""The terminal: a driver that never blocks the event loop, and sole ownership of the tty.
+
+The engine shares this process and this loop. So a terminal that stops reading must cost frames, never
+time, and whatever an engine's child prints must land in a log file, never on the screen.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Empty, Full, Queue
+from typing import Any
+
+from textual.drivers.linux_driver import LinuxDriver
+
+_PENDING_WRITES = 64  # a frame is up to three writes; start-up makes about twenty at once
+_STOP_WAIT_S = 1.0  # how long a terminal may take to swallow the last writes
+
+
+class FrameWriter(threading.Thread):
+    """Writes to the terminal in the background; ``write`` never waits.
+
+    What the terminal does not take in time is dropped. Once everything kept has been written after a loss,
+    ``on_drained`` is called, in this thread, so that the whole screen can be painted again.
+    """
+
+    def __init__(self, fd: int, on_drained: Callable[[], None], pending: int = _PENDING_WRITES) -> None:
+        super().__init__(daemon=True, name="terminal-writer")
+        self._fd = fd
+        self._on_drained = on_drained
+        self._queue: Queue[bytes | None] = Queue(pending)
+        self._lost = False
+
+    def write(self, text: str) -> None:
+        try:
+            self._queue.put_nowait(text.encode("utf-8", "replace"))
+        except Full:
+            self._lost = True
+
+    def run(self) -> None:
+        # os.write, not a file: a daemon thread that dies holding a file's lock takes the interpreter along.
+        while (data := self._queue.get()) is not None:
+            try:
+                while data:
+                    data = data[os.write(self._fd, data) :]
+            except OSError:  # the terminal is gone; whoever owns the run hears of it by SIGHUP
+                return
+            if self._lost and self._queue.empty():
+                self._lost = False
+                self._on_drained()
+
+    def discard(self) -> None:
+        """Forget what is not written yet, to make room for what must be."""
+        try:
+            while True:
+                self._queue.get_nowait()
+        except Empty:
+            pass
+
+    def stop(self) -> None:
+        """Write what is left, if the terminal takes it, and end."""
+        try:
+            self._queue.put(None, timeout=_STOP_WAIT_S)
+        except Full:
+            return
+        self.join(_STOP_WAIT_S)
+
+
+class DriftDriver(LinuxDriver):
+    """Textual's driver, but its writer drops frames, and it never suspends: the engine would stop too."""
+
+    _writer: FrameWriter | None = None
+
+    @property
+    def _tty_fd(self) -> int:
+        assert self._file is not None, "the dashboard needs a terminal"
+        return self._file.fileno()
+
+    @property
+    def can_suspend(self) -> bool:
+        return False
+
+    def _sigtstp_application(self, *_: object) -> None:
+        """Ctrl-Z from outside: the run goes on."""
+
+    def _sigcont_application(self, *_: object) -> None:
+        """Somebody stopped the process for good (SIGSTOP) and woke it: what the screen holds is unknown."""
+        self._ask_for_repaint()
+
+    def _get_terminal_size(self) -> tuple[int, int]:
+        # Asked of the terminal itself: COLUMNS and LINES in the environment do not follow a resize.
+        try:
+            return os.get_terminal_size(self._tty_fd)
+        except OSError:
+            return 80, 24
+
+    def start_application_mode(self) -> None:
+        # The stock driver makes its own writer at this point; ours stands in from the first byte.
+        self._writer = FrameWriter(self._tty_fd, self._ask_for_repaint)
+        self._writer.start()
+        super().start_application_mode()  # type: ignore[no-untyped-call]
+        if self._writer_thread is not None:  # started and never used
+            self._writer_thread.stop()
+            self._writer_thread = None
+
+    def write(self, data: str) -> None:
+        if self._writer is not None:
+            self._writer.write(data)
+
+    def stop_application_mode(self) -> None:
+        if self._writer is not None:
+            self._writer.discard()
+        super().stop_application_mode()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.stop()
+            self._writer = None
+
+    def _ask_for_repaint(self) -> None:
+        self._loop.call_soon_threadsafe(self._app.refresh)
+
+
+@contextmanager
+def kept_signals() -> Iterator[None]:
+    """Put back the handlers that the driver replaces for good."""
+    names = (signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH, signal.SIGTTOU, signal.SIGTTIN)
+    before: list[tuple[signal.Signals, Any]] = [(name, signal.getsignal(name)) for name in names]
+    try:
+        yield
+    finally:
+        for name, handler in before:
+            signal.signal(name, handler)
+
+
+@contextmanager
+def own_terminal(log_path: Path) -> Iterator[None]:
+    """Keep the terminal for the dashboard: everything else that writes to fds 1 and 2 goes to ``log_path``.
+
+    To be entered before the app starts and before an engine spawns children, which inherit the log. Textual
+    draws on ``sys.__stderr__`` and asks ``sys.__stdout__`` for the size: both become a copy of the tty
+    meanwhile. At the end everything is as it was, and one line on stderr says where the log is.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    log_fd = os.open(log_path, flags, 0o600)
+    os.fchmod(log_fd, 0o600)  # engines may log prompts; the file may have been there before
+    stdout_fd, stderr_fd = os.dup(1), os.dup(2)
+    before = (sys.__stdout__, sys.__stderr__)
+    tty = open(stderr_fd if os.isatty(stderr_fd) else stdout_fd, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    try:
+        os.dup2(log_fd, 1)
+        os.dup2(log_fd, 2)
+        sys.__stdout__ = sys.__stderr__ = tty  # type: ignore[misc]
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.__stdout__, sys.__stderr__ = before  # type: ignore[misc]
+        os.dup2(stdout_fd, 1)
+        os.dup2(stderr_fd, 2)
+        for fd in (log_fd, stdout_fd, stderr_fd):
+            os.close(fd)
+        print(f"log: {log_path}", file=sys.stderr)

@@ -1,0 +1,175 @@
+"""A braille chart over time: several series, dashed grid, vertical markers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from rich.cells import cell_len
+from rich.segment import Segment
+from rich.style import Style
+
+from driftui import figures, palette
+from driftui.clean import clean
+from driftui.feed import Floats, Grid, History
+from driftui.palette import ink
+from driftui.widgets.canvas import Panel
+from driftui.widgets.raster import BRAILLE, Raster, scale
+
+LABEL_CELLS = 5  # of the vertical axis
+_LINES_AROUND = 2  # legend above, time axis below
+
+
+class Series(NamedTuple):
+    """What to draw: a series of the history (of one tenant or of all), under a name, in a colour."""
+
+    key: str
+    tenant: str | None
+    name: str  # as in the legend
+    colour: str
+    strong: bool = False  # of the tenant under the cursor
+
+
+class Marker(NamedTuple):
+    """A vertical line at an instant of the run's clock."""
+
+    at_s: float
+    colour: str
+
+
+class Moment(NamedTuple):
+    """The stretch of time that all charts share."""
+
+    now: float
+    window_s: float
+    markers: tuple[Marker, ...]
+
+
+class Chart(Panel):
+    """One pane. ``show`` compares what is asked with what is drawn, and redraws only for a new dot column."""
+
+    def __init__(
+        self, title: str, hotkey: str, low: float, high: float, unit: Callable[[float], str], *, id: str
+    ) -> None:
+        super().__init__(id=id)
+        self.title = title
+        self.hotkey = hotkey
+        self._least = (low, high)  # the axis never spans less
+        self._unit = unit
+        self._history: History | None = None
+        self._series: Sequence[Series] = ()
+        self._moment = Moment(0.0, 60.0, ())
+        self._drawn: object = None
+        self._lines: list[list[Segment]] = []
+
+    def show(self, history: History, series: Sequence[Series], moment: Moment) -> None:
+        """Draw this from now on."""
+        if not self.display:
+            self._drawn = None
+            return
+        self._history, self._series, self._moment = history, series, moment
+        cells = self._plot_width
+        if cells <= 0:
+            return
+        grid = Grid.ending(moment.now, moment.window_s, 2 * cells)
+        # A window of minutes has seconds to a column; the newest column and the legend still follow.
+        asked = (grid, self.size, tuple(series), moment.markers, int(moment.now), self.title)
+        if asked != self._drawn:
+            self._drawn = asked
+            self._paint(history, grid)
+            self.redraw()
+
+    def on_resize(self) -> None:
+        if self._history is not None:
+            self.show(self._history, self._series, self._moment)
+
+    @property
+    def _plot_width(self) -> int:
+        return self.inner_width - LABEL_CELLS - 2
+
+    def body(self, y: int, width: int) -> Sequence[Segment]:
+        if y < len(self._lines):
+            return self._lines[y]
+        return [Segment(" " * width, ink(palette.TEXT))]
+
+    def _paint(self, history: History, grid: Grid) -> None:
+        width = self._plot_width
+        height = self.inner_height - _LINES_AROUND
+        values = [history.buckets(s.key, grid, s.tenant) for s in self._series]
+        self._lines = [self._legend(values)]
+        if height < 1:
+            return
+        low, high, ticks = scale(values, *self._least, rows=height)
+        raster = Raster(width, height)
+        for index, line in enumerate(values):
+            raster.plot(index, line, low, high)
+        labels: dict[int, str] = {}
+        for tick in ticks:
+            row = round((high - tick) / (high - low) * (4 * height - 1)) // 4
+            labels[row] = figures.plain(tick)
+        markers = {}
+        for marker in self._moment.markers:
+            place = grid.place(marker.at_s)
+            if place is not None:
+                markers[place // 2] = ink(marker.colour)
+        colours = [ink(s.colour) for s in self._series]
+        for row in range(height):
+            self._lines.append(self._row(raster, row, labels.get(row), markers, colours))
+        self._lines.append(self._time_axis(width))
+
+    def _row(
+        self, raster: Raster, row: int, label: str | None, markers: dict[int, Style], colours: Sequence[Style]
+    ) -> list[Segment]:
+        faint, grid_ink = ink(palette.FAINT), ink(palette.GRID)
+        axis = "┤" if label is not None else "│"
+        line = [Segment((label or "").rjust(LABEL_CELLS), faint), Segment(axis, grid_ink)]
+        ground = "╌" if label is not None else " "
+        run, style = "", grid_ink
+        bits, owner = raster.bits[row], raster.owner[row]
+        for x in range(raster.width):
+            if bits[x]:
+                char, wanted = chr(BRAILLE + bits[x]), colours[owner[x]]
+            elif x in markers:
+                char, wanted = "┊", markers[x]
+            else:
+                char, wanted = ground, grid_ink
+                if ground == " ":  # a blank has no colour of its own: no new segment for it
+                    wanted = style
+            if wanted is not style:
+                if run:
+                    line.append(Segment(run, style))
+                run, style = "", wanted
+            run += char
+        line.append(Segment(run + " ", style))
+        return line
+
+    def _legend(self, values: Sequence[Floats]) -> list[Segment]:
+        width = self.inner_width
+        line = [Segment(" " * (LABEL_CELLS - 3), ink(palette.FAINT))]
+        used = LABEL_CELLS - 3
+        for series, shown in zip(self._series, values, strict=True):
+            known = shown[np.isfinite(shown)]
+            now = self._unit(float(known[-1])) if len(known) else figures.NOTHING
+            text = f"{clean(series.name, 16)} {now}"
+            cells = cell_len(text) + 5
+            if used + cells > width:
+                break
+            line.append(Segment(" ━ ", ink(series.colour)))
+            line.append(Segment(text + "  ", ink(palette.BRIGHT if series.strong else palette.FAINT)))
+            used += cells
+        line.append(Segment(" " * (width - used), ink(palette.FAINT)))
+        return line
+
+    def _time_axis(self, width: int) -> list[Segment]:
+        parts = 4 if width >= 40 else 2 if width >= 20 else 1
+        text = [" "] * (width + 1)
+        for part in range(parts):
+            label = "-" + figures.span(self._moment.window_s * (parts - part) / parts)
+            at = round(width * part / parts)
+            if at:
+                at -= len(label) // 2
+            text[at : at + len(label)] = label
+        text[width - 3 : width] = "now"
+        axis = " " * LABEL_CELLS + "└"
+        return [Segment(axis, ink(palette.GRID)), Segment("".join(text)[: width + 1], ink(palette.FAINT))]

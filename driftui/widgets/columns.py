@@ -1,0 +1,173 @@
+"""The columns of the tenants table: what each shows, how wide it is, and which give way first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf, isfinite, isnan
+
+import numpy as np
+
+from driftui import figures, palette
+from driftui.clean import clean
+from driftui.feed import Floats
+from scheduler.core.types import Percentiles, TenantSnapshot
+
+Cell = tuple[str, str]  # text and colour
+
+_BARS = " ▁▂▃▄▅▆▇█"
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tenant and what its cells need beside the snapshot."""
+
+    tenant: TenantSnapshot
+    colour: str
+    latency: str  # "e2e" or "ttft"
+    queue: Floats  # last minute, for the sparklines
+    drift: Floats
+
+    @property
+    def percentiles(self) -> Percentiles:
+        return self.tenant.e2e if self.latency == "e2e" else self.tenant.ttft
+
+    @property
+    def objective_s(self) -> float:
+        return self.tenant.slo.e2e_s if self.latency == "e2e" else self.tenant.slo.ttft_s
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """``keep`` says how dearly: a narrow screen leaves out the columns with the smallest."""
+
+    title: str
+    width: int
+    keep: int
+    cell: Callable[[Row, int], Cell]
+    align: str = ">"
+    order: Callable[[TenantSnapshot], float] | None = None  # what sorting by it means, largest first
+
+
+def spark(values: Floats, low: float, high: float) -> str:
+    """A row of bars, one per value; NaN is a blank, and what is there shows at least the lowest bar."""
+    if high <= low:
+        high = low + 1
+    levels = 1 + np.clip((values - low) / (high - low), 0, 1) * 7
+    return "".join(" " if isnan(level) else _BARS[round(level)] for level in levels.tolist())
+
+
+def bar(share: float, width: int) -> str:
+    """A horizontal bar, filled to ``share``, in eighths of a cell."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8) if isfinite(share) else 0
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(width)
+
+
+def _graded(value: float, warn: float, bad: float, neutral: str = palette.TEXT) -> str:
+    if isnan(value) or value < warn:
+        return neutral
+    return palette.WARN if value < bad else palette.BAD
+
+
+def _queue(row: Row, width: int) -> Cell:
+    tenant = row.tenant
+    objective = tenant.slo.ttft_s if isfinite(tenant.slo.ttft_s) else tenant.slo.e2e_s
+    wait = tenant.oldest_wait_s / objective if isfinite(objective) else 0.0
+    fill = tenant.queued / tenant.limits.max_queued if tenant.limits.max_queued else 0.0
+    return figures.count(tenant.queued), _graded(max(wait, fill), 0.5, 0.95)
+
+
+def _percentile(name: str) -> Callable[[Row, int], Cell]:
+    def cell(row: Row, width: int) -> Cell:
+        value: float = getattr(row.percentiles, name)
+        objective = row.objective_s if name != "p50" else inf
+        return figures.seconds(value), _graded(value, 0.8 * objective, objective)
+
+    return cell
+
+
+def _slo(row: Row, width: int) -> Cell:
+    share = row.tenant.slo_share
+    if isnan(share):
+        return figures.NOTHING, palette.FAINT
+    colour = palette.GOOD if share >= 0.95 else palette.WARN if share >= 0.9 else palette.BAD
+    return figures.percent(share), colour
+
+
+def _drift(row: Row, width: int) -> Cell:
+    ratio = row.tenant.drift_ratio
+    if isnan(ratio):
+        return figures.NOTHING, palette.FAINT
+    off = max(ratio, 1 / ratio) if ratio > 0 else inf
+    return figures.ratio(ratio), palette.GOOD if off < 1.15 else palette.WARN if off < 1.5 else palette.BAD
+
+
+def _count(name: str, colour: str = palette.TEXT) -> Callable[[Row, int], Cell]:
+    return lambda row, width: (figures.count(getattr(row.tenant, name)), colour)
+
+
+def _queue_spark(row: Row, width: int) -> Cell:
+    known = row.queue[np.isfinite(row.queue)]
+    return spark(row.queue, 0, max(8.0, float(known.max()) if len(known) else 0.0)), row.colour
+
+
+def _drift_spark(row: Row, width: int) -> Cell:
+    known = row.drift[np.isfinite(row.drift)]
+    return spark(row.drift, 0, max(2.0, float(known.max()) if len(known) else 0.0)), row.colour
+
+
+def _converged(row: Row, width: int) -> Cell:
+    return ("ok", palette.GOOD) if row.tenant.converged else ("…", palette.WARN)
+
+
+TENANT = "tenant"
+QUEUE_SPARK = "queue 60s"
+DRIFT_SPARK = "drift 60s"
+
+COLUMNS: tuple[Column, ...] = (
+    Column(TENANT, 14, 99, lambda r, w: (clean(r.tenant.name, w), r.colour), "<"),
+    Column("tier", 8, 50, lambda r, w: (clean(r.tenant.tier, w), palette.FAINT)),
+    Column("wt", 4, 48, lambda r, w: (f"{r.tenant.weight:.3g}", palette.TEXT), order=lambda t: t.weight),
+    Column("queue", 6, 98, _queue, order=lambda t: t.queued),
+    Column("run", 4, 97, _count("in_flight"), order=lambda t: t.in_flight),
+    Column("", 8, 30, lambda r, w: (bar(r.tenant.share, w), r.colour), "<"),
+    Column("share", 5, 60, lambda r, w: (figures.percent(r.tenant.share), r.colour), order=lambda t: t.share),
+    Column("tok/s", 6, 58, _count("tokens_per_s"), order=lambda t: t.tokens_per_s),
+    Column("p50", 6, 94, _percentile("p50")),
+    Column("p95", 6, 93, _percentile("p95")),
+    Column("p99", 6, 95, _percentile("p99"), order=lambda t: t.e2e.p99),
+    Column("SLO", 5, 62, _slo),
+    Column("est", 5, 40, _count("estimated_tokens", palette.FAINT)),
+    Column("act", 5, 41, _count("actual_tokens")),
+    Column("drift", 6, 96, _drift, order=lambda t: t.drift_ratio),
+    Column("bias", 6, 92, lambda r, w: (figures.ratio(r.tenant.bias), palette.TEXT), order=lambda t: t.bias),
+    Column("conv", 4, 20, _converged),
+    Column(QUEUE_SPARK, 12, 35, _queue_spark, "<"),
+    Column(DRIFT_SPARK, 12, 25, _drift_spark, "<"),
+)
+SORTABLE: tuple[Column, ...] = tuple(column for column in COLUMNS if column.order is not None)
+
+
+def choose(width: int) -> list[tuple[Column, int]]:
+    """The columns that fit into ``width`` cells, one blank between two, in order, with the widths they get.
+
+    What is left over widens the sparklines, or else the tenant's name.
+    """
+    kept: list[Column] = []
+    used = -1
+    for column in sorted(COLUMNS, key=lambda column: -column.keep):
+        if used + 1 + column.width <= width:
+            kept.append(column)
+            used += 1 + column.width
+    spare = max(0, width - used)
+    widths = {column.title: column.width for column in kept}
+    if QUEUE_SPARK in widths:
+        drift = spare // 3 if DRIFT_SPARK in widths else 0
+        widths[QUEUE_SPARK] += spare - drift
+        if drift:
+            widths[DRIFT_SPARK] += drift
+    elif TENANT in widths:
+        widths[TENANT] += min(spare, 18)
+    return [(column, widths[column.title]) for column in COLUMNS if column in kept]

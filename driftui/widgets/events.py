@@ -1,0 +1,47 @@
+"""The list of events, newest first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import islice
+
+from rich.segment import Segment
+
+from driftui import palette
+from driftui.clean import pad
+from driftui.palette import ink
+from driftui.widgets.canvas import Panel
+from scheduler.live.view import Notice
+
+_KIND_CELLS = 9
+
+
+class EventList(Panel):
+    """As many of the latest notices as fit."""
+
+    def __init__(self, *, id: str) -> None:
+        super().__init__(id=id)
+        self.title = "Events"
+        self._notices: list[Notice] = []
+
+    def show(self, notices: Sequence[Notice]) -> None:
+        """``notices`` oldest first."""
+        latest = list(islice(reversed(notices), 64))
+        if latest != self._notices:
+            self._notices = latest
+            self.redraw()
+
+    def body(self, y: int, width: int) -> Sequence[Segment]:
+        if y >= len(self._notices):
+            text = "  nothing yet" if y == 0 else ""
+            return [Segment(pad(text, width), ink(palette.FAINT))]
+        notice = self._notices[y]
+        symbol, colour = palette.KINDS.get(notice.kind, palette.OTHER_KIND)
+        at = time.strftime("%H:%M:%S", time.localtime(notice.wall))
+        text_cells = max(0, width - 12 - _KIND_CELLS - 1)
+        return [
+            Segment(f" {at} ", ink(palette.FAINT)),
+            Segment(f"{symbol} {pad(notice.kind, _KIND_CELLS)}", ink(colour, bold=True)),
+            Segment(pad(notice.text, text_cells) + " ", ink(palette.TEXT if y else palette.BRIGHT)),
+        ]

@@ -1,0 +1,233 @@
+"""The status line: who runs, how it goes, what the machine and this screen cost. Always exactly one line.
+
+Every field has variants from long to short. While the line is too long, the one that matters least is
+shortened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from rich.cells import cell_len
+from rich.segment import Segment
+
+from driftui import figures, palette
+from driftui.clean import clean
+from driftui.palette import ink
+from driftui.widgets.canvas import Canvas
+from scheduler.live.view import View
+
+NAME = "driftsched"
+_BADGE = "badge"  # not a colour: drawn dark on cyan
+
+
+class Part(NamedTuple):
+    text: str
+    colour: str = palette.FAINT
+    bold: bool = False
+
+
+Variant = tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One figure of the line: its variants from long to short, each with how dearly it is kept.
+
+    The last variant is what remains when cells are short; its own number says nothing.
+    """
+
+    variants: Sequence[tuple[int, Variant]]
+    group: bool = False  # a bar before it
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What the screen itself takes: loop CPU per refresh, and that as a share of one core."""
+
+    refresh_ms: float
+    share: float
+
+
+def _cells(variant: Variant) -> int:
+    return sum(cell_len(part.text) for part in variant)
+
+
+def fit(fields: Sequence[Field], width: int) -> list[Variant]:
+    """The variant of each field with which the line is as full as ``width`` allows."""
+    chosen = [0] * len(fields)
+
+    def cells(at: int) -> int:
+        taken = _cells(fields[at].variants[chosen[at]][1])
+        return taken and taken + (3 if fields[at].group else 1 if at else 0)
+
+    total = sum(cells(at) for at in range(len(fields)))
+    while total > width:
+        shorter = [at for at, field in enumerate(fields) if chosen[at] < len(field.variants) - 1]
+        if not shorter:
+            break
+        at = min(shorter, key=lambda at: fields[at].variants[chosen[at]][0])
+        total -= cells(at)
+        chosen[at] += 1
+        total += cells(at)
+    return [field.variants[index][1] for field, index in zip(fields, chosen, strict=True)]
+
+
+def state(view: View, frozen: bool, leaving: str) -> tuple[str, str]:
+    """The word for how the run and the display stand, and its colour."""
+    if leaving:
+        return f"● {leaving}", palette.ORANGE
+    words = []
+    if view.engine_state != "ready":
+        words.append(f"ENGINE {clean(view.engine_state, 12).upper()}")
+    if view.snapshot.paused:
+        words.append("PAUSED")
+    if frozen:
+        words.append("FROZEN")
+    if not words and view.scenario_done:
+        words.append("DONE")
+    if not words:
+        return "● LIVE", palette.GOOD
+    bad = view.engine_state in ("dead", "restarting")
+    colour = palette.BAD if bad else palette.CYAN if frozen and len(words) == 1 else palette.WARN
+    return "● " + " ".join(words), colour
+
+
+def _load_colour(share: float | None) -> str:
+    if share is None or share < 0.75:
+        return palette.TEXT
+    return palette.WARN if share < 0.9 else palette.BAD
+
+
+def _engine(view: View) -> Field:
+    detail = clean(view.engine_detail, 48)
+    if view.simulated and "simulated" not in detail:
+        detail = f"simulated {clean(view.engine_detail, 38)}"
+    short = "simulated" if view.simulated else clean(view.engine_kind, 8)
+    faint, brief = Part("engine "), Part(detail.split(",")[0], palette.TEXT)
+    variants = [
+        (10, (faint, Part(detail, palette.TEXT))),
+        (19, (faint, brief)),
+        (30, (brief,)),
+        (99, (Part(short, palette.TEXT),)),
+    ]
+    return Field(variants, group=True)
+
+
+def _policy(view: View) -> Field:
+    snapshot = view.snapshot
+    word, name = Part("policy "), Part(clean(snapshot.policy, 24), palette.BRIGHT, True)
+    if snapshot.swap is not None:
+        target, done = snapshot.swap
+        swap = Part(f" → {clean(target, 24)} {figures.percent(done)}", palette.ORANGE)
+        return Field([(60, (word, name, swap)), (99, (name, swap))])
+    since = Part(f" since {figures.clock(snapshot.now - snapshot.policy_since_s)}")
+    return Field([(38, (word, name, since)), (70, (word, name)), (99, (name,))])
+
+
+def _scenario(view: View) -> Field:
+    if not view.scenario:
+        return Field([(0, ())])
+    total = "" if view.scenario_total_s is None else f"/{figures.clock(view.scenario_total_s)}"
+    speed = "" if view.speed == 1 else f" {figures.ratio(view.speed)}"
+    elapsed = Part(f"{figures.clock(view.scenario_elapsed_s)}{total}{speed}", palette.TEXT)
+    name = Part(clean(view.scenario, 20) + " ", palette.BRIGHT)
+    return Field(
+        [(14, (Part("scenario "), name, elapsed)), (36, (name, elapsed)), (50, (elapsed,)), (99, ())],
+        group=True,
+    )
+
+
+def _recording(view: View) -> Field:
+    if not view.recording:
+        return Field([(0, ())])
+    size = Part(f" {figures.size(view.recorded_bytes)}", palette.BAD, True)
+    word = Part("● REC", palette.BAD, True)
+    return Field([(28, (word, size)), (48, (word,)), (99, ())], group=True)
+
+
+def _machine(view: View, cost: Cost) -> list[Field]:
+    health = view.health
+    shares = (
+        ("gpu", health.gpu_share, 27),
+        ("cpu", health.cpu_share, 26),
+        ("mem", health.memory_share, 12),
+        ("steal", health.steal_share, 20),
+        ("psi", health.pressure_some, 22),
+    )
+    figures_shown = [
+        (keep, name, Part(figures.percent(share), _load_colour(share)))
+        for name, share, keep in shares
+        if share is not None
+    ]
+    lag_ms = view.loop_lag_p99_ms
+    lag_colour = palette.TEXT if lag_ms < 20 else palette.WARN if lag_ms < 100 else palette.BAD
+    figures_shown.append((34, "lag", Part(f"{lag_ms:.0f}ms", lag_colour)))
+    screen = Part(f"{cost.refresh_ms:.1f}ms {100 * cost.share:.1f}%", palette.TEXT)
+    figures_shown.append((32, "ui", screen))
+    return [
+        Field([(keep, (Part(f"{name} "), figure)), (99, ())], group=not at)
+        for at, (keep, name, figure) in enumerate(figures_shown)
+    ]
+
+
+def fields(view: View, frozen: bool, leaving: str, cost: Cost) -> list[Field]:
+    """Everything there is to say, from left to right."""
+    snapshot = view.snapshot
+    word, colour = state(view, frozen, leaving)
+    full = snapshot.in_flight >= snapshot.capacity
+    run = Part(f"{snapshot.in_flight}/{snapshot.capacity}", palette.WARN if full else palette.TEXT)
+    wait = Part(figures.count(snapshot.queued), palette.WARN if snapshot.queued else palette.TEXT)
+    rate = Part(figures.count(snapshot.tokens_per_s), palette.TEXT)
+    kv = view.engine.kv_use
+    kv_figure: Variant = () if kv is None else (Part("kv "), Part(figures.percent(kv), _load_colour(kv)))
+    return [
+        Field([(90, (Part(f" {NAME} ", _BADGE, True),)), (99, (Part(" ds ", _BADGE, True),))]),
+        Field([(99, (Part(word, colour, True),))]),
+        _policy(view),
+        _engine(view),
+        Field([(40, kv_figure), (99, ())]),
+        Field([(80, (Part("run "), run)), (99, (run,))]),
+        Field([(80, (Part("wait "), wait)), (99, (wait,))]),
+        Field([(42, (Part("tok/s "), rate)), (99, ())]),
+        _scenario(view),
+        _recording(view),
+        *_machine(view, cost),
+    ]
+
+
+class StatusLine(Canvas):
+    """The top line of the screen."""
+
+    _line: Sequence[Segment] = ()
+
+    @property
+    def background(self) -> str:
+        return palette.SURFACE
+
+    def show(self, view: View, *, frozen: bool, leaving: str, cost: Cost) -> None:
+        line = self._compose_line(fields(view, frozen, leaving, cost))
+        if line != self._line:
+            self._line = line
+            self.redraw()
+
+    def _compose_line(self, all_fields: Sequence[Field]) -> list[Segment]:
+        segments: list[Segment] = []
+        for index, variant in enumerate(fit(all_fields, self.size.width)):
+            if not variant:
+                continue
+            if all_fields[index].group:
+                segments.append(Segment(" │ ", ink(palette.FRAME, on=palette.SURFACE)))
+            elif index:
+                segments.append(Segment(" ", ink(palette.TEXT, on=palette.SURFACE)))
+            for part in variant:
+                on, colour = palette.SURFACE, part.colour
+                if colour == _BADGE:
+                    on, colour = palette.CYAN, palette.BACKGROUND
+                segments.append(Segment(part.text, ink(colour, on=on, bold=part.bold)))
+        return segments
+
+    def draw(self, y: int) -> Sequence[Segment]:
+        return self._line
