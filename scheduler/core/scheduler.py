@@ -358,9 +358,10 @@ class Scheduler:
     ) -> int:
         """Start re-ranking everything queued under ``policy`` (and ``estimator``); returns how many wait.
 
-        The old policy orders until ``swap_step`` has returned True. A second swap supersedes the first.
+        The old policy orders until ``swap_step`` has returned True. A second swap supersedes the first, but for
+        a change of estimator that is still to reach some of what waits.
         """
-        reestimate = None
+        reestimate = self.swap.reestimate if self.swap else None
         if estimator is not None:
             self.estimator = estimator
             reestimate = self._reestimate

@@ -40,7 +40,7 @@ class Swap:
         self._waiting = waiting
         self._last_ticket = last_ticket
         self._moved = 0
-        self._reestimate = reestimate  # set when the estimator changes, too
+        self.reestimate = reestimate  # set when the estimator changes, too
 
     @property
     def share_done(self) -> float:
@@ -53,8 +53,8 @@ class Swap:
             # It may have left the queue since, or left and come back (a retry is pushed to both).
             if not 0 <= request.ticket <= self._last_ticket:
                 continue
-            if self._reestimate is not None:
-                self._reestimate(request)
+            if self.reestimate is not None:
+                self.reestimate(request)
             self.queue.enqueue(request)
             self.ranked += 1
         self._moved = end
