@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from scheduler.core.estimate import Oracle
 from scheduler.core.events import Event
 from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
-from scheduler.core.types import Dispatch, Outcome, Request, Tenant
+from scheduler.core.types import Dispatch, Estimate, Outcome, Request, Tenant
 
 TENANTS = (
     Tenant("acme", "premium", 5.0),
@@ -68,6 +70,59 @@ def run_out(scheduler: Scheduler, now: float = 0.0) -> list[str]:
         for dispatch in dispatches:
             complete(scheduler, dispatch.request, now)
     return order
+
+
+class Guess:
+    """Believes that every answer has ``tokens`` tokens, and learns nothing."""
+
+    name = "guess"
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def estimate(self, request: Request) -> Estimate:
+        return Estimate(request.prompt_tokens, self.tokens, self.tokens, "short_qa", "short", self.tokens)
+
+    def observe(self, request: Request, outcome: Outcome) -> None:
+        """A guess stays a guess."""
+
+    def bias(self, tenant: str, category: str) -> float:
+        return 1.0
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """There is nothing to take over."""
+
+
+def spied(spec: str, turns: Counter[str] | None = None) -> Any:
+    """The policy, keeping account of its ``charges`` and ``turns``; policies copied from it share the turns."""
+    kind = type(policy_from(spec))
+
+    class Spied(kind):  # type: ignore[misc, valid-type]
+        def __new__(cls, *args: Any, **given: Any) -> Any:
+            policy = super().__new__(cls)
+            policy.charges, policy.turns = Counter(), counter
+            return policy
+
+        def on_dispatch(self, request: Request, cost: float) -> None:
+            self.turns[request.id] += 1
+            self.charges[request.id] += cost
+            super().on_dispatch(request, cost)
+
+        def on_settle(self, request: Request, delta: float) -> None:
+            self.charges[request.id] += delta
+            super().on_settle(request, delta)
+
+        def restore(self, charged: Iterable[Request]) -> None:
+            begun = list(charged)
+            self.charges.update({request.id: request.charged for request in begun})
+            super().restore(begun)
+
+    counter: Counter[str] = Counter() if turns is None else turns
+    parsed = policy_from(spec)
+    return Spied(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(kind) if f.init})
 
 
 class Log(list[Event]):
