@@ -97,7 +97,7 @@ class Guess:
 
 
 def spied(spec: str, turns: Counter[str] | None = None) -> Any:
-    """The policy, keeping account of its ``charges`` and ``turns``; policies copied from it share the turns."""
+    """The policy, keeping account of its ``charges`` and ``turns``; copies share the turns."""
     kind = type(policy_from(spec))
 
     class Spied(kind):  # type: ignore[misc, valid-type]
@@ -121,8 +121,9 @@ def spied(spec: str, turns: Counter[str] | None = None) -> Any:
             super().restore(begun)
 
     counter: Counter[str] = Counter() if turns is None else turns
-    parsed = policy_from(spec)
-    return Spied(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(kind) if f.init})
+    given = policy_from(spec)
+    fields = dataclasses.fields(given)  # type: ignore[arg-type]
+    return Spied(**{field.name: getattr(given, field.name) for field in fields if field.init})
 
 
 class Log(list[Event]):

@@ -32,7 +32,7 @@ QUEUED_TOO_LONG = Limits(ttl_s=1.0)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """The model is small: ids that were accepted and live, streams that the engines run, and how ids ended."""
+    """The model is small: the ids that live, the streams that the engines run, and the ids that ended."""
 
     @initialize(
         policy=policies,

@@ -358,8 +358,8 @@ class Scheduler:
     ) -> int:
         """Start re-ranking everything queued under ``policy`` (and ``estimator``); returns how many wait.
 
-        The old policy orders until ``swap_step`` has returned True. A second swap supersedes the first, but for
-        a change of estimator that is still to reach some of what waits.
+        The old policy orders until ``swap_step`` has returned True. A second swap supersedes the first,
+        but carries on a change of estimator that has not reached all that waits.
         """
         reestimate = self.swap.reestimate if self.swap else None
         if estimator is not None:
