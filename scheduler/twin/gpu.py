@@ -28,6 +28,10 @@ from scheduler.twin.phase import Phase
 from scheduler.twin.profile import Profile
 
 
+class NeverFits(ValueError):
+    """A sequence is longer than the whole KV cache: it would wait for ever."""
+
+
 class GpuEvent(NamedTuple):
     """A sequence got its first or its last token at ``at_s``."""
 
@@ -137,7 +141,7 @@ class Gpu:
     def start(self, request_id: str, prompt_tokens: int, output_tokens: int, now: float) -> None:
         """Hand over a sequence that will generate exactly ``output_tokens``.
 
-        Raises ValueError for an id that is here already and for lengths that can never run.
+        Raises NeverFits, and ValueError for an id that is here already or lengths that make no sense.
         """
         if output_tokens < 1 or prompt_tokens < 0:
             raise ValueError(
@@ -145,7 +149,7 @@ class Gpu:
                 "allowed: at least 0 and 1"
             )
         if prompt_tokens + output_tokens - 1 > self.profile.kv_tokens:
-            raise ValueError(
+            raise NeverFits(
                 f"request {request_id!r}: {prompt_tokens} prompt and {output_tokens} output tokens can never "
                 f"fit the KV cache of {self.profile.name}: {self.profile.kv_tokens} tokens"
             )
