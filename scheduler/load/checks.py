@@ -1,0 +1,147 @@
+"""What a scenario's sections must agree on: names that are used exist, orders are possible, files are usable.
+
+Works on the plain data, section by section, so that one bad value elsewhere does not hide what it finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from scheduler.core.types import CATEGORIES, TIERS
+from scheduler.load.samples import read_samples
+from scheduler.load.schema import Engine, Estimator, Stream, TimelineItem
+from scheduler.load.traces import TraceError, scan
+from scheduler.load.yamlfile import Loc, did_you_mean
+from scheduler.record.expect import parse_expect, valid_paths
+
+Found = tuple[Loc, str]
+M = TypeVar("M", bound=BaseModel)
+
+
+def cross_check(data: Mapping[str, Any], context: Mapping[str, Any]) -> Iterator[Found]:
+    """Everything that is wrong between sections, as (location, what)."""
+    tenants = _names(data, "tenants")
+    streams = list(_valid(Stream, data, "load", context))
+    yield from _duplicates(data, "tenants")
+    yield from _duplicates(data, "load")
+    if tenants:
+        yield from _unknown_tenants(tenants, streams, list(_valid(TimelineItem, data, "timeline", context)))
+    yield from _orders(streams)
+    yield from _files(tenants, streams)
+    yield from _tokenizer(data, streams, context)
+    yield from _expectations(data, tenants)
+
+
+def _items(data: Mapping[str, Any], key: str) -> Iterator[tuple[int, Any]]:
+    items = data.get(key)
+    return enumerate(items) if isinstance(items, tuple) else iter(())
+
+
+def _names(data: Mapping[str, Any], key: str) -> list[str]:
+    items = (item for _, item in _items(data, key) if isinstance(item, dict))
+    return [name for item in items if isinstance(name := item.get("name"), str)]
+
+
+def _valid(
+    model: type[M], data: Mapping[str, Any], key: str, context: Mapping[str, Any]
+) -> Iterator[tuple[int, M]]:
+    for index, item in _items(data, key):
+        try:
+            yield index, model.model_validate(item, context=dict(context))
+        except ValidationError:
+            continue  # reported with the whole
+
+
+def _duplicates(data: Mapping[str, Any], key: str) -> Iterator[Found]:
+    seen: set[str] = set()
+    for index, item in _items(data, key):
+        name = item.get("name") if isinstance(item, dict) else None
+        if isinstance(name, str):
+            if name in seen:
+                yield (key, index, "name"), f"the name {name!r:.60} is taken, each needs its own"
+            seen.add(name)
+
+
+def _unknown_tenants(
+    tenants: list[str], streams: list[tuple[int, Stream]], timeline: list[tuple[int, TimelineItem]]
+) -> Iterator[Found]:
+    used: list[tuple[Loc, str | None]] = []
+    for index, stream in streams:
+        used += [(("load", index, "tenant", name), name) for name in stream.tenant or ()]
+    for index, item in timeline:
+        if item.burst:
+            used.append((("timeline", index, "burst", "tenant"), item.burst.tenant))
+        if item.drift:
+            used.append((("timeline", index, "drift", "tenant"), item.drift.tenant))
+        if item.tenant:
+            used.append((("timeline", index, "tenant", "name"), item.tenant.name))
+    for loc, name in used:
+        if name is not None and name not in tenants:
+            yield loc, f"unknown tenant {name!r:.60}; {did_you_mean(name, tenants)}"
+
+
+def _orders(streams: list[tuple[int, Stream]]) -> Iterator[Found]:
+    """``after`` names a stream, and no chain of them comes back to where it began."""
+    after = {stream.name: stream.after for _, stream in streams if stream.name}
+    for index, stream in streams:
+        loc: Loc = ("load", index, "after")
+        if stream.after in (None, "drained"):
+            continue
+        if stream.after not in after:
+            allowed = ["drained", *(name for name in after if name != stream.name)]
+            yield loc, f"no stream is named {stream.after!r:.60}; {did_you_mean(stream.after, allowed)}"
+            continue
+        seen: list[str] = []
+        name = stream.name
+        while name is not None and name not in seen:
+            seen.append(name)
+            name = after.get(name)
+        if name is not None and name == stream.name:
+            yield loc, f"the streams wait for each other: {' after '.join([*seen, seen[0]])!s:.200}"
+
+
+def _files(tenants: list[str], streams: list[tuple[int, Stream]]) -> Iterator[Found]:
+    for index, stream in streams:
+        if stream.trace:
+            try:
+                scan(stream.trace, None if stream.tenant else frozenset(tenants))
+            except TraceError as error:
+                yield ("load", index, "trace"), str(error)
+        for key, section in (("lengths", stream.lengths), ("prompts", stream.prompts)):
+            if section and section.file:
+                try:
+                    read_samples(
+                        section.file, stream.lengths.model if key == "lengths" and stream.lengths else None
+                    )
+                except ValueError as error:
+                    yield ("load", index, key), str(error)
+
+
+def _tokenizer(
+    data: Mapping[str, Any], streams: list[tuple[int, Stream]], context: Mapping[str, Any]
+) -> Iterator[Found]:
+    try:
+        engine = Engine.model_validate(data.get("engine", {}), context=dict(context))
+        estimator = Estimator.model_validate(data.get("estimator", {}))
+    except ValidationError:
+        return
+    needs_one = any(stream.trace is None for _, stream in streams)
+    if engine.kind == "sim" and estimator.counter == "tokenizer" and needs_one and not engine.tokenizer:
+        yield (
+            ("estimator", "counter"),
+            "the simulated engine has no tokenizer: give `engine.tokenizer` a folder, or smollm2 (made by "
+            "`driftsched models prepare smollm2`), or use `counter: whitespace`",
+        )
+
+
+def _expectations(data: Mapping[str, Any], tenants: list[str]) -> Iterator[Found]:
+    paths = valid_paths(tenants, TIERS, CATEGORIES)
+    for index, text in _items(data, "expect"):
+        if isinstance(text, str):
+            try:
+                parse_expect(text, paths)
+            except ValueError as error:
+                yield ("expect", index), str(error)

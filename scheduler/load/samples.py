@@ -1,0 +1,104 @@
+"""Prompts and answer lengths drawn from a file of JSON lines, such as a set of real prompts.
+
+A line is an object with ``prompt``, and where known ``prompt_tokens``, ``category`` and ``output_tokens``:
+a number, or an object with one for each model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+from scheduler.core.estimate import classify
+from scheduler.core.types import CATEGORIES
+from scheduler.load.yamlfile import did_you_mean
+
+MAX_SAMPLES = 200_000
+MAX_LINE = 1 << 20  # characters
+
+
+class Sample(NamedTuple):
+    """One line; None where the file does not say."""
+
+    prompt: str
+    category: str
+    prompt_tokens: int | None
+    output_tokens: int | None
+
+
+def read_samples(file: str, model: str | None = None) -> list[Sample]:
+    """The whole file. Raises ValueError naming the line that cannot be used."""
+    samples: list[Sample] = []
+    name = Path(file).name
+    with open(file, encoding="utf-8", errors="replace") as lines:
+        number = 0
+        while line := lines.readline(MAX_LINE):
+            number += 1
+            if not line.strip():
+                continue
+            try:
+                samples.append(_sample(json.loads(line), model))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{name!r} line {number}: {error!s:.200}") from None
+            if len(samples) > MAX_SAMPLES:
+                raise ValueError(f"{name!r}: more than {MAX_SAMPLES} lines, the most allowed")
+    if not samples:
+        raise ValueError(f"{name!r} holds no lines")
+    return samples
+
+
+def _sample(row: Any, model: str | None) -> Sample:
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")
+    prompt = row.get("prompt", "")
+    if not isinstance(prompt, str):
+        raise ValueError("prompt must be text")
+    category = row.get("category", classify(prompt))
+    if category not in CATEGORIES:
+        raise ValueError(f"unknown category {category!r:.40}; {did_you_mean(category, CATEGORIES)}")
+    return Sample(
+        prompt, category, _tokens(row, "prompt_tokens"), _tokens(_by_model(row, model), "output_tokens")
+    )
+
+
+def _by_model(row: dict[str, Any], model: str | None) -> dict[str, Any]:
+    """The row with the one model's output_tokens."""
+    lengths = row.get("output_tokens")
+    if not isinstance(lengths, dict):
+        return row
+    if model is None:
+        raise ValueError(
+            f"output_tokens is given for each model: `model` is needed; {did_you_mean('', lengths)}"
+        )
+    if model not in lengths:
+        raise ValueError(f"no output_tokens for the model {model!r:.60}; {did_you_mean(model, lengths)}")
+    return {"output_tokens": lengths[model]}
+
+
+def _tokens(row: dict[str, Any], key: str) -> int | None:
+    value = row.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{key} must be a whole number of at least 1, got {value!r:.40}")
+    return value
+
+
+class Shuffled:
+    """Samples in random order, each once before any comes again."""
+
+    __slots__ = ("_left", "_rng", "_samples")
+
+    def __init__(self, samples: Sequence[Sample], rng: Random) -> None:
+        self._samples = samples
+        self._rng = rng
+        self._left: list[Sample] = []
+
+    def draw(self) -> Sample:
+        if not self._left:
+            self._left = list(self._samples)
+            self._rng.shuffle(self._left)
+        return self._left.pop()

@@ -1,0 +1,157 @@
+"""Scenario files: found, read, checked, and every error given with its file, line and path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from scheduler.load.checks import cross_check
+from scheduler.load.schema import Scenario
+from scheduler.load.yamlfile import Document, Loc, Problem, ScenarioError, did_you_mean, read_yaml
+
+__all__ = ["Problem", "Scenario", "ScenarioError", "load_scenario", "shipped_scenarios"]
+
+_SHIPPED = files("scheduler") / "scenarios"
+
+
+def load_scenario(path_or_name: str) -> Scenario:
+    """A file's path, or else the name of a shipped scenario. Raises ScenarioError with all that is wrong."""
+    path = Path(path_or_name)
+    if path.is_file():
+        return _load(path, path_or_name)
+    names = _shipped_names()
+    if path_or_name in names:
+        with as_file(_SHIPPED) as folder:
+            return _load(folder / f"{path_or_name}.yaml", f"{path_or_name}.yaml")
+    what = "is a folder" if path.is_dir() else "no such file and no shipped scenario of this name"
+    shown = path_or_name if path_or_name.isprintable() else ascii(path_or_name)
+    raise ScenarioError([Problem(shown, 1, "", f"{what}; {did_you_mean(path_or_name, names)}")])
+
+
+def shipped_scenarios() -> dict[str, str]:
+    """Name -> one line, of the scenarios that come with the package."""
+    with as_file(_SHIPPED) as folder:
+        read = {name: read_yaml(folder / f"{name}.yaml", f"{name}.yaml").data for name in _shipped_names()}
+    return {name: str(data.get("description", "")) for name, data in read.items()}
+
+
+def _shipped_names() -> list[str]:
+    return sorted(entry.name[: -len(".yaml")] for entry in _SHIPPED.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _load(path: Path, shown: str) -> Scenario:
+    document = read_yaml(path, shown)
+    problems = list(document.problems)
+    if not isinstance(document.data, dict):
+        problems.append(document.problem((), f"must be a mapping, got {_kind(document.data)}"))
+        raise ScenarioError(problems)
+    scenario = None
+    context = {"folder": path.parent}
+    try:
+        scenario = Scenario.model_validate(document.data, context=context)
+    except ValidationError as error:
+        found = (_explain(document, details) for details in error.errors(include_url=False))
+        problems += [problem for problem in found if problem is not None]
+    for loc, what in cross_check(document.data, context):
+        if not document.is_suspect(loc):
+            problems.append(document.problem(loc, what))
+    if problems or scenario is None:
+        raise ScenarioError(problems)
+    return scenario
+
+
+def _explain(document: Document, details: ErrorDetails) -> Problem | None:
+    """One of pydantic's errors in our words; None where the value is a known problem already."""
+    loc: Loc = tuple(part for part in details["loc"] if part != "[key]")
+    if document.is_suspect(loc):
+        return None
+    return document.problem(loc, _what(details, loc))
+
+
+def _what(details: ErrorDetails, loc: Loc) -> str:
+    ctx, given = details.get("ctx", {}), _kind(details["input"])
+    match details["type"]:
+        case "extra_forbidden":
+            return f"unknown key; {did_you_mean(loc[-1], _keys(Scenario, loc[:-1]))}"
+        case "missing":
+            return "is required"
+        case "literal_error":
+            allowed = re.findall(r"'([^']*)'", str(ctx["expected"])) or [str(ctx["expected"])]
+            return f"got {given}; {did_you_mean(details['input'], allowed)}"
+        case "value_error":
+            return str(ctx["error"])
+        case "greater_than":
+            return f"must be above {ctx['gt']:g}, got {given}"
+        case "greater_than_equal":
+            return f"must be at least {ctx['ge']:g}, got {given}"
+        case "less_than_equal":
+            return f"must be at most {ctx['le']:g}, got {given}"
+        case "too_short":
+            return "must not be empty"
+        case kind if kind in _WANTED:
+            return f"must be {_WANTED[kind]}, got {given}"
+        case _:
+            return f"{details['msg'][:1].lower()}{details['msg'][1:]}, got {given}"
+
+
+_WANTED: Mapping[str, str] = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "mapping_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+}
+
+
+def _kind(value: object) -> str:
+    """A value as a message may show it: short, and escaped."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return str(value).lower()
+        case int() | float():
+            return f"{value!r:.40}"
+        case str():
+            return f"{value[:40]!r}"
+        case tuple() | list():
+            return "a list"
+        case dict():
+            return "a mapping"
+        case _:
+            return type(value).__name__
+
+
+def _keys(model: type[BaseModel], loc: Loc) -> list[str]:
+    """The keys that the section at ``loc`` may have."""
+    section: Any = model
+    for part in loc:
+        if isinstance(part, str) and (found := _field(section, part)) is not None:
+            section = found
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _field(section: type[BaseModel], key: str) -> type[BaseModel] | None:
+    for name, field in section.model_fields.items():
+        if key == (field.alias or name):
+            return next(_models(field.annotation), None)
+    return None
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models inside an annotation: of ``tuple[Stream, ...]``, of ``Trace | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)

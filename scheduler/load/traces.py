@@ -1,0 +1,252 @@
+"""Recorded arrivals, streamed: Azure 2023 and 2024, BurstGPT, Mooncake, and JSON lines of our own.
+
+A malformed row is left out, counted, and named with its line; above ``max_bad_share`` the trace is refused.
+One row is in memory at a time. A trace says nothing of categories unless a row of ours does: none is made
+up from the output length, since an estimator that saw it would know the answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from io import BufferedReader
+from math import isfinite
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scheduler.core.types import CATEGORIES, TIERS
+from scheduler.load.schema import Trace
+
+MAX_LINE = 1 << 20  # bytes
+NAMED_ROWS = 3  # malformed rows that a message shows
+MAX_ROW_TOKENS = 10_000_000
+
+
+class TraceError(ValueError):
+    """The trace cannot be used; the message names the file and the lines."""
+
+
+class Row(NamedTuple):
+    """One request of a trace; None or "" where the trace does not say."""
+
+    at_s: float
+    prompt_tokens: int | None
+    output_tokens: int | None
+    max_tokens: int | None = None
+    tenant: str = ""
+    tier: str = ""
+    prompt: str = ""
+    category: str = ""
+
+
+class Summary(NamedTuple):
+    """What a whole pass over a trace found."""
+
+    rows: int
+    bad: int
+    last_s: float  # of the run, since the stream's start
+
+
+OnBad = Callable[[int, str], None]
+Parse = Callable[[str], Row | None]  # None: a row that is fine and yet no request
+
+
+def rows(
+    trace: Trace, tenants: frozenset[str] | None = None, on_bad: OnBad = lambda line, what: None
+) -> Iterator[Row]:
+    """The trace's requests in the run's time. ``tenants``: those that rows may name, None where rows need not.
+
+    Raises TraceError where the file as a whole is not what its format says.
+    """
+    try:
+        with open(trace.file, "rb") as file:
+            yield from _in_range(_parsed(file, trace, tenants, on_bad), trace)
+    except OSError as error:
+        raise TraceError(f"{Path(trace.file).name!r} cannot be read: {error.strerror}") from None
+
+
+def scan(trace: Trace, tenants: frozenset[str] | None = None) -> Summary:
+    """Read it all once. Raises TraceError if too many rows are malformed, or none is left."""
+    name = Path(trace.file).name
+    bad: list[tuple[int, str]] = []
+    count, bad_count, last_s = 0, 0, 0.0
+
+    def note(line: int, what: str) -> None:
+        nonlocal bad_count
+        bad_count += 1
+        if len(bad) < NAMED_ROWS:
+            bad.append((line, what))
+
+    for row in rows(trace, tenants, note):
+        count, last_s = count + 1, row.at_s
+    named = "; ".join(f"line {line}: {what}" for line, what in bad)
+    if bad_count > trace.max_bad_share * (count + bad_count):
+        share = f"{bad_count} of {count + bad_count} rows are malformed, allowed is a share of {trace.max_bad_share:g}"
+        raise TraceError(f"{name!r}: {share} (max_bad_share): {named}")
+    if not count:
+        raise TraceError(f"{name!r}: no request is left between `from` and `until`")
+    return Summary(count, bad_count, last_s)
+
+
+def _in_range(parsed: Iterator[Row], trace: Trace) -> Iterator[Row]:
+    left = trace.limit
+    for row in parsed:
+        if row.at_s >= trace.until_s or left == 0:
+            return
+        if row.at_s >= trace.from_s:
+            left = None if left is None else left - 1
+            yield row._replace(at_s=(row.at_s - trace.from_s) / trace.speed)
+
+
+def _parsed(
+    file: BufferedReader, trace: Trace, tenants: frozenset[str] | None, on_bad: OnBad
+) -> Iterator[Row]:
+    lines = _lines(file)
+    name = Path(trace.file).name
+    if trace.format in _COLUMNS:
+        _, header = next(lines, (1, ""))
+        parse = _csv_parser(trace.format, header or "", name)
+    else:
+        parse = _mooncake if trace.format == "mooncake" else _ours(tenants)
+    previous = 0.0
+    for number, line in lines:
+        if line is None:
+            on_bad(number, f"longer than {MAX_LINE} bytes, or not UTF-8")
+            continue
+        if not line.strip():
+            continue
+        try:
+            row = parse(line)
+            if row is not None and row.at_s < previous:
+                raise ValueError("arrives before the row above it")
+        except (ValueError, RecursionError) as error:
+            on_bad(number, f"{error!s:.120}")
+            continue
+        if row is not None:
+            previous = row.at_s
+            yield row
+
+
+def _lines(file: BufferedReader) -> Iterator[tuple[int, str | None]]:
+    """(line number, text); None for a line that cannot be one."""
+    number = 0
+    while raw := file.readline(MAX_LINE):
+        number += 1
+        whole = raw.endswith(b"\n") or len(raw) < MAX_LINE
+        while not whole:
+            rest = file.readline(MAX_LINE)
+            whole, raw = rest.endswith(b"\n") or len(rest) < MAX_LINE, b"\xff"
+        try:
+            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            yield number, None
+
+
+_COLUMNS: Mapping[str, tuple[str, str, str]] = {
+    "azure": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
+    "burstgpt": ("Timestamp", "Request tokens", "Response tokens"),
+}
+
+
+def _csv_parser(format_: str, header: str, name: str) -> Parse:
+    found = [column.strip().strip('"') for column in header.split(",")]
+    wanted = _COLUMNS[format_]
+    missing = [column for column in wanted if column not in found]
+    if missing:
+        shown = ", ".join(f"{column[:40]!r}" for column in found[:8])
+        raise TraceError(
+            f"{name!r} line 1: no column {', '.join(missing)}, which {format_} has; found {shown}"
+        )
+    at, prompt, output = (found.index(column) for column in wanted)
+    origin: float | None = None
+
+    def parse(line: str) -> Row | None:
+        nonlocal origin
+        cells = [cell.strip().strip('"') for cell in line.split(",")]
+        if len(cells) != len(found):
+            raise ValueError(f"{len(cells)} columns, the header has {len(found)}")
+        if format_ == "burstgpt":
+            if _whole(cells[output]) == 0:
+                return None  # BurstGPT's mark of a request that failed at the source
+            at_s = _number(cells[at])
+        else:
+            clock_s = _timestamp(cells[at])
+            origin = clock_s if origin is None else origin
+            at_s = clock_s - origin
+        return Row(_time(at_s), _tokens(_whole(cells[prompt])), _tokens(_whole(cells[output])))
+
+    return parse
+
+
+def _mooncake(line: str) -> Row:
+    row = _object(line)
+    at_ms = _time(row.get("timestamp"), "timestamp")
+    return Row(at_ms / 1000.0, _tokens(row.get("input_length")), _tokens(row.get("output_length")))
+
+
+def _ours(tenants: frozenset[str] | None) -> Parse:
+    def parse(line: str) -> Row:
+        row = _object(line)
+        prompt = row.get("prompt", "")
+        if not isinstance(prompt, str):
+            raise ValueError("prompt is not text")
+        prompt_tokens = _tokens(row["prompt_tokens"]) if "prompt_tokens" in row else None
+        if not prompt and prompt_tokens is None:
+            raise ValueError("prompt or prompt_tokens is needed")
+        return Row(
+            _time(row.get("arrival_s"), "arrival_s"),
+            prompt_tokens,
+            _tokens(row["output_tokens"]) if "output_tokens" in row else None,
+            _tokens(row["max_tokens"]) if "max_tokens" in row else None,
+            "" if tenants is None else _one_of(row.get("tenant"), "tenant", tenants),
+            _one_of(row["tier"], "tier", TIERS) if "tier" in row else "",
+            prompt,
+            _one_of(row["category"], "category", CATEGORIES) if "category" in row else "",
+        )
+
+    return parse
+
+
+def _object(line: str) -> dict[str, Any]:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")
+    return row
+
+
+def _one_of(value: object, what: str, allowed: frozenset[str] | tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{what} {value!r:.40} is not one of {', '.join(sorted(allowed)):.200}")
+    return value
+
+
+def _timestamp(text: str) -> float:
+    when = datetime.fromisoformat(text)
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text[:40]!r} is not a number") from None
+
+
+def _whole(text: str) -> int:
+    number = _number(text)
+    if not number.is_integer():
+        raise ValueError(f"{text[:40]!r} is not a whole number")
+    return int(number)
+
+
+def _time(value: object, what: str = "time") -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value < 0:
+        raise ValueError(f"{what} {value!r:.40} is not a number of at least 0")
+    return float(value)
+
+
+def _tokens(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_ROW_TOKENS:
+        raise ValueError(f"{value!r:.40} is not a number of tokens from 1 to {MAX_ROW_TOKENS}")
+    return value

@@ -1,0 +1,254 @@
+"""A scenario's load over time, for both drivers: what is due, and when the next thing is.
+
+No clock and no IO of its own but the trace that is being read: the driver passes ``now`` and carries out the
+actions. A heap holds one entry per source, timeline item and waiting client, so a million requests are never
+in memory at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from heapq import heappop, heappush, heapreplace
+from itertools import count
+from math import inf
+from typing import Any, NamedTuple
+
+from scheduler.core.estimate import count_words
+from scheduler.core.types import Limits, Request, Tenant
+from scheduler.load.content import Setting, Shift
+from scheduler.load.schema import Arrivals, Drift, Scenario, Stream, TenantChange, TimelineItem
+from scheduler.load.sources import Clients, Source, source_from
+
+
+class Submit(NamedTuple):
+    """A request arrives."""
+
+    request: Request
+
+
+class Cancel(NamedTuple):
+    """A client's patience is at its end."""
+
+    request_id: str
+
+
+class SwitchPolicy(NamedTuple):
+    """Swap to the policy of this spec, as ``policy_from`` reads it."""
+
+    spec: str
+
+
+class ChangeTenant(NamedTuple):
+    """New weight or limits; None leaves them as they are."""
+
+    name: str
+    weight: float | None
+    limits: Limits | None
+
+
+class Fault(NamedTuple):
+    """Break this of the engine: "crash"."""
+
+    engine: str
+
+
+class Mark(NamedTuple):
+    """Something that the workload did to itself, for the list of events."""
+
+    text: str
+
+
+Action = Submit | Cancel | SwitchPolicy | ChangeTenant | Fault | Mark
+
+# At the same instant the timeline goes first, then cancels, then arrivals.
+_TIMELINE, _CANCEL, _ARRIVAL = 0, 1, 2
+_Entry = tuple[float, int, int, Any]  # (when, rank, sequence number, TimelineItem | request id | Source)
+
+
+class Workload:
+    """The load of one scenario from ``start_s`` on. Same scenario and seed, same requests."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        *,
+        seed: int,
+        start_s: float = 0.0,
+        prefix: str = "",
+        count_tokens: Callable[[str], int] | None = None,
+    ) -> None:
+        self._prefix = prefix
+        self._submitted = 0
+        self._start_s = start_s
+        self._tenants: dict[str, Tenant] = {tenant.name: tenant.to_core() for tenant in scenario.tenants}
+        self._shifts: dict[str, Shift] = {}
+        self._setting = Setting(
+            seed, self._tenants, self._shifts, count_tokens or count_words, scenario.paper
+        )
+        self._streams = scenario.load
+        self._sequence = count()
+        self._bursts = 0
+        self._heap: list[_Entry] = []
+        self._sources: dict[int, Source] = {}  # by place in the file; those that are not over
+        self._clients: list[Clients] = []
+        self._patient: set[str] = set()  # ids of live requests with a patience timer
+        self._to_come: dict[int, Stream] = {}  # streams that wait for another's end or for a drain
+        self.total_s: float | None = _total_s(scenario)
+        for item in scenario.timeline:
+            heappush(self._heap, (start_s + item.at_s, _TIMELINE, next(self._sequence), item))
+        for place, stream in enumerate(self._streams):
+            if stream.after is None:
+                self._start(place, stream, start_s)
+            else:
+                self._to_come[place] = stream
+        self._start_followers(start_s)
+
+    def next_time(self) -> float:
+        """When something is due next; inf when nothing is, though a drain or a completion may change that."""
+        heap, patient = self._heap, self._patient
+        while heap and heap[0][1] == _CANCEL and heap[0][3] not in patient:
+            heappop(heap)
+        return heap[0][0] if heap else inf
+
+    def take(self, now: float) -> list[Action]:
+        """Everything due at or before ``now``, in order."""
+        actions: list[Action] = []
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            at_s, rank, sequence, what = heap[0]
+            if rank == _ARRIVAL:
+                request = what.take(self._submitted, f"{self._prefix}{self._submitted}")
+                self._submitted += 1
+                if what.next_s < inf:
+                    heapreplace(heap, (what.next_s, _ARRIVAL, sequence, what))
+                else:
+                    heappop(heap)
+                    self._settle(what, at_s)
+                if what.stream.patience_s is not None:
+                    self._patient.add(request.id)
+                    entry = (at_s + what.stream.patience_s, _CANCEL, next(self._sequence), request.id)
+                    heappush(heap, entry)
+                actions.append(Submit(request))
+                continue
+            heappop(heap)
+            if rank == _TIMELINE:
+                actions.extend(self._apply(what, at_s))
+            elif what in self._patient:
+                self._patient.remove(what)
+                actions.append(Cancel(what))
+        return actions
+
+    def on_ended(self, request: Request, now: float) -> None:
+        """A request of any workload reached its end: its patience is forgotten, its client goes on."""
+        if self._patient:
+            self._patient.discard(request.id)
+        for source in self._clients:
+            was_idle = source.next_s
+            if source.on_ended(request, now):
+                if source.next_s < was_idle:
+                    heappush(self._heap, (source.next_s, _ARRIVAL, next(self._sequence), source))
+                self._settle(source, now)
+                return
+
+    def on_drained(self, now: float) -> None:
+        """Nothing is queued or in flight. Streams with ``after: drained`` start once all above them are over."""
+        for place, stream in list(self._to_come.items()):
+            above = [other for other in (*self._sources, *self._to_come) if other < place]
+            if stream.after == "drained" and not above:
+                del self._to_come[place]
+                self._start(place, stream, now)
+                self._start_followers(now)
+
+    def burst(self, tenant: str, rate: float, seconds: float, now: float) -> None:
+        """Extra Poisson arrivals of one tenant, made like those of its first stream. Raises ValueError."""
+        if tenant not in self._tenants:
+            raise ValueError(f"unknown tenant; allowed: {', '.join(self._tenants)}")
+        like = next((s for s in self._streams if s.arrivals and tenant in (s.tenant or ())), None)
+        changes = {
+            "name": f"burst-{self._bursts}",
+            "tenant": {tenant: 1.0},
+            "arrivals": Arrivals(poisson=rate),
+            "for_s": seconds,
+            "count": None,
+        }
+        base = like or Stream.model_validate({"tenant": tenant, "arrivals": "at-once", "count": 1})
+        place = len(self._streams) + self._bursts
+        self._bursts += 1
+        self._start(place, base.model_copy(update=changes), now - base.from_s)
+
+    @property
+    def exhausted(self) -> bool:
+        """Nothing will ever come again."""
+        return self.next_time() == inf and not self._to_come and not self._clients
+
+    def _start(self, place: int, stream: Stream, at_s: float) -> None:
+        source = source_from(stream, str(place), self._setting, at_s + stream.from_s)
+        if source.over:
+            return
+        self._sources[place] = source
+        if isinstance(source, Clients):
+            self._clients.append(source)
+        heappush(self._heap, (source.next_s, _ARRIVAL, next(self._sequence), source))
+
+    def _settle(self, source: Source, now: float) -> None:
+        """Forget a source that is over, and start what waited for it."""
+        if not source.over:
+            return
+        if isinstance(source, Clients):
+            self._clients.remove(source)
+        self._sources = {place: other for place, other in self._sources.items() if other is not source}
+        self._start_followers(now)
+
+    def _start_followers(self, now: float) -> None:
+        """Start the streams whose ``after`` names one that is over."""
+        alive = {self._streams[place].name for place in self._to_come}
+        alive |= {source.stream.name for source in self._sources.values()}
+        for place, stream in list(self._to_come.items()):
+            if stream.after != "drained" and stream.after not in alive:
+                del self._to_come[place]
+                self._start(place, stream, now)
+                self._start_followers(now)
+                return
+
+    def _apply(self, item: TimelineItem, now: float) -> Iterator[Action]:
+        if item.policy is not None:
+            yield SwitchPolicy(item.policy)
+        elif item.burst is not None:
+            self.burst(item.burst.tenant, item.burst.rate, item.burst.for_s, now)
+            yield Mark(f"burst: {item.burst.tenant} +{item.burst.rate:g}/s for {item.burst.for_s:g} s")
+        elif item.drift is not None:
+            yield self._drift(item.drift)
+        elif item.tenant is not None:
+            yield self._change(item.tenant)
+        elif item.fault is not None:
+            yield Fault(item.fault.engine)
+
+    def _drift(self, drift: Drift) -> Mark:
+        for tenant in self._tenants if drift.tenant is None else (drift.tenant,):
+            self._shifts[tenant] = Shift(drift.output_scale, drift.force)
+        return Mark(f"drift: {drift.tenant or 'every tenant'}, answers x{drift.output_scale:g}")
+
+    def _change(self, change: TenantChange) -> ChangeTenant:
+        """Limits that the item does not name stay as the scenario, or an earlier item, set them."""
+        tenant = self._tenants[change.name]
+        old, new = tenant.limits, change.limits
+        merged = Limits(
+            old.max_queued if new.max_queued is None else new.max_queued,
+            old.max_queued_tokens if new.max_queued_tokens is None else new.max_queued_tokens,
+            old.max_in_flight if new.max_in_flight is None else new.max_in_flight,
+            old.ttl_s if new.ttl_s is None else new.ttl_s,
+        )
+        weight = tenant.weight if change.weight is None else change.weight
+        self._tenants[change.name] = Tenant(tenant.name, tenant.tier, weight, tenant.slo, merged)
+        return ChangeTenant(change.name, change.weight, None if merged == old else merged)
+
+
+def _total_s(scenario: Scenario) -> float | None:
+    """Seconds until the last request comes; None where completions, a count or a trace decide that."""
+    ends = [item.at_s + (item.burst.for_s if item.burst else 0.0) for item in scenario.timeline]
+    for stream in scenario.load:
+        at_once = stream.arrivals is not None and stream.arrivals.at_once
+        if stream.after is not None or (stream.for_s is None and not at_once):
+            return None
+        ends.append(stream.from_s + (stream.for_s or 0.0))
+    return max(ends)

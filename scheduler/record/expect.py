@@ -1,0 +1,167 @@
+"""Expectations: ``PATH OP VALUE`` over a run document, such as ``latency_s.tiers.premium.e2e.p99 < 12s``."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from scheduler.core.durations import parse_duration
+
+Value = float | str | bool | None
+
+_OPS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_TEXT = re.compile(r"(.+?)\s*(<=|>=|==|!=|<|>)\s*(.+)")
+_OPEN = ("telemetry.", "predictions.")  # what is below depends on the machine and on the run
+
+
+class Expectation(NamedTuple):
+    """One line of ``expect``."""
+
+    text: str
+    path: str
+    op: str
+    value: Value
+
+    def check(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """``{"text", "ok", "value"}``; a value that the run does not have meets nothing."""
+        found = look_up(document, self.path.split("."))
+        ok = found is not None and _comparable(found, self.value) and _OPS[self.op](found, self.value)
+        return {"text": self.text, "ok": bool(ok), "value": found}
+
+
+def evaluate(texts: Iterable[str], document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every expectation against a run document. Raises ValueError on one that cannot be read."""
+    return [parse_expect(text).check(document) for text in texts]
+
+
+def parse_expect(text: str, paths: Mapping[str, object] | None = None) -> Expectation:
+    """Read one line; with ``paths`` (see ``valid_paths``) its path and the kind of its value are checked too.
+
+    Raises ValueError with what is allowed.
+    """
+    match = _TEXT.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text[:80]!r} is not `PATH OP VALUE`; OP is one of {' '.join(sorted(_OPS))}")
+    path, op, value = match[1], match[2], _value(match[3])
+    if op not in ("==", "!=") and (isinstance(value, bool) or not isinstance(value, float)):
+        raise ValueError(f"{op} needs a number or a duration, got {match[3][:60]!r}")
+    if paths is not None and not path.startswith(_OPEN):
+        known = re.sub(r"^switches\.\d+\.", "switches.0.", path)
+        if known not in paths:
+            near = difflib.get_close_matches(path, paths, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"no run has the path {path[:80]!r}, allowed are the numbers and words of run.json{hint}"
+            )
+        if not _comparable(paths[known], value):
+            raise ValueError(
+                f"{path} is {_KINDS[type(paths[known])]}, it cannot be compared with {match[3][:60]!r}"
+            )
+    return Expectation(text, path, op, value)
+
+
+def look_up(document: Any, parts: Sequence[str]) -> Any:
+    """The value at a path, None where there is none. A key may hold dots itself, as a tenant's name does."""
+    if not parts:
+        return document
+    if isinstance(document, Mapping):
+        for size in range(1, len(parts) + 1):
+            key = ".".join(parts[:size])
+            if key in document:
+                return look_up(document[key], parts[size:])
+    elif isinstance(document, list | tuple) and parts[0].isdecimal() and int(parts[0]) < len(document):
+        return look_up(document[int(parts[0])], parts[1:])
+    return None
+
+
+def _value(text: str) -> Value:
+    words: Mapping[str, Value] = {"true": True, "false": False}
+    if text in words:
+        return words[text]
+    try:
+        return parse_duration(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return text.strip("'\"")
+
+
+_KINDS: Mapping[type, str] = {float: "a number", str: "text", bool: "true or false"}
+
+
+def _comparable(found: object, value: Value) -> bool:
+    return _sort(found) is _sort(value)
+
+
+def _sort(value: object) -> type:
+    if isinstance(value, bool):
+        return bool
+    return float if isinstance(value, int | float) else type(value)
+
+
+def valid_paths(
+    tenants: Iterable[str], tiers: Iterable[str], categories: Iterable[str]
+) -> Mapping[str, float | str | bool]:
+    """Every path that ends in a value of run.json, with an example of its kind; a list is shown by item 0."""
+    six = dict.fromkeys(("p50", "p90", "p95", "p99", "mean", "max"), 0.0)
+    latency = dict.fromkeys(("e2e", "ttft", "engine_ttft", "queue_wait", "tpot", "itl"), six)
+    counts = ("submitted", "finished", "failed", "cancelled", "rejected", "expired", "retried")
+    requests = dict.fromkeys(counts, 0.0)
+    tokens = dict.fromkeys(("prompt", "output", "output_per_s"), 0.0)
+    tenant = {**latency, "requests": requests, "tokens": tokens}
+    errors = (
+        "mae",
+        "rmse",
+        "uncorrected_mae",
+        "uncorrected_rmse",
+        "spearman",
+        "capped_share",
+        "class_accuracy",
+    )
+    classes = dict.fromkeys(("short", "medium", "long"), 0.0)
+    words = ("version", "scenario", "engine", "engine_detail", "dispatch", "clock", "policy", "estimator")
+    switch = {"at_s": 0.0, "from": "", "to": "", "queued": 0.0, "took_ms": 0.0, "by": ""}
+    run: dict[str, Any] = {
+        **dict.fromkeys(words, ""),
+        **dict.fromkeys(("schema", "capacity", "seed", "duration_s", "wall_s"), 0.0),
+        **dict.fromkeys(("paper", "interrupted"), False),
+        "requests": requests,
+        "finish": {"stop": 0.0, "length": 0.0},
+        "tokens": tokens,
+        "latency_s": {
+            "all": latency,
+            "tiers": dict.fromkeys(tiers, latency),
+            "tenants": dict.fromkeys(tenants, tenant),
+        },
+        "estimate": {
+            **dict.fromkeys(errors, 0.0),
+            "class_confusion": dict.fromkeys(classes, classes),
+            "bias": dict.fromkeys(categories, 0.0),
+        },
+        "fairness": {"jain": 0.0},
+        "goodput": {"requests_per_s": 0.0, "slo_share": 0.0},
+        "switches": [switch],
+        "loop_lag_ms": dict.fromkeys(("p50", "p99", "max"), 0.0),
+    }
+    return dict(_leaves(run, ""))
+
+
+def _leaves(node: Any, path: str) -> Iterable[tuple[str, Any]]:
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else None
+    if items is None:
+        yield path, node
+        return
+    for key, value in items:
+        yield from _leaves(value, f"{path}.{key}" if path else str(key))
