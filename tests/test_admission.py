@@ -1,0 +1,176 @@
+"""Limits on what may wait and run: each reason, each bound, for a tenant and for all."""
+
+from __future__ import annotations
+
+import dataclasses
+from math import inf
+from typing import Any
+
+import pytest
+from core_kit import TENANTS, Log, complete, dispatch_all, ids, make_request, make_scheduler, submit_all
+
+from scheduler.core.admission import REASONS
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.types import Limits, State
+
+
+def with_limits(own: Limits, **given: Any) -> Scheduler:
+    """A scheduler in which acme has limits of its own."""
+    acme = dataclasses.replace(TENANTS[0], limits=own)
+    return make_scheduler(tenants=(acme, *TENANTS[1:]), **given)
+
+
+# Each lets two requests of acme wait, cost 10 + 2 x 10 each, and turns the third away.
+FULL: dict[str, Any] = {
+    "too_long": lambda: make_scheduler(max_model_len=1010),
+    "queue_full": lambda: make_scheduler(limits=Limits(max_queued=2)),
+    "tokens_full": lambda: make_scheduler(limits=Limits(max_queued_tokens=60)),
+    "tenant_queue_full": lambda: with_limits(Limits(max_queued=2)),
+    "tenant_tokens_full": lambda: with_limits(Limits(max_queued_tokens=60)),
+}
+
+
+def test_every_reason_has_its_case() -> None:
+    assert set(FULL) == set(REASONS)
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_each_reason_is_reached_at_its_bound_and_not_before(reason: str) -> None:
+    scheduler = FULL[reason]()
+    submit_all(scheduler, [make_request("1"), make_request("2")])
+    third = make_request("3", max_tokens=1001 if reason == "too_long" else 1000)
+    rejected = scheduler.submit(third, 1.0)
+    assert rejected is not None
+    assert rejected.reason == third.reason == reason
+    assert third.state is State.REJECTED
+    assert third.ended_s == 1.0
+    assert scheduler.books.totals.submitted == 3
+    assert scheduler.books.tenants["acme"].ended[State.REJECTED] == 1
+    scheduler.check()
+
+
+@pytest.mark.parametrize("reason", [r for r in REASONS if r != "too_long"])
+def test_room_that_is_made_is_used(reason: str) -> None:
+    scheduler = FULL[reason]()
+    submit_all(scheduler, [make_request("1"), make_request("2")])
+    scheduler.cancel("1", 0.5)
+    assert scheduler.submit(make_request("3"), 1.0) is None
+
+
+@pytest.mark.parametrize("reason", ["tenant_queue_full", "tenant_tokens_full"])
+def test_a_full_tenant_leaves_its_neighbours_alone(reason: str) -> None:
+    scheduler = FULL[reason]()
+    submit_all(scheduler, [make_request("1"), make_request("2")])
+    assert scheduler.submit(make_request("3", "globex"), 1.0) is None
+
+
+def test_retry_after_is_when_half_of_the_queue_is_gone() -> None:
+    scheduler = make_scheduler(limits=Limits(max_queued=6), capacities=(5,))
+    submit_all(scheduler, [make_request(str(i)) for i in range(5)])
+    dispatch_all(scheduler, 0.0)
+    submit_all(scheduler, [make_request(str(i)) for i in range(5, 11)])
+    rejected = scheduler.submit(make_request("late"), 10.0)
+    assert rejected is not None
+    assert rejected.retry_after_s == pytest.approx(6 / 2 * 10.0 / 5)
+
+
+def test_a_prompt_that_is_too_long_need_not_come_back() -> None:
+    scheduler = make_scheduler(max_model_len=100)
+    rejected = scheduler.submit(make_request("1"), 1.0)
+    assert rejected is not None
+    assert rejected.retry_after_s == inf
+
+
+def test_a_rejection_is_one_event_and_frees_the_id() -> None:
+    log = Log()
+    scheduler = make_scheduler(limits=Limits(max_queued=0), emit=log.append)
+    assert scheduler.submit(make_request("1"), 1.0) is not None
+    assert log.kinds("1") == ["rejected"]
+    scheduler.set_limits(Limits(), 2.0)
+    assert scheduler.submit(make_request("1"), 2.0) is None
+
+
+# -- in flight ----------------------------------------------------------------------------------------
+
+
+def test_max_in_flight_over_all() -> None:
+    scheduler = make_scheduler(limits=Limits(max_in_flight=2), capacities=(4, 4))
+    requests = [make_request(str(i), TENANTS[i % 3].name, float(i)) for i in range(6)]
+    submit_all(scheduler, requests)
+    assert ids(dispatch_all(scheduler, 0.0)) == ["0", "1"]
+    complete(scheduler, requests[0], 1.0)
+    assert ids(dispatch_all(scheduler, 1.0)) == ["2"]
+    scheduler.set_limits(Limits(max_in_flight=1), 2.0)
+    complete(scheduler, requests[1], 2.0)
+    assert dispatch_all(scheduler, 2.0) == []
+    scheduler.set_limits(Limits(), 3.0)
+    assert ids(dispatch_all(scheduler, 3.0)) == ["3", "4", "5"]
+
+
+def test_max_in_flight_of_a_tenant_lowered_below_what_runs() -> None:
+    scheduler = make_scheduler(capacities=(4,))
+    requests = [make_request(str(i)) for i in range(6)]
+    submit_all(scheduler, requests)
+    assert len(dispatch_all(scheduler, 0.0)) == 4
+    scheduler.set_tenant(dataclasses.replace(TENANTS[0], limits=Limits(max_in_flight=2)), 1.0)
+    for running, request in enumerate(requests[:3]):
+        complete(scheduler, request, 2.0)
+        scheduler.check()
+        assert len(dispatch_all(scheduler, 2.0)) == (running == 2)
+
+
+def test_max_inflight_tokens_holds_the_head_back_until_it_fits() -> None:
+    scheduler = make_scheduler(max_inflight_tokens=100)
+    big, large, tiny = (make_request(n, tokens=t) for n, t in (("big", 60), ("large", 40), ("tiny", 1)))
+    submit_all(scheduler, [big, large, tiny])
+    # 70 tokens are reserved and large needs 50; tiny would fit but may not overtake it
+    assert ids(dispatch_all(scheduler, 0.0)) == ["big"]
+    complete(scheduler, big, 1.0)
+    assert ids(dispatch_all(scheduler, 1.0)) == ["large", "tiny"]
+
+
+def test_what_never_fits_runs_alone() -> None:
+    scheduler = make_scheduler(max_inflight_tokens=100)
+    first, huge = make_request("first", tokens=1), make_request("huge", tokens=500)
+    submit_all(scheduler, [first, huge, make_request("behind", tokens=1)])
+    assert ids(dispatch_all(scheduler, 0.0)) == ["first"]
+    complete(scheduler, first, 1.0)
+    assert ids(dispatch_all(scheduler, 1.0)) == ["huge"]
+    complete(scheduler, huge, 2.0)
+    assert ids(dispatch_all(scheduler, 2.0)) == ["behind"]
+
+
+# -- time to live -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("own", "overall"), [(5.0, None), (None, 5.0), (5.0, 9.0), (9.0, 5.0)])
+def test_what_waits_past_its_ttl_expires(own: float | None, overall: float | None) -> None:
+    log = Log()
+    scheduler = with_limits(Limits(ttl_s=own), limits=Limits(ttl_s=overall), capacities=(1,), emit=log.append)
+    submit_all(scheduler, [make_request("runs"), make_request("waits")], now=1.0)
+    dispatch_all(scheduler, 1.0)
+    assert scheduler.next_timer() == 6.0
+    assert scheduler.expire(5.999) == []
+    (expired,) = scheduler.expire(6.0)
+    assert (expired.id, expired.state, expired.ended_s) == ("waits", State.EXPIRED, 6.0)
+    assert log.kinds("waits") == ["queued", "expired"]
+    assert scheduler.next_timer() == inf
+    complete(scheduler, next(iter(scheduler.active())), 20.0)
+    assert dispatch_all(scheduler, 20.0) == []
+    scheduler.check()
+
+
+def test_ttl_is_of_the_queue_only() -> None:
+    scheduler = make_scheduler(limits=Limits(ttl_s=5.0))
+    submit_all(scheduler, [make_request("1")])
+    dispatch_all(scheduler, 4.0)
+    assert scheduler.next_timer() == inf
+    assert scheduler.expire(100.0) == []
+
+
+def test_a_new_ttl_is_for_new_arrivals() -> None:
+    scheduler = make_scheduler()
+    submit_all(scheduler, [make_request("old")])
+    scheduler.set_limits(Limits(ttl_s=5.0), 1.0)
+    submit_all(scheduler, [make_request("new")], now=2.0)
+    assert [r.id for r in scheduler.expire(100.0)] == ["new"]
