@@ -31,6 +31,7 @@ takes most of that away, and a stall of a single step still shows as a gap betwe
 """
 
 _COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
+_CLIENT = "vllm.v1.engine.async_llm"
 _GIB = 1 << 30
 
 
@@ -44,6 +45,8 @@ def preflight(model: str) -> str:
 
 def import_vllm() -> None:
     """Import vLLM, or raise an EngineConfigError that names the cure."""
+    if _CLIENT in sys.modules:
+        return
     if importlib.util.find_spec("vllm") is None:
         raise EngineConfigError(
             "vLLM is not installed: run `pip install 'driftsched[vllm]'` for a GPU, "
@@ -53,7 +56,7 @@ def import_vllm() -> None:
         os.environ.setdefault(name, value)
     check_companions()
     try:
-        importlib.import_module("vllm.v1.engine.async_llm")
+        importlib.import_module(_CLIENT)
     except (ImportError, OSError, RuntimeError) as error:
         raise EngineConfigError(f"vLLM is installed but does not import: {_first_line(error)}") from error
     # A heap frozen against long collections (gc.freeze) makes triton's bindings report leaks at exit.
