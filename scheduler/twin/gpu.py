@@ -26,6 +26,7 @@ from typing import NamedTuple
 from scheduler.core.metrics import gap_bucket
 from scheduler.twin.phase import Phase
 from scheduler.twin.profile import Profile
+from scheduler.twin.sequence import Sequence
 
 
 class NeverFits(ValueError):
@@ -52,37 +53,6 @@ class GpuState(NamedTuple):
     preemptions: int  # since the start
     steps: int  # since the start
     step_s: float  # duration of the step under way, else of the latest; 0 before the first
-
-
-class _Sequence:
-    __slots__ = (
-        "computed",
-        "first_s",
-        "gaps",
-        "gaps_base",
-        "generated",
-        "id",
-        "last_s",
-        "order",
-        "origin",
-        "output",
-        "prompt",
-    )
-
-    # Set where they begin to mean something: this object is made once for every request of a simulation.
-    computed: int  # tokens in the KV cache while partly prefilled
-    origin: int  # while decoding, tokens generated = GPU steps done - origin
-    first_s: float
-    last_s: float  # of the last token before a preemption
-    gaps_base: dict[int, int]  # the GPU's histogram when this run of decoding began
-
-    def __init__(self, request_id: str, prompt: int, output: int) -> None:
-        self.id = request_id
-        self.prompt = prompt
-        self.output = output
-        self.order = -1  # place in the order of admission; -1 while waiting and once it is gone
-        self.generated = 0  # tokens at the latest admission or preemption
-        self.gaps: dict[int, int] | None = None  # up to and across the latest preemption
 
 
 class Gpu:
@@ -121,11 +91,11 @@ class Gpu:
         self._clear()
 
     def _clear(self) -> None:
-        self._sequences: dict[str, _Sequence] = {}
-        self._waiting: deque[_Sequence] = deque()
-        self._finishing: list[tuple[int, int, _Sequence]] = []  # heap of (step it ends at, order, sequence)
-        self._partial: _Sequence | None = None  # the one whose prefill takes more steps
-        self._leaving: list[_Sequence] = []  # cancelled in a step that is under way
+        self._sequences: dict[str, Sequence] = {}
+        self._waiting: deque[Sequence] = deque()
+        self._finishing: list[tuple[int, int, Sequence]] = []  # heap of (step it ends at, order, sequence)
+        self._partial: Sequence | None = None  # the one whose prefill takes more steps
+        self._leaving: list[Sequence] = []  # cancelled in a step that is under way
         # The boundary from which the next phase starts, or started if one is planned; the state at it.
         self._boundary_s = self._now
         self._batch = 0  # sequences that run
@@ -133,7 +103,7 @@ class Gpu:
         self._planned = False
         self._due_s = inf  # the next event of the phase
         # Of the first step of the phase:
-        self._starting: list[_Sequence] = []  # those who decode from it on
+        self._starting: list[Sequence] = []  # those who decode from it on
         self._prefill = 0  # tokens
         self._budget = 0  # tokens left
         self._preempted = False
@@ -148,16 +118,16 @@ class Gpu:
                 f"request {request_id!r}: {prompt_tokens} prompt and {output_tokens} output tokens; "
                 "allowed: at least 0 and 1"
             )
-        if prompt_tokens + output_tokens - 1 > self.profile.kv_tokens:
+        if prompt_tokens + output_tokens - 1 > self._kv_tokens:
             raise NeverFits(
                 f"request {request_id!r}: {prompt_tokens} prompt and {output_tokens} output tokens can never "
-                f"fit the KV cache of {self.profile.name}: {self.profile.kv_tokens} tokens"
+                f"fit the KV cache of {self.profile.name}: {self._kv_tokens} tokens"
             )
         if request_id in self._sequences:
             raise ValueError(f"request {request_id!r} is here already")
         if now != self._now:
             self._settle(now)
-        sequence = _Sequence(request_id, prompt_tokens, output_tokens)
+        sequence = Sequence(request_id, prompt_tokens, output_tokens)
         self._sequences[request_id] = sequence
         self._waiting.append(sequence)
         # Behind another one that waits, nothing changes for anybody.
@@ -253,22 +223,26 @@ class Gpu:
             if self._due_s > now:
                 return
             if self._starting:
-                self._give_first_tokens()
-            if self._phase.end_s <= now:
+                if self._watch_first_tokens:
+                    self._give_first_tokens()
+                self._starting = []
+                self._due_s = self._phase.end_s
+            if self._due_s <= now:
                 self._finish_phase()
 
     def _give_first_tokens(self) -> None:
         """End of the first step of the phase, for those who decode from it on."""
-        if self._watch_first_tokens:
-            if self._track_gaps:
-                self._begin_gaps()
-            if self._first_token_events:
-                for sequence in self._starting:
-                    if sequence.order >= 0 and not sequence.generated:
-                        at_s = sequence.first_s
-                        self._events.append(GpuEvent(at_s, sequence.id, "first", 1, at_s))
-        self._starting = []
-        self._due_s = self._phase.end_s
+        if self._track_gaps:
+            first_s, first_bucket = self._phase.at(1), gap_bucket(self._phase.duration_s(1))
+            base = self._step_gaps.copy()
+            base[first_bucket] = base.get(first_bucket, 0) + 1  # the step of the first token is no gap
+            for sequence in self._starting:
+                sequence.begin_gaps(base, first_s)
+        if self._first_token_events:
+            for sequence in self._starting:
+                if sequence.order >= 0 and not sequence.generated:
+                    at_s = sequence.first_s
+                    self._events.append(GpuEvent(at_s, sequence.id, "first", 1, at_s))
 
     def _finish_phase(self) -> None:
         phase = self._phase
@@ -292,10 +266,10 @@ class Gpu:
             self._batch -= 1
             self._context -= sequence.prompt + sequence.output - 1
             del self._sequences[sequence.id]
-            gaps = self._gaps(sequence) if self._track_gaps else None
+            gaps = sequence.end_gaps(self._step_gaps) if self._track_gaps else None
             self._events.append(GpuEvent(end_s, sequence.id, "done", sequence.output, sequence.first_s, gaps))
 
-    def _leave(self, sequence: _Sequence) -> None:
+    def _leave(self, sequence: Sequence) -> None:
         """Give back slot and KV of a sequence that ran, at a boundary."""
         self._batch -= 1
         self._context -= self._held(sequence)
@@ -326,7 +300,7 @@ class Gpu:
             if chunk == missing:
                 self._partial = None
                 self._decode(partial)
-        if self._waiting and not self._preempted:
+        if self._waiting:
             self._admit()
         self._schedule()
 
@@ -338,7 +312,7 @@ class Gpu:
             victim.generated = self._step - victim.origin
             if self._track_gaps:
                 victim.last_s = self._boundary_s
-                victim.gaps = self._gaps(victim)
+                victim.end_gaps(self._step_gaps)
         self._leave(victim)
         victim.order = -1
         self._waiting.appendleft(victim)
@@ -347,30 +321,34 @@ class Gpu:
 
     def _admit(self) -> None:
         """Admit from the head of the queue what slots, KV and the token budget of the step allow."""
+        if self._preempted:
+            return
         waiting = self._waiting
-        while waiting and self._batch < self.max_num_seqs and self._budget > 0 and not self._preempted:
+        budget = self._budget
+        batch = self._batch
+        while waiting and batch < self.max_num_seqs and budget > 0:
             sequence = waiting[0]
-            need = sequence.prompt + sequence.generated
-            if self._context + self._batch + need > self._kv_tokens:
-                return
+            chunk = need = sequence.prompt + sequence.generated
+            if self._context + batch + need > self._kv_tokens:
+                break
             waiting.popleft()
-            chunk = need if need < self._budget else self._budget
-            self._budget -= chunk
-            self._prefill += chunk
-            self._batch += 1
-            self._context += chunk - 1
-            self._admissions += 1
-            sequence.order = self._admissions
-            if chunk == need:
+            sequence.order = self._admissions = self._admissions + 1
+            if need <= budget:
                 self._decode(sequence)
             else:
-                sequence.computed = chunk
+                sequence.computed = chunk = budget
                 self._partial = sequence
+            budget -= chunk
+            batch += 1
+            self._prefill += chunk
+            self._context += chunk - 1
+        self._budget = budget
+        self._batch = batch
 
-    def _decode(self, sequence: _Sequence) -> None:
+    def _decode(self, sequence: Sequence) -> None:
         """Its prefill ends with the step being planned: a token a step from then on."""
-        sequence.origin = origin = self._step - sequence.generated
-        heappush(self._finishing, (origin + sequence.output, sequence.order, sequence))
+        sequence.origin = self._step - sequence.generated
+        heappush(self._finishing, (sequence.origin + sequence.output, sequence.order, sequence))
         self._starting.append(sequence)
 
     def _schedule(self) -> None:
@@ -412,36 +390,14 @@ class Gpu:
 
     # Sequences
 
-    def _tokens(self, sequence: _Sequence, now: float) -> int:
+    def _tokens(self, sequence: Sequence, now: float) -> int:
         if sequence.order < 0 or sequence is self._partial:
             return sequence.generated
         return self._step + (self._phase.steps_done(now) if self._planned else 0) - sequence.origin
 
-    def _held(self, sequence: _Sequence) -> int:
+    def _held(self, sequence: Sequence) -> int:
         """Tokens of the KV cache that a running sequence holds at the boundary."""
         if sequence is self._partial:
             return sequence.computed
         # The latest token is computed, and cached, in the step after.
         return sequence.prompt + self._step - sequence.origin - 1
-
-    # Gaps between tokens: every sequence that decodes has those of the GPU's steps
-
-    def _begin_gaps(self) -> None:
-        base = self._step_gaps.copy()
-        first_bucket = gap_bucket(self._phase.duration_s(1))
-        base[first_bucket] = base.get(first_bucket, 0) + 1  # the step of the first token is no gap
-        for sequence in self._starting:
-            sequence.gaps_base = base
-            if sequence.gaps is not None:
-                bucket = gap_bucket(self._phase.at(1) - sequence.last_s)
-                sequence.gaps[bucket] = sequence.gaps.get(bucket, 0) + 1
-
-    def _gaps(self, sequence: _Sequence) -> dict[int, int]:
-        """Its gaps so far: every step since its decoding began, and what was before a preemption."""
-        base = sequence.gaps_base
-        gaps = sequence.gaps or {}
-        for bucket, count in self._step_gaps.items():
-            count -= base.get(bucket, 0)
-            if count:
-                gaps[bucket] = gaps.get(bucket, 0) + count
-        return gaps

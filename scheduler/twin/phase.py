@@ -22,37 +22,26 @@ class Phase:
         "_flat_step_s",
         "_flat_steps",
         "_linear_step_s",
-        "_per_context_token_s",
-        "_per_prefill_token_s",
-        "_per_sequence_s",
+        "_prefill_s",
+        "_profile",
         "_slope_s",
         "_zero_s",
-        "batch",
-        "context",
         "end_s",
-        "prefill",
-        "profile",
         "steps",
     )
 
     def __init__(self, profile: Profile) -> None:
-        self.profile = profile
-        self._per_context_token_s = profile.per_context_token_s
-        self._per_prefill_token_s = profile.per_prefill_token_s
-        self._per_sequence_s = profile.per_sequence_s
+        self._profile = profile
         self.steps = 0
         self.end_s = 0.0
 
     def begin(self, start_s: float, batch: int, context: int, prefill: int, steps: int) -> None:
         """``steps`` steps of ``batch`` sequences; step j ends with ``context + j batch`` tokens of KV."""
-        self.batch = batch
-        self.context = context
-        self.prefill = prefill
-        profile = self.profile
+        profile = self._profile
         floor_s = profile.floor_s
-        base_s = profile.fixed_s + self._per_context_token_s * context
-        self._slope_s = slope_s = self._per_context_token_s * batch
-        sequences_s = self._per_sequence_s * batch
+        base_s = profile.fixed_s + profile.per_context_token_s * context
+        slope_s = profile.per_context_token_s * batch
+        sequences_s = profile.per_sequence_s * batch
         if base_s + slope_s > floor_s:
             self._flat_steps = 0
         elif base_s + slope_s * steps <= floor_s:
@@ -61,8 +50,11 @@ class Phase:
             self._flat_steps = int((floor_s - base_s) / slope_s)
         self._flat_step_s = floor_s + sequences_s
         self._linear_step_s = base_s + sequences_s
-        self._zero_s = start_s + self._per_prefill_token_s * prefill
-        self.cut(steps)
+        self._slope_s = slope_s
+        self._prefill_s = profile.per_prefill_token_s * prefill
+        self._zero_s = start_s + self._prefill_s
+        self.steps = steps
+        self.end_s = self.at(steps)
 
     def cut(self, steps: int) -> None:
         """End it after that many steps, which may be no more than it has."""
@@ -73,8 +65,7 @@ class Phase:
         """When that many steps are done; at least one."""
         flat = self._flat_steps
         if flat == 0:
-            series = steps * (steps + 1) // 2
-            return self._zero_s + (steps * self._linear_step_s + self._slope_s * series)
+            return self._zero_s + steps * (self._linear_step_s + self._slope_s * ((steps + 1) * 0.5))
         if steps <= flat:
             return self._zero_s + steps * self._flat_step_s
         series = (steps * (steps + 1) - flat * (flat + 1)) // 2
@@ -111,19 +102,23 @@ class Phase:
 
     def duration_s(self, step: int) -> float:
         """Of one step, from 1."""
-        prefill = self.prefill if step == 1 else 0
-        return self.profile.step_s(self.batch, self.context + step * self.batch, prefill)
+        flat = step <= self._flat_steps
+        step_s = self._flat_step_s if flat else self._linear_step_s + self._slope_s * step
+        return step_s + self._prefill_s if step == 1 else step_s
 
     def count_into(self, counts: dict[int, int]) -> None:
         """Add the duration of every step to a histogram {gap_bucket: count}."""
-        first = gap_bucket(self.duration_s(1))
-        counts[first] = counts.get(first, 0) + 1
+        bucket = gap_bucket(self.duration_s(1))
+        counts[bucket] = counts.get(bucket, 0) + 1
         step, last = 2, self.steps
+        if last < 2:
+            return
+        last_bucket = gap_bucket(self.duration_s(last))
         while step <= last:
-            # The steps only get longer: those of one bucket lie side by side.
+            # From the second on they only get longer: the steps of one bucket lie side by side.
             bucket = gap_bucket(self.duration_s(step))
             after = last + 1
-            if gap_bucket(self.duration_s(last)) != bucket:
+            if bucket != last_bucket:
                 steps = range(step, after)
                 after = step + bisect_right(steps, bucket, key=lambda j: gap_bucket(self.duration_s(j)))
             counts[bucket] = counts.get(bucket, 0) + after - step
