@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from math import nan
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from scheduler.live.view import Feed, Notice, View
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.intp]
 
 SAMPLES = 4096  # 17 minutes at 4 Hz: the widest window (10 minutes) and room to freeze
 MAX_TENANTS = 256
@@ -47,6 +49,14 @@ class Grid:
         return bucket if 0 <= bucket < self.buckets else None
 
 
+class Places(NamedTuple):
+    """Where the samples of a grid's buckets lie: worked out once for all series of one frame."""
+
+    starts: Ints  # first sample of each bucket that has one
+    stop: int  # end of the last bucket's samples
+    source: Ints  # for each bucket, which of ``starts`` gives its value; -1 for none
+
+
 class History:
     """Samples of one run, oldest first, with series for each tenant and for all."""
 
@@ -57,6 +67,7 @@ class History:
         self._run = {name: self._series() for name in RUN_SERIES}
         self._tenants: dict[str, dict[str, Floats]] = {}
         self._order: dict[str, int] = {}
+        self._places: dict[Grid, Places] = {}
         self._seen_seq = 0
         self._gap_s = 1.0  # how long a sample stands for the instants after it
         self.notices: deque[Notice] = deque(maxlen=MAX_NOTICES)  # oldest first
@@ -86,6 +97,7 @@ class History:
             self._wrap()
         at = self._end
         self._end += 1
+        self._places.clear()
         self._times[at] = snapshot.now
         for name, latency in (("ttft", snapshot.ttft), ("e2e", snapshot.e2e)):
             self._run[f"{name}_p50"][at] = latency.p50
@@ -120,25 +132,26 @@ class History:
         holds the value before it for as long as samples come at their usual pace.
         """
         source = self._run.get(series) if tenant is None else self._tenants.get(tenant, {}).get(series)
-        result = np.full(grid.buckets, nan)
-        if source is None or not self._end:
-            return result
+        if source is None:
+            return np.full(grid.buckets, nan)
+        places = self._places.get(grid)
+        if places is None:
+            places = self._places[grid] = self._place(grid)
+        if not len(places.starts):
+            return np.full(grid.buckets, nan)
+        largest = np.append(np.fmax.reduceat(source[: places.stop], places.starts), nan)
+        return largest[places.source]
+
+    def _place(self, grid: Grid) -> Places:
         low = max(0, self._end - self._capacity)
-        times = self._times[low : self._end]
-        values = source[low : self._end]
-        places = np.searchsorted(times, grid.edges)
-        filled = np.flatnonzero(np.diff(places))
-        if not len(filled):
-            return result
-        stop = places[-1]
-        result[filled] = np.fmax.reduceat(values[:stop], places[filled])
-        buckets = np.arange(grid.buckets)
-        known = np.full(grid.buckets, -1)
-        known[filled] = filled
-        last = np.maximum.accumulate(known)
-        held = (last >= 0) & ((buckets - last) * grid.width_s <= self._gap_s)
-        result[held] = result[last[held]]
-        return result
+        edges = low + np.searchsorted(self._times[low : self._end], grid.edges)
+        filled = np.flatnonzero(np.diff(edges))
+        # For each bucket the filled one at or before it, as a position in ``filled``; -1: none near enough.
+        source = np.searchsorted(filled, np.arange(grid.buckets), side="right") - 1
+        if len(filled):
+            age_s = (np.arange(grid.buckets) - filled[source]) * grid.width_s
+            source[age_s > self._gap_s] = -1
+        return Places(edges[filled], int(edges[-1]), source)
 
     def _wrap(self) -> None:
         """Move the newest half to the front, so that a window is always one contiguous slice."""

@@ -43,10 +43,11 @@ class Canvas(Widget, inherit_bindings=False):
             if self.display:
                 self.refresh()
             return
+        width = self.size.width
         regions = []
         for y in lines:
             self._strips.pop(y, None)
-            regions.append(Region(0, y, self.size.width, 1))
+            regions.append(Region(0, y, width, 1))
         if regions and self.display:
             self.refresh(*regions)
 

@@ -75,10 +75,10 @@ def fit(fields: Sequence[Field], width: int) -> list[Variant]:
     return [field.variants[index][1] for field, index in zip(fields, chosen, strict=True)]
 
 
-def state(view: View, frozen: bool, leaving: str) -> tuple[str, str]:
-    """The word for how the run and the display stand, and its colour."""
+def state(view: View, frozen: bool, leaving: str) -> tuple[list[str], str]:
+    """The words for how the run and the display stand, the weightiest first, and their colour."""
     if leaving:
-        return f"● {leaving}", palette.ORANGE
+        return [leaving], palette.ORANGE
     words = []
     if view.engine_state != "ready":
         words.append(f"ENGINE {clean(view.engine_state, 12).upper()}")
@@ -89,10 +89,10 @@ def state(view: View, frozen: bool, leaving: str) -> tuple[str, str]:
     if not words and view.scenario_done:
         words.append("DONE")
     if not words:
-        return "● LIVE", palette.GOOD
+        return ["LIVE"], palette.GOOD
     bad = view.engine_state in ("dead", "restarting")
     colour = palette.BAD if bad else palette.CYAN if frozen and len(words) == 1 else palette.WARN
-    return "● " + " ".join(words), colour
+    return words, colour
 
 
 def _load_colour(share: float | None) -> str:
@@ -176,7 +176,7 @@ def _machine(view: View, cost: Cost) -> list[Field]:
 def fields(view: View, frozen: bool, leaving: str, cost: Cost) -> list[Field]:
     """Everything there is to say, from left to right."""
     snapshot = view.snapshot
-    word, colour = state(view, frozen, leaving)
+    words, colour = state(view, frozen, leaving)
     full = snapshot.in_flight >= snapshot.capacity
     run = Part(f"{snapshot.in_flight}/{snapshot.capacity}", palette.WARN if full else palette.TEXT)
     wait = Part(figures.count(snapshot.queued), palette.WARN if snapshot.queued else palette.TEXT)
@@ -185,7 +185,12 @@ def fields(view: View, frozen: bool, leaving: str, cost: Cost) -> list[Field]:
     kv_figure: Variant = () if kv is None else (Part("kv "), Part(figures.percent(kv), _load_colour(kv)))
     return [
         Field([(90, (Part(f" {NAME} ", _BADGE, True),)), (99, (Part(" ds ", _BADGE, True),))]),
-        Field([(99, (Part(word, colour, True),))]),
+        Field(
+            [
+                (85, (Part("● " + " ".join(words), colour, True),)),
+                (99, (Part(f"● {words[0]}", colour, True),)),
+            ]
+        ),
         _policy(view),
         _engine(view),
         Field([(40, kv_figure), (99, ())]),

@@ -1,0 +1,63 @@
+"""``driftsched live``: a run and its dashboard in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from pathlib import Path
+
+from driftui.app import run_dashboard
+from driftui.terminal import own_terminal
+from scheduler.engines.engine import EngineError
+from scheduler.live.feed import LocalFeed
+from scheduler.live.output import log_path
+from scheduler.live.run import LiveRun
+from scheduler.plan import Plan
+
+DRAIN_S = 10.0
+
+
+def run_live(plan: Plan, *, speed: float | None, record: Path | None) -> int:
+    """Returns the exit code. Raises EngineConfigError for what can be known before the screen opens."""
+    if not plan.simulated:
+        from scheduler.engines.vllm_setup import preflight
+
+        print("importing vLLM ...", file=sys.stderr, flush=True)
+        preflight(plan.model)  # spawning its helpers fails once the screen owns the terminal
+    gc.collect()
+    gc.freeze()  # generation-2 pauses would be 30 to 120 ms
+    with own_terminal(log_path()):
+        return asyncio.run(_run(plan, speed, record))
+
+
+async def _run(plan: Plan, speed: float | None, record: Path | None) -> int:
+    run = LiveRun(plan, out=record, speed=speed)
+    hurry = asyncio.Event()
+    starting = asyncio.create_task(_start(run))
+
+    async def leave() -> None:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        stopping = asyncio.create_task(run.stop(drain_s=DRAIN_S))
+        hurried = asyncio.create_task(hurry.wait())
+        await asyncio.wait([stopping, hurried], return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            run.session.skip_drain()
+        hurried.cancel()
+        await stopping
+
+    code = await run_dashboard(LocalFeed(run), on_quit=leave, on_hurry=hurry.set)
+    if run.session.engine_state != "stopping":
+        await leave()  # the dashboard crashed: nothing may be left behind
+    if run.session.failure is not None:
+        print(f"driftsched: engine failure: {run.session.failure}", file=sys.__stderr__)
+        return 3
+    return code
+
+
+async def _start(run: LiveRun) -> None:
+    try:
+        await run.start()
+    except EngineError as error:
+        run.session.fail(error)

@@ -1,0 +1,276 @@
+"""The dashboard's parts that need no running app."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from fake_feed import FakeFeed, many
+from rich.cells import cell_len
+
+from driftui import figures, layout
+from driftui.clean import clean, pad
+from driftui.commands import COMMANDS, on_screen
+from driftui.feed import MAX_TENANTS, Grid, History
+from driftui.screens.help import help_text
+from driftui.screens.parse import FieldError, bound, positive, seconds_bound
+from driftui.widgets import columns
+from driftui.widgets.raster import Raster, nice_step, scale
+from driftui.widgets.status import Cost, fields, fit
+
+HOSTILE = (
+    "\x1b[2J\x1b[31mred",
+    "\x1b]0;title\x07",
+    "\x9b31mC1",
+    "\u202eevil\u202c",
+    "zero\u200bwidth\u200djoin",
+    "line\u2028para\u2029",
+    "\ue000private",
+    "[/]",
+    "[bold]x[/bold]",
+    "漢字漢字漢字漢字漢字漢字",
+    "a" + "\u0301" * 500,
+    "❤\ufe0f" * 20,
+    "\ud800",
+    "",
+    "\n\r\t",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("width", [0, 1, 2, 7, 40])
+def test_clean_leaves_nothing_a_terminal_obeys_and_fits(text: str, width: int) -> None:
+    shown = clean(text, width)
+    assert cell_len(shown) <= width
+    assert not any(ord(char) < 32 or 0x7F <= ord(char) < 0xA0 for char in shown)
+    assert not set(shown) & set("\u202e\u202c\u200b\u200d\u2028\u2029\ue000\ud800\ufe0f")
+    assert len(shown) <= 4 * width + 1
+    for align in "<>":
+        assert cell_len(pad(text, width, align)) == width
+
+
+def test_clean_keeps_what_is_harmless() -> None:
+    assert clean("Ünïcode 漢字 [/]") == "Ünïcode 漢字 [/]"
+    assert clean("abcdef", 4) == "abc…"
+    assert clean("漢字漢", 4) == "漢…"
+
+
+@pytest.mark.parametrize(
+    ("shown", "wanted"),
+    [
+        (figures.seconds(0.504), "0.50"),
+        (figures.seconds(9.996), "10.0"),
+        (figures.seconds(526.7), "527"),
+        (figures.seconds(math.nan), "–"),
+        (figures.count(999.6), "1.0k"),
+        (figures.count(4210), "4.2k"),
+        (figures.count(999_999), "1.0M"),
+        (figures.ratio(1.036), "×1.04"),
+        (figures.percent(math.nan), "–"),
+        (figures.clock(3723), "1:02:03"),
+        (figures.size(2_100_000), "2.1 MB"),
+        (figures.span(60), "60s"),
+        (figures.span(450), "7m30"),
+        (figures.plain(2.5), "2.5"),
+        (figures.plain(0.0), "0"),
+    ],
+)
+def test_figures(shown: str, wanted: str) -> None:
+    assert shown == wanted
+
+
+def sampled(seconds: float, feed: FakeFeed | None = None, history: History | None = None) -> History:
+    feed = FakeFeed() if feed is None else feed
+    history = History() if history is None else history
+    for _ in range(int(seconds * 4)):
+        feed.advance(0.25)
+        history.sample(feed.view())
+    return history
+
+
+def test_history_gives_the_latest_values_and_a_gap_before_the_first() -> None:
+    feed = FakeFeed()
+    feed.advance(40)
+    history = sampled(20, feed)
+    grid = Grid.ending(feed.now, 60, 120)
+    values = history.buckets("queue", grid, "acme-chat")
+    known = np.flatnonzero(np.isfinite(values))
+    assert known[0] == pytest.approx(80, abs=2)
+    assert values[-1] == feed.view().snapshot.tenants[0].queued
+
+
+def test_a_past_bucket_never_changes_while_time_goes_on() -> None:
+    feed, history = FakeFeed(), History()
+    sampled(30, feed, history)
+    before = Grid.ending(feed.now, 20, 40)
+    old = history.buckets("queue", before, "acme-chat")
+    sampled(5, feed, history)
+    after = Grid.ending(feed.now, 20, 40)
+    shift = after.first - before.first
+    np.testing.assert_array_equal(history.buckets("queue", after, "acme-chat")[: 39 - shift], old[shift:39])
+
+
+def test_a_burst_between_two_dots_is_still_drawn() -> None:
+    feed, history = FakeFeed(), History()
+    sampled(10, feed, history)
+    feed.lanes[0].queued += 500
+    history.sample(feed.view())  # the same instant is dropped
+    feed.paused = True
+    feed.advance(0.25)
+    history.sample(feed.view())
+    feed.lanes[0].queued -= 500
+    sampled(10, feed, history)
+    grid = Grid.ending(feed.now, 600, 60)  # ten seconds to a bucket
+    assert np.nanmax(history.buckets("queue", grid, "acme-chat")) >= 500
+
+
+def test_history_stays_bounded_and_right_across_its_end() -> None:
+    feed, history = FakeFeed(), History(samples=64)
+    sampled(60, feed, history)  # 240 samples: wraps several times
+    assert len(history) == 64
+    whole = sampled(60)
+    grid = Grid.ending(feed.now, 10, 20)
+    np.testing.assert_array_equal(history.buckets("e2e_p99", grid), whole.buckets("e2e_p99", grid))
+
+
+def test_history_bounds_the_number_of_tenants() -> None:
+    history = History(samples=16)
+    history.sample(FakeFeed(many(MAX_TENANTS + 20)).view())
+    assert not np.isfinite(
+        history.buckets("queue", Grid.ending(0, 10, 4), f"tenant-{MAX_TENANTS + 10}")
+    ).any()
+
+
+def test_a_run_that_starts_over_clears_the_history() -> None:
+    history = sampled(20)
+    history.sample(FakeFeed().view())
+    assert len(history) == 1
+
+
+def dots(raster: Raster) -> list[str]:
+    """The raster as text, one character per dot."""
+    rows = []
+    for row in range(4 * raster.height):
+        bits = raster.bits[row // 4]
+        line = ""
+        for column in range(2 * raster.width):
+            bit = {0: (1, 8), 1: (2, 16), 2: (4, 32), 3: (64, 128)}[row % 4][column % 2]
+            line += "#" if bits[column // 2] & bit else "."
+        rows.append(line)
+    return rows
+
+
+def test_raster_joins_values_and_leaves_gaps() -> None:
+    raster = Raster(3, 1)
+    raster.plot(0, np.array([0.0, 3.0, 3.0, np.nan, 0.0, 1.0]), 0.0, 3.0)
+    assert dots(raster) == [".##...", ".#....", ".#...#", "#...#."]
+
+
+def test_raster_clips_to_its_field() -> None:
+    raster = Raster(1, 1)
+    raster.plot(0, np.array([-5.0, 50.0]), 0.0, 3.0)
+    assert dots(raster)[0][1] == "#"
+    assert dots(raster)[3][0] == "#"
+
+
+@pytest.mark.parametrize(
+    ("span", "parts", "step"), [(100, 4, 25), (7, 3, 2.5), (1, 4, 0.25), (3000, 3, 1000)]
+)
+def test_nice_step(span: float, parts: int, step: float) -> None:
+    assert nice_step(span, parts) == pytest.approx(step)
+
+
+def test_scale_holds_every_value_and_survives_nan_and_huge() -> None:
+    for values in ([], [math.nan], [0.0, 1e12], [-3.0, 2.0], [1.0]):
+        low, high, ticks = scale([np.array(values)], 0.0, 4.0, 9)
+        finite = [value for value in values if math.isfinite(value)]
+        assert low <= min([*finite, 0.0])
+        assert high >= max([*finite, 4.0])
+        assert 1 <= len(ticks) <= 6
+        assert all(low <= tick <= high for tick in ticks)
+
+
+@pytest.mark.parametrize("tenants", [0, 3, 50])
+def test_plan_always_adds_up(tenants: int) -> None:
+    for width, height in product((1, 40, 80, 95, 96, 160, 250), range(1, 100)):
+        plan = layout.plan(width, height, tenants)
+        charts = max(0, height - 2) - plan.tenants - plan.events
+        assert charts >= 0
+        assert plan.tenants >= 0
+        assert plan.charts <= 4
+        assert plan.rows == 0 or charts // plan.rows >= 7
+
+
+def test_plan_of_the_two_sizes_that_matter() -> None:
+    wide, small = layout.plan(160, 48, 8), layout.plan(80, 24, 8)
+    assert (wide.columns, wide.rows, wide.tenants) == (2, 2, 11)
+    assert (small.columns, small.rows, small.events) == (1, 1, 3)
+
+
+def test_status_never_overflows_and_says_simulated() -> None:
+    view = FakeFeed().view()
+    hostile = replace(
+        view, scenario="漢" * 40, engine_detail="x" * 300, engine_state="restarting", speed=1000.0
+    )
+    for width in range(60, 260):
+        for shown in (view, hostile, replace(view, snapshot=replace(view.snapshot, paused=True))):
+            variants = fit(fields(shown, True, "", Cost(6.1, 0.024)), width)
+            text = " ".join(part.text for variant in variants for part in variant)
+            cells = sum(cell_len(part.text) for variant in variants for part in variant)
+            assert cells <= width
+            if width >= 80:
+                assert "simulated" in text
+    for width in (80, 160):
+        text = "".join(
+            part.text for variant in fit(fields(view, False, "", Cost(6, 0.02)), width) for part in variant
+        )
+        for word in ("driftsched", "LIVE", "fifo", "simulated", "run", "wait"):
+            assert word in text
+
+
+def test_columns_fit_and_the_dearest_stay() -> None:
+    for width in range(1, 300):
+        chosen = columns.choose(width)
+        assert sum(w for _, w in chosen) + len(chosen) - 1 <= width
+        titles = {column.title for column, _ in chosen}
+        if width >= 75:
+            assert {"tenant", "queue", "run", "p50", "p95", "p99", "drift", "bias"} <= titles
+        if width >= 155:
+            assert len(chosen) == len(columns.COLUMNS)
+
+
+def test_spark_and_bar() -> None:
+    assert columns.spark(np.array([math.nan, 0.0, 4.0, 8.0]), 0, 8) == " ▁▄█"
+    assert columns.bar(0.5, 4) == "██  "
+    assert columns.bar(math.nan, 3) == "   "
+
+
+def test_no_key_is_used_twice_on_a_screen() -> None:
+    for where in {command.where for command in COMMANDS}:
+        keys = [key for command in on_screen(where) for key in command.keys]
+        assert len(keys) == len(set(keys)), where
+    assert len({command.id for command in COMMANDS}) == len(COMMANDS)
+
+
+def test_every_command_is_in_the_help() -> None:
+    text = help_text()
+    for command in COMMANDS:
+        assert f"{command.key_label:<10} {command.title:<17} {command.help}" in text
+
+
+def test_numbers_in_forms() -> None:
+    assert positive("weight", "2.5") == 2.5
+    assert bound("max", "") is None
+    assert bound("max", " 12 ") == 12
+    assert seconds_bound("ttl", "") is None
+    for text in ("", "0", "-1", "nan", "inf", "1e999", "x"):
+        with pytest.raises(FieldError, match="weight: a number above 0"):
+            positive("weight", text)
+    for text in ("-1", "1.5", "x", "9" * 40, "²"):
+        with pytest.raises(FieldError, match="max: a whole number"):
+            bound("max", text)
+    with pytest.raises(FieldError, match="ttl: seconds above 0"):
+        seconds_bound("ttl", "0")
