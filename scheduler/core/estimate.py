@@ -8,6 +8,7 @@ estimate never exceeds max_tokens, and censored answers are taken as the lower b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Any, Protocol
 
 from scheduler.core.types import CATEGORIES, Estimate, Outcome, Request
@@ -145,8 +146,15 @@ class PaperEstimator:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         bias = state.get("bias")
-        if state.get("kind") != "paper" or not isinstance(bias, Mapping) or set(bias) != set(CATEGORIES):
-            raise ValueError(f"not a state of the paper estimator; it has a bias for each of {CATEGORIES}")
+        if (
+            state.get("kind") != "paper"
+            or not isinstance(bias, Mapping)
+            or set(bias) != set(CATEGORIES)
+            or not all(isinstance(value, int | float) and 0 < value < inf for value in bias.values())
+        ):
+            raise ValueError(
+                f"not a state of the paper estimator; it has a bias above 0 for each of {CATEGORIES}"
+            )
         self._bias = {category: float(bias[category]) for category in CATEGORIES}
 
 
