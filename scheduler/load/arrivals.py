@@ -32,7 +32,7 @@ def uniform(rng: Random, min_s: float, max_s: float) -> Iterator[float]:
 
 
 def gamma(rng: Random, rate: float, cv: float) -> Iterator[float]:
-    """Gamma-distributed gaps; ``cv`` is their coefficient of variation: 1 is Poisson, above it is burstier."""
+    """Gamma-distributed gaps; ``cv``, their coefficient of variation, is 1 for Poisson, more for bursts."""
     shape, at = 1.0 / (cv * cv), 0.0
     scale = 1.0 / (rate * shape)
     while True:
@@ -51,7 +51,7 @@ def step(rng: Random, before: float, after: float, at_s: float) -> Iterator[floa
 
 
 def ramp(rng: Random, start: float, end: float, over_s: float) -> Iterator[float]:
-    """Poisson whose rate goes from ``start`` to ``end`` in a straight line over ``over_s``, and stays there."""
+    """Poisson whose rate goes straight from ``start`` to ``end`` over ``over_s``, and stays there."""
     slope = (end - start) / over_s
     total = 0.5 * (start + end) * over_s  # expected arrivals on the ramp
     expected = 0.0

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from scheduler.core.types import CATEGORIES, TIERS
 from scheduler.load.samples import read_samples
-from scheduler.load.schema import Engine, Estimator, Stream, TimelineItem
+from scheduler.load.schema import Engine, Estimator, TimelineItem
+from scheduler.load.stream import Stream
 from scheduler.load.traces import TraceError, scan
 from scheduler.load.yamlfile import Loc, did_you_mean
 from scheduler.record.expect import parse_expect, valid_paths

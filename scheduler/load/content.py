@@ -7,23 +7,21 @@ one draws never shifts another, so the same requests come whatever the policy do
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from random import Random
 from typing import NamedTuple
 
 from scheduler.core.estimate import BASE_TOKENS, classify
 from scheduler.core.types import CATEGORIES, Request, Tenant
-from scheduler.load.lengths import HEAVY_MAX_TOKENS, PROFILES, LengthModel
-from scheduler.load.prompts import PaperPrompts, label, style
-from scheduler.load.samples import Shuffled, read_samples
-from scheduler.load.schema import Lengths, Stream
+from scheduler.load.lengths import HEAVY_MAX_TOKENS, PROFILES, length_table
+from scheduler.load.prompts import label, prompt_tables, style
+from scheduler.load.samples import Sample, Shuffled, read_samples
+from scheduler.load.stream import Lengths, Stream
 from scheduler.load.traces import Row
 
 DEFAULT_MIX: Mapping[str, float] = {"short_qa": 0.40, "summary": 0.25, "technical": 0.25, "report": 0.10}
 TRACE_MAX_TOKENS = 1024  # where neither the stream nor the trace's row says
-
-CountTokens = Callable[[str], int]
 
 
 class Shift(NamedTuple):
@@ -39,128 +37,135 @@ class Setting(NamedTuple):
     seed: int
     tenants: Mapping[str, Tenant]
     shifts: Mapping[str, Shift]  # by tenant; the workload changes it as the timeline says
-    count_tokens: CountTokens
+    count_tokens: Callable[[str], int]
     labelled: bool  # the paper's label goes in front of each prompt
 
     def rng(self, stream: str, use: str) -> Random:
         return Random(f"{self.seed}/{stream}/{use}")
 
 
-class Pick:
-    """A weighted choice of one name."""
-
-    __slots__ = ("_bounds", "_names", "_random")
-
-    def __init__(self, shares: Mapping[str, float], rng: Random) -> None:
-        used = {name: share for name, share in shares.items() if share > 0}
-        total = sum(used.values())
-        self._names = list(used)
-        self._bounds = [bound / total for bound in accumulate(used.values())][:-1]
-        self._random = rng.random
-
-    def draw(self) -> str:
-        return self._names[bisect(self._bounds, self._random())] if self._bounds else self._names[0]
+# A request before its time and id: tenant, tier, category, prompt, prompt tokens, length, max_tokens.
+# A plain tuple and local names throughout: this is the hot path of a virtual run.
+Draft = tuple[str, str, str, str, int, float, int]
 
 
 class Content:
-    """Makes one stream's requests: who, what prompt, how long."""
+    """Makes one stream's requests."""
 
     def __init__(self, stream: Stream, key: str, setting: Setting) -> None:
         self._stream = stream
         self._setting = setting
         self._sampling = stream.sampling.to_core()
         self._name = stream.name or key
-        rng = setting.rng(key, "content")
-        self._tenant = Pick(stream.tenant, rng) if stream.tenant else None
-        self._category = Pick(stream.mix or DEFAULT_MIX, rng)
-        self._prompts = PaperPrompts(rng, setting.count_tokens)
+        self._rng = setting.rng(key, "content")
+        self._length_rng = setting.rng(key, "lengths")
         lengths = stream.lengths or Lengths(profile="near")
-        table = lengths.lognormal or PROFILES[lengths.profile or "near"]
-        self._lengths = LengthModel(
-            {str(c): values for c, values in table.items()}, setting.rng(key, "lengths")
-        )
+        params = lengths.lognormal or PROFILES[lengths.profile or "near"]
+        self._lengths = {str(name): length_table(*values) for name, values in params.items()}
         usual = dict.fromkeys(CATEGORIES, HEAVY_MAX_TOKENS) if lengths.profile == "heavy" else BASE_TOKENS
-        self._max_tokens: Mapping[str, int] = {str(c): n for c, n in (stream.max_tokens or usual).items()}
-        self._sample: Shuffled | None = None
-        self._sample_lengths: Shuffled | None = None
-        if stream.prompts and stream.prompts.file:
-            self._sample = Shuffled(read_samples(stream.prompts.file), rng)
-        if lengths.file:
-            drawn = read_samples(lengths.file, lengths.model)
-            same = stream.prompts.file == lengths.file if stream.prompts else bool(drawn[0].prompt)
-            if same:  # prompt and length belong together
-                self._sample = Shuffled(drawn, rng)
-            else:
-                self._sample_lengths = Shuffled(drawn, setting.rng(key, "lengths"))
+        self._max_tokens = {str(name): tokens for name, tokens in (stream.max_tokens or usual).items()}
+        self._drafts = self._choose_drafts(lengths)
 
-    def make(self, number: int, request_id: str, at_s: float) -> Request:
-        """A drawn request."""
-        tenant = self._tenant.draw() if self._tenant else ""
-        drawn: int | None = None
-        if self._sample is None:
-            category = self._category.draw()
-            prompt, prompt_tokens = self._prompts.of(category)
-        else:
-            prompt, category, known, drawn = self._sample.draw()
-            prompt_tokens = known or self._setting.count_tokens(prompt)
-        if self._sample_lengths is not None:
-            drawn = self._sample_lengths.draw().output_tokens
+    def draw(self, number: int, request_id: str, at_s: float) -> Request:
+        """The workload's ``number``-th request."""
+        draft = next(self._drafts)
         if self._setting.labelled:
+            tenant, tier, category, prompt, _, length, cap = draft
             prompt = label(number, tenant, category) + prompt
-            prompt_tokens = self._setting.count_tokens(prompt)
-        return self._request(
-            request_id, at_s, tenant, "", category, prompt, prompt_tokens, drawn, self._max_tokens[category]
-        )
+            draft = (tenant, tier, category, prompt, self._setting.count_tokens(prompt), length, cap)
+        return self._request(request_id, at_s, draft)
 
     def from_row(self, request_id: str, at_s: float, row: Row) -> Request:
-        """A trace's request."""
-        tenant = self._tenant.draw() if self._tenant else row.tenant
+        """A trace's request. Where the row has no category, its prompt says, and else it has none."""
+        tenant, tier = next(self._whose) if self._stream.tenant else (row.tenant, "")
+        tier = row.tier or tier or self._setting.tenants[tenant].tier
         category = row.category or (classify(row.prompt) if row.prompt else "")
         own = self._max_tokens[category or "short_qa"] if self._stream.max_tokens else None
-        max_tokens = own or row.max_tokens or TRACE_MAX_TOKENS
-        prompt_tokens = row.prompt_tokens or self._setting.count_tokens(row.prompt)
-        drawn = None if self._stream.lengths else row.output_tokens
-        return self._request(
-            request_id, at_s, tenant, row.tier, category, row.prompt, prompt_tokens, drawn, max_tokens
-        )
+        length = float(row.output_tokens or 0)
+        if self._stream.lengths or not length:
+            length = self._length(category or "short_qa")
+        tokens = row.prompt_tokens or self._setting.count_tokens(row.prompt)
+        cap = own or row.max_tokens or TRACE_MAX_TOKENS
+        return self._request(request_id, at_s, (tenant, tier, category, row.prompt, tokens, length, cap))
 
-    def _request(
-        self,
-        request_id: str,
-        at_s: float,
-        tenant: str,
-        tier: str,
-        category: str,
-        prompt: str,
-        prompt_tokens: int,
-        drawn: int | None,
-        max_tokens: int,
-    ) -> Request:
-        shift = self._setting.shifts.get(tenant)
-        scale, forced = 1.0, None
-        if shift is not None:
-            scale = shift.output_scale
-            if prompt and scale != 1.0:
-                prompt += style(scale)
-                prompt_tokens = self._setting.count_tokens(prompt)
-        if drawn is None:
-            intended = self._lengths.of(category or "short_qa", scale)
-        else:
-            intended = max(1, round(drawn * scale))
-        if shift is not None and shift.force:
-            forced = min(intended, max_tokens)
+    def _request(self, request_id: str, at_s: float, draft: Draft) -> Request:
+        tenant, tier, category, prompt, tokens, length, cap = draft
+        forced = None
+        if self._setting.shifts and (shift := self._setting.shifts.get(tenant)) is not None:
+            length *= shift.output_scale
+            if prompt and (added := style(shift.output_scale)):
+                prompt += added
+                tokens = self._setting.count_tokens(prompt)
+            if shift.force:
+                forced = min(max(1, round(length)), cap)
         return Request(
-            request_id,
-            tenant,
-            tier or self._setting.tenants[tenant].tier,
-            at_s,
-            max(1, prompt_tokens),
-            max_tokens,
-            prompt,
-            category,
-            intended,
-            forced,
-            self._sampling,
-            False,
-            self._name,
+            request_id, tenant, tier, at_s, tokens or 1, cap, prompt, category,
+            round(length) or 1, forced, self._sampling, False, self._name,
+        )  # fmt: skip
+
+    def _choose_drafts(self, lengths: Lengths) -> Iterator[Draft]:
+        stream = self._stream
+        self._whose = self._tenants()
+        prompts_file = stream.prompts.file if stream.prompts else None
+        measured = read_samples(lengths.file, lengths.model) if lengths.file else None
+        if measured and (prompts_file == lengths.file or (stream.prompts is None and measured[0].prompt)):
+            return self._from_samples(measured, None)  # a prompt and its length stay together
+        if prompts_file:
+            return self._from_samples(read_samples(prompts_file), measured)
+        return self._from_templates(measured)
+
+    def _from_templates(self, measured: Sequence[Sample] | None) -> Iterator[Draft]:
+        random, length_random = self._rng.random, self._length_rng.random
+        count, caps, whose = self._setting.count_tokens, self._max_tokens, self._whose
+        prompts, lengths = prompt_tables(), self._lengths
+        categories, bounds = _bounds(
+            {str(c): share for c, share in (self._stream.mix or DEFAULT_MIX).items()}
         )
+        counted: dict[str, int] = {}
+        drawn = Shuffled(measured, self._length_rng) if measured else None
+        while True:
+            tenant, tier = next(whose)
+            category = categories[bisect(bounds, random())]
+            table = prompts[category]
+            prompt = table[int(random() * len(table))]
+            tokens = counted.get(prompt)
+            if tokens is None:
+                tokens = counted[prompt] = count(prompt)
+            if drawn is None:
+                quantiles = lengths[category]
+                length = quantiles[int(length_random() * len(quantiles))]
+            else:
+                length = float(drawn.draw().output_tokens or 0) or self._length(category)
+            yield tenant, tier, category, prompt, tokens, length, caps[category]
+
+    def _from_samples(self, samples: Sequence[Sample], measured: Sequence[Sample] | None) -> Iterator[Draft]:
+        deck = Shuffled(samples, self._rng)
+        lengths = Shuffled(measured, self._length_rng) if measured else None
+        count, caps = self._setting.count_tokens, self._max_tokens
+        for tenant, tier in self._whose:
+            sample = deck.draw()
+            output_tokens = lengths.draw().output_tokens if lengths else sample.output_tokens
+            length = float(output_tokens or 0) or self._length(sample.category)
+            tokens = sample.prompt_tokens or count(sample.prompt)
+            yield tenant, tier, sample.category, sample.prompt, tokens, length, caps[sample.category]
+
+    def _tenants(self) -> Iterator[tuple[str, str]]:
+        """Tenant and tier of each request in turn."""
+        random, tenants = self._rng.random, self._setting.tenants
+        names, bounds = _bounds(self._stream.tenant or {})
+        pairs = [(name, tenants[name].tier) for name in names]
+        while len(pairs) == 1:
+            yield pairs[0]
+        while pairs:
+            yield pairs[bisect(bounds, random())]
+
+    def _length(self, category: str) -> float:
+        quantiles = self._lengths[category]
+        return quantiles[int(self._length_rng.random() * len(quantiles))]
+
+
+def _bounds(shares: Mapping[str, float]) -> tuple[list[str], list[float]]:
+    """Names and the inner bounds of their shares of [0, 1): ``names[bisect(bounds, random())]`` draws one."""
+    used = {name: share for name, share in shares.items() if share > 0}
+    total = sum(used.values())
+    return list(used), [bound / total for bound in accumulate(used.values())][:-1]

@@ -7,8 +7,8 @@ recognised always, without it as often as the templates use its keywords.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from random import Random
+from collections.abc import Mapping
+from functools import cache
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "short_qa": (
@@ -44,8 +44,9 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
 TOPICS = (
     "DNS", "TCP congestion control", "TLS certificates", "HTTP/2", "QUIC", "BGP routing", "anycast",
     "a load balancer", "a reverse proxy", "an API gateway", "a service mesh", "a content delivery network",
-    "a message queue", "Kafka", "event sourcing", "a dead-letter queue", "a rate limiter", "a circuit breaker",
-    "retries with backoff", "idempotency keys", "Redis", "a write-ahead log", "an LSM tree", "a B-tree index",
+    "a message queue", "Kafka", "event sourcing", "a dead-letter queue", "a rate limiter",
+    "a circuit breaker", "retries with backoff", "idempotency keys", "Redis", "a write-ahead log",
+    "an LSM tree", "a B-tree index",
     "PostgreSQL replication", "database sharding", "connection pooling", "two-phase commit", "Raft consensus",
     "leader election", "vector clocks", "a distributed lock", "consistent hashing", "a bloom filter",
     "object storage", "a block device", "RAID", "ZFS snapshots", "backups", "disaster recovery", "Kubernetes",
@@ -69,25 +70,10 @@ def label(number: int, tenant: str, category: str) -> str:
     return f"Request ID {number}. Tenant {tenant}. Job type {category}. "
 
 
-class PaperPrompts:
-    """Prompts by category, with their token counts worked out once."""
-
-    __slots__ = ("_count", "_counted", "_random", "_tables")
-
-    def __init__(self, rng: Random, count_tokens: Callable[[str], int]) -> None:
-        self._random = rng.random
-        self._count = count_tokens
-        self._counted: dict[str, int] = {}
-        self._tables = {
-            category: [template.format(topic) for template in templates for topic in TOPICS]
-            for category, templates in TEMPLATES.items()
-        }
-
-    def of(self, category: str) -> tuple[str, int]:
-        """A prompt and its length in tokens."""
-        table = self._tables[category]
-        prompt = table[int(self._random() * len(table))]
-        tokens = self._counted.get(prompt)
-        if tokens is None:
-            tokens = self._counted[prompt] = self._count(prompt)
-        return prompt, tokens
+@cache
+def prompt_tables() -> Mapping[str, tuple[str, ...]]:
+    """Every prompt of each category."""
+    return {
+        category: tuple(template.format(topic) for template in templates for topic in TOPICS)
+        for category, templates in TEMPLATES.items()
+    }

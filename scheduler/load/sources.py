@@ -13,7 +13,7 @@ from random import Random
 from scheduler.core.types import Request, State
 from scheduler.load import arrivals as processes
 from scheduler.load.content import Content, Setting
-from scheduler.load.schema import Arrivals, Closed, Stream
+from scheduler.load.stream import Arrivals, Closed, Stream
 from scheduler.load.traces import Row, rows
 
 TURNED_AWAY_S = 1.0  # a client without think time waits this long after a request that did not finish
@@ -80,7 +80,7 @@ class Drawn(Source):
         self.next_s = self._start_s + at if at < self._until_s else inf
 
     def take(self, number: int, request_id: str) -> Request:
-        request = self._content.make(number, request_id, self.next_s)
+        request = self._content.draw(number, request_id, self.next_s)
         self._advance()
         return request
 
@@ -131,7 +131,7 @@ class Clients(Source):
         return not self._due and not self._waiting
 
     def take(self, number: int, request_id: str) -> Request:
-        request = self._content.make(number, request_id, heappop(self._due))
+        request = self._content.draw(number, request_id, heappop(self._due))
         self._waiting.add(request_id)
         self.next_s = self._due[0] if self._due else inf
         return request

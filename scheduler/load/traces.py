@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scheduler.core.types import CATEGORIES, TIERS
-from scheduler.load.schema import Trace
+from scheduler.load.stream import Trace
 
 MAX_LINE = 1 << 20  # bytes
 NAMED_ROWS = 3  # malformed rows that a message shows
@@ -55,7 +55,7 @@ Parse = Callable[[str], Row | None]  # None: a row that is fine and yet no reque
 def rows(
     trace: Trace, tenants: frozenset[str] | None = None, on_bad: OnBad = lambda line, what: None
 ) -> Iterator[Row]:
-    """The trace's requests in the run's time. ``tenants``: those that rows may name, None where rows need not.
+    """The trace's requests in the run's time. ``tenants``: those that rows must name, None if they need not.
 
     Raises TraceError where the file as a whole is not what its format says.
     """
@@ -82,8 +82,8 @@ def scan(trace: Trace, tenants: frozenset[str] | None = None) -> Summary:
         count, last_s = count + 1, row.at_s
     named = "; ".join(f"line {line}: {what}" for line, what in bad)
     if bad_count > trace.max_bad_share * (count + bad_count):
-        share = f"{bad_count} of {count + bad_count} rows are malformed, allowed is a share of {trace.max_bad_share:g}"
-        raise TraceError(f"{name!r}: {share} (max_bad_share): {named}")
+        found = f"{bad_count} of {count + bad_count} rows are malformed"
+        raise TraceError(f"{name!r}: {found}, allowed is a share of {trace.max_bad_share:g}: {named}")
     if not count:
         raise TraceError(f"{name!r}: no request is left between `from` and `until`")
     return Summary(count, bad_count, last_s)

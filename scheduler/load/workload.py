@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 from scheduler.core.estimate import count_words
 from scheduler.core.types import Limits, Request, Tenant
 from scheduler.load.content import Setting, Shift
-from scheduler.load.schema import Arrivals, Drift, Scenario, Stream, TenantChange, TimelineItem
+from scheduler.load.schema import Drift, Scenario, TenantChange, TimelineItem
 from scheduler.load.sources import Clients, Source, source_from
+from scheduler.load.stream import Arrivals, Stream
 
 
 class Submit(NamedTuple):
@@ -102,6 +103,7 @@ class Workload:
             else:
                 self._to_come[place] = stream
         self._start_followers(start_s)
+        self.on_drained(start_s)  # a stream with nothing above it waits for nothing of this load
 
     def next_time(self) -> float:
         """When something is due next; inf when nothing is, though a drain or a completion may change that."""
@@ -151,7 +153,7 @@ class Workload:
                 return
 
     def on_drained(self, now: float) -> None:
-        """Nothing is queued or in flight. Streams with ``after: drained`` start once all above them are over."""
+        """Nothing is queued or in flight: ``after: drained`` streams start once all above them are over."""
         for place, stream in list(self._to_come.items()):
             above = [other for other in (*self._sources, *self._to_come) if other < place]
             if stream.after == "drained" and not above:

@@ -91,7 +91,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path, file: str) -> Document:
-    """Read one file; ``file`` is the name to use in messages. Raises ScenarioError if it is no YAML at all."""
+    """Read one file; ``file`` is its name in messages. Raises ScenarioError if it is no YAML at all."""
     document = Document(file)
     try:
         with path.open("rb") as stream:
@@ -168,6 +168,7 @@ class _Builder:
             return tuple(self.build(item, (*loc, i), depth + 1) for i, item in enumerate(node.value))
         if node.tag != "tag:yaml.org,2002:str":
             self._refuse_tag(node, loc)
+        assert isinstance(node, yaml.ScalarNode), "a node is a mapping, a sequence or a scalar"
         return node.value if node.style else self._scalar(node.value, loc)
 
     def _add(self, loc: Loc, what: str, line: int | None = None) -> None:

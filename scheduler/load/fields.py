@@ -1,0 +1,120 @@
+"""The fields that sections share: names, numbers, durations, files, and words that stand for a section.
+
+Shapes that may be written in two ways (``tenant: acme`` or ``tenant: {acme: 1}``) are brought to one before
+they are checked, so the location of an error is always a place in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from unicodedata import category as unicode_category
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+
+from scheduler.core.durations import parse_duration
+from scheduler.core.estimate import BASE_TOKENS
+from scheduler.core.policies import policy_from
+
+MAX_TOKENS = 1_000_000
+
+
+class Section(BaseModel):
+    """What every section is."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+def _name(value: str) -> str:
+    if not value.strip() or value != value.strip() or len(value) > 64:
+        raise ValueError("must be 1 to 64 characters, with no space at the ends")
+    if any(unicode_category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") for char in value):
+        raise ValueError(
+            "holds a control or invisible character; letters, digits and punctuation are allowed"
+        )
+    return value
+
+
+def _file(value: str, info: ValidationInfo) -> str:
+    path = _relative(value, info)
+    if not Path(path).is_file():
+        raise ValueError(f"no such file: {value!r:.200}; paths are relative to the scenario file")
+    return path
+
+
+def _relative(value: str, info: ValidationInfo) -> str:
+    return str(Path((info.context or {}).get("folder", ".")) / Path(value).expanduser())
+
+
+def profile_path(value: str, info: ValidationInfo) -> str:
+    """A name that ships stays a name; ``something.yaml`` is a file."""
+    return _file(value, info) if value.endswith((".yaml", ".yml")) else value
+
+
+def model_path(value: str, info: ValidationInfo) -> str:
+    """A folder beside the scenario stays a path; a shipped or Hugging Face name stays a name."""
+    return _relative(value, info) if value.startswith((".", "/", "~")) else value
+
+
+def _policy(value: object) -> str:
+    if not isinstance(value, str | Mapping):
+        raise ValueError("must be a policy's name, or {name: aging, rate: 0.01}")
+    return policy_from(value).describe()
+
+
+def some_share(value: Mapping[str, float]) -> Mapping[str, float]:
+    if not any(share > 0 for share in value.values()):
+        raise ValueError("at least one share must be above 0")
+    return value
+
+
+def tokens_by_category(value: object) -> object:
+    if value == "base":
+        return dict(BASE_TOKENS)
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_TOKENS:
+        allowed = f"`base`, a whole number from 1 to {MAX_TOKENS}, or one for each category"
+        raise ValueError(f"must be {allowed}, got {value!r:.60}")
+    return dict.fromkeys(BASE_TOKENS, value)
+
+
+def exactly_one(section: BaseModel, *names: str) -> None:
+    """Raise ValueError unless one of these fields, and one only, is given."""
+    keys = {name: type(section).model_fields[name].alias or name for name in names}
+    given = [name for name in names if getattr(section, name) is not None]
+    if len(given) != 1:
+        got = ", ".join(keys[name] for name in given) or "none"
+        raise ValueError(f"exactly one of {', '.join(keys.values())} is needed, got {got}")
+
+
+Category = Literal["short_qa", "summary", "technical", "report"]
+Tier = Literal["premium", "standard", "batch"]
+Name = Annotated[str, AfterValidator(_name)]
+FilePath = Annotated[str, AfterValidator(_file)]
+Seconds = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
+Rate = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+PolicySpec = Annotated[str, BeforeValidator(_policy)]
+TenantShares = Annotated[
+    dict[str, Rate],
+    BeforeValidator(lambda value: {value: 1.0} if isinstance(value, str) else value),
+    AfterValidator(some_share),
+]
+
+
+def or_section(word: str, section: dict[str, Any]) -> BeforeValidator:
+    """Let one word stand for a section; any other text is refused by name."""
+
+    def expand(value: object) -> object:
+        if isinstance(value, str):
+            if value != word:
+                raise ValueError(f"must be `{word}` or a mapping, got {value!r:.60}")
+            return section
+        return value
+
+    return BeforeValidator(expand)
