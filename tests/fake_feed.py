@@ -94,15 +94,18 @@ class FakeFeed:
         self.refuse = ""  # when set, every verb is refused with this
         self._notices: list[Notice] = []
         self._random = random.Random(seed)
-        self._began = time.monotonic() if live else None
+        self._live = live
+        self._last_s = time.monotonic()
         self.notice("record", "runs/2026-11-21-120351")
         self.notice("scenario", "demo started", marker=True)
 
     # What the dashboard sees
 
     def view(self) -> View:
-        if self._began is not None:
-            self.advance(time.monotonic() - self._began - self.now)
+        if self._live:
+            steps = int((time.monotonic() - self._last_s) / STEP_S)
+            self._last_s += steps * STEP_S
+            self.advance(steps * STEP_S)
         mean_s = self._wait_s() + 1.2
         in_flight = round(sum(lane.running for lane in self.lanes))
         finished = sum(lane.finished for lane in self.lanes)
@@ -294,7 +297,9 @@ def main() -> int:
 
     log = own_terminal(Path(sys.argv[1])) if len(sys.argv) > 1 else nullcontext()
     with log:
-        return asyncio.run(run_dashboard(FakeFeed(live=True), on_quit=_drained))
+        feed = FakeFeed(live=True)
+        feed.advance(5.0)
+        return asyncio.run(run_dashboard(feed, on_quit=_drained))
 
 
 if __name__ == "__main__":
