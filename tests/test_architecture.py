@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted([*ROOT.glob("scheduler/**/*.py"), *ROOT.glob("driftui/**/*.py")])
 
-# The parts of scheduler/, ground floor first; other files directly in scheduler/ (cli.py and what it runs) are
+# The parts of scheduler/, ground floor first; other files directly in scheduler/ (cli.py, what it runs) are
 # above them and driftui is on top. Rooms of one floor may see each other.
 FLOORS = [("core",), ("load", "twin", "record"), ("engines",), ("plan",), ("live",)]
 CLI, TOP = len(FLOORS), len(FLOORS) + 1
@@ -63,7 +63,7 @@ def test_there_is_something_to_look_at() -> None:
     names = {name(path) for path in SANS_IO}
     assert {"scheduler/core/scheduler.py", "scheduler/twin/gpu.py"} <= names
     rooms = {path.name for path in (ROOT / "scheduler").iterdir() if (path / "__init__.py").exists()}
-    assert rooms <= {room for floor in FLOORS for room in floor}, "a new package needs a floor"
+    assert rooms <= {room for level in FLOORS for room in level}, "a new package needs a floor"
 
 
 @by_file
