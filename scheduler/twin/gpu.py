@@ -114,15 +114,11 @@ class Gpu:
         Raises NeverFits, and ValueError for an id that is here already or lengths that make no sense.
         """
         if output_tokens < 1 or prompt_tokens < 0:
-            raise ValueError(
-                f"request {request_id!r}: {prompt_tokens} prompt and {output_tokens} output tokens; "
-                "allowed: at least 0 and 1"
-            )
+            lengths = f"{prompt_tokens} prompt and {output_tokens} output tokens"
+            raise ValueError(f"request {request_id!r}: {lengths}; allowed: at least 0 and 1")
         if prompt_tokens + output_tokens - 1 > self._kv_tokens:
-            raise NeverFits(
-                f"request {request_id!r}: {prompt_tokens} prompt and {output_tokens} output tokens can never "
-                f"fit the KV cache of {self.profile.name}: {self._kv_tokens} tokens"
-            )
+            lengths = f"{prompt_tokens} prompt and {output_tokens} output tokens"
+            raise NeverFits(f"request {request_id!r}: {lengths}; the KV cache holds {self._kv_tokens}")
         if request_id in self._sequences:
             raise ValueError(f"request {request_id!r} is here already")
         if now != self._now:
