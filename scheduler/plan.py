@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from scheduler.core.estimate import Counter, count_words, estimator_from
 from scheduler.core.events import Emit
@@ -16,13 +17,16 @@ from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.slots import MicroBatch
 from scheduler.core.types import Tenant
-from scheduler.engines.engine import EngineConfigError
+from scheduler.engines.clock import Clock
+from scheduler.engines.engine import Engine, EngineConfigError
 from scheduler.engines.models import load_counter, resolve
+from scheduler.engines.simulated import SimulatedEngine
 from scheduler.load.scenario import Scenario
 from scheduler.load.workload import Workload
-from scheduler.twin.profile import Profile, load_profile
+from scheduler.twin.profile import Profile, load_profile, profiles
 
 DEFAULT_CAPACITY = 32
+DEFAULT_PROFILE = "qwen1.5-1.8b-chat"
 ENGINES = ("auto", "sim", "vllm")
 
 
@@ -122,7 +126,7 @@ def make_plan(
         policy = policy_from(policy or scenario.policy).describe()
         profile = None
         if kind == "sim":
-            profile = _profile(scenario, model if engine == "sim" else scenario.engine.model)
+            profile = _profile(scenario, model)
         elif not model:
             raise PlanError("engine vllm needs a model: --model smollm2, a folder, or a Hugging Face name")
         counter = _counter(scenario, None if kind == "sim" else model)
@@ -143,11 +147,24 @@ def make_plan(
 
 
 def _profile(scenario: Scenario, model: str | None) -> Profile:
-    """The step model; a model that ships no profile (it is meant for a real engine) runs as the default."""
+    """The step model of the simulated engine. Raises ValueError for an unknown GPU.
+
+    A model is matched by the last part of its name ("Qwen/Qwen1.5-1.8B-Chat"), on the scenario's GPU first;
+    one that has no profile anywhere (it is meant for a real engine) runs as the GPU's first.
+    """
     engine = scenario.engine
     if engine.profile is not None:
         return load_profile(engine.profile)
-    return load_profile(engine.gpu, model)
+    if engine.gpu.endswith((".yaml", ".yml")):
+        return load_profile(engine.gpu)
+    wanted = (model or DEFAULT_PROFILE).rsplit("/", 1)[-1].lower()
+    names = profiles()
+    matching = [name for name in names if name.endswith(f"/{wanted}")]
+    here = [name for name in names if name.startswith(f"{engine.gpu}/")]
+    if not here:
+        return load_profile(engine.gpu, wanted)  # raises, naming what ships
+    best = next((name for name in matching if name in here), (matching or here)[0])
+    return load_profile(*best.split("/", 1))
 
 
 def _counter(scenario: Scenario, served_model: str | None) -> Counter:
@@ -160,6 +177,32 @@ def _counter(scenario: Scenario, served_model: str | None) -> Counter:
             "name one as engine.tokenizer: smollm2 (`driftsched models prepare smollm2`) or a model's folder"
         )
     return load_counter(resolve(tokenizer))
+
+
+def make_engine(plan: Plan, clock: Clock) -> Engine:
+    """The engine of a live run, not started yet. ``plan.capacity`` is what the engine itself batches."""
+    if plan.profile is not None:
+        return SimulatedEngine(plan.profile, plan.capacity, clock)
+    from scheduler.engines.vllm import VllmEngine
+
+    return VllmEngine(plan.model, max_num_seqs=plan.capacity, args=plan.scenario.engine.args)
+
+
+def run_header(plan: Plan, engine_detail: str, capacity: int, clock: str) -> dict[str, Any]:
+    """The part of run.json that names the run."""
+    return {
+        "version": package_version(),
+        "scenario": plan.scenario.name,
+        "engine": plan.engine,
+        "engine_detail": engine_detail,
+        "capacity": capacity,
+        "dispatch": plan.dispatch,
+        "paper": plan.scenario.paper,
+        "clock": clock,
+        "policy": plan.policy,
+        "estimator": plan.scenario.estimator.kind,
+        "seed": plan.seed,
+    }
 
 
 def package_version() -> str:

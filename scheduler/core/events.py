@@ -25,6 +25,7 @@ class Kind(StrEnum):
 
     SWAP_REQUESTED = "swap_requested"
     SWAP_APPLIED = "swap_applied"
+    SWITCHED = "switched"  # the driver's word on a swap: as in run.json's switches
     PAUSED = "paused"
     RESUMED = "resumed"
     LIMITS = "limits"

@@ -158,6 +158,11 @@ class VllmEngine:
             if child.is_alive():
                 child.kill()
             await asyncio.to_thread(child.join)
+        # vLLM leaves the context of its sockets, with two threads, to the garbage collector.
+        resources = llm.engine_core.resources
+        resources.input_socket.close(linger=0)
+        resources.output_socket.close(linger=0)
+        await asyncio.to_thread(resources.ctx.term)
         self._gauges.rest()
 
     def crash(self) -> None:
@@ -178,6 +183,7 @@ class VllmEngine:
         return self._generate(request, stream)
 
     async def _generate(self, request: Request, stream: _Stream) -> AsyncIterator[Chunk]:
+        from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         llm = self._llm
@@ -202,7 +208,7 @@ class VllmEngine:
                 await outputs.aclose()  # a consumer that left early ends the request
         except EngineDeadError as error:
             raise EngineLost("the engine died") from error
-        except (EngineGenerateError, ValueError) as error:
+        except (EngineGenerateError, VLLMClientError, ValueError) as error:
             if llm.errored:
                 raise EngineLost("the engine died") from error
             # The message may quote the prompt; its type is enough to find the cause.

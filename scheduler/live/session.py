@@ -7,7 +7,6 @@ Scheduler's and the load's next instant. Nothing polls. Times are run seconds of
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine, Iterable
 from math import inf
 from typing import Any
@@ -18,7 +17,7 @@ from scheduler.core.policies import Policy, policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import ENDED, Outcome, Request, State, Tenant
 from scheduler.engines.clock import Clock
-from scheduler.engines.engine import Chunk, Engine, EngineConfigError, EngineLost
+from scheduler.engines.engine import Chunk, Engine, EngineConfigError, EngineError, EngineLost
 from scheduler.load.workload import (
     Action,
     Cancel,
@@ -29,8 +28,6 @@ from scheduler.load.workload import (
     SwitchPolicy,
     Workload,
 )
-
-log = logging.getLogger(__name__)
 
 SWAP_SLICE = 1000
 """Queued requests re-ranked in one turn of the loop: about 5 ms."""
@@ -58,7 +55,7 @@ class Session:
         self.switches: list[dict[str, Any]] = []
         self.loads: list[Workload] = []
         self.drained = asyncio.Event()  # all load has come and ended, or the engine is dead
-        self.failure: BaseException | None = None
+        self.failure: EngineError | None = None
         self._loop = asyncio.get_running_loop()
         self._on_ended = on_ended
         self._on_event = on_event
@@ -70,9 +67,10 @@ class Session:
     # -- life ----------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Bring the engine up. Raises EngineConfigError, EngineLost."""
+        """Bring the engine up; the run's time begins then. Raises EngineConfigError, EngineLost."""
         await self.engine.start()
-        self._engine_ready("started")
+        self.clock.start()
+        self._engine_ready({"what": "started"})
 
     def add_load(self, load: Workload, tenants: Iterable[Tenant] = ()) -> None:
         """Play this load from its own start on, with the tenants it needs; there may be several at a time."""
@@ -80,6 +78,10 @@ class Session:
             if tenant.name not in self.scheduler.books.tenants:
                 self.scheduler.add_tenant(tenant)
         self.loads.append(load)
+        self.load_changed()
+
+    def load_changed(self) -> None:
+        """A load was given more to do."""
         self.drained.clear()
         self.pump()
 
@@ -92,10 +94,8 @@ class Session:
         """Stop loads, drain up to ``drain_s`` real seconds, abort what still runs, stop the engine."""
         self.stop_loads()
         if drain_s > 0 and not self.scheduler.idle and self.engine_state == "ready":
-            try:
-                await asyncio.wait_for(self.drained.wait(), drain_s)
-            except TimeoutError:
-                log.info("not drained within %g s; aborting what still runs", drain_s)
+            self._loop.call_later(drain_s, self.skip_drain)
+            await self.drained.wait()
         self.engine_state = "stopping"
         for request in list(self.scheduler.active()):
             self.cancel(request.id)
@@ -108,6 +108,10 @@ class Session:
             self._timer.cancel()
         await self.engine.stop()
         self._tell(Kind.ENGINE, {"what": "stopped"})
+
+    def skip_drain(self) -> None:
+        """Wait no longer for what still runs."""
+        self.drained.set()
 
     # -- the pump ------------------------------------------------------------------------------------
 
@@ -192,7 +196,7 @@ class Session:
         took_ms = (self._loop.time() - started_s) * 1e3
         switch = {"at_s": now, "from": source, "to": record.target, "queued": record.queued}
         self.switches.append({**switch, "took_ms": took_ms, "by": record.by})
-        self._tell(Kind.SCENARIO, {"what": "switch", "took_ms": took_ms, **switch, "by": record.by})
+        self._tell(Kind.SWITCHED, self.switches[-1])
         self.pump()
 
     def set_tenant(self, tenant: Tenant, *, by: str) -> None:
@@ -278,31 +282,32 @@ class Session:
         crashed_s = self._loop.time()
         self._crashes_s = [at for at in self._crashes_s if crashed_s - at < CRASH_SPAN_S] + [crashed_s]
         if len(self._crashes_s) >= MAX_CRASHES or self.engine_state == "stopping":
-            self._engine_dead(error)
+            self.fail(error)
             return
         self.engine_state = "restarting"
-        self._spawn(self._restart())
+        self._spawn(self._restart(crashed_s))
 
-    async def _restart(self) -> None:
+    async def _restart(self, crashed_s: float) -> None:
         try:
             await self.engine.start()
         except EngineLost as error:
             self._engine_lost(error)
         except EngineConfigError as error:
-            self._engine_dead(error)
+            self.fail(error)
         else:
-            self._engine_ready("restarted")
+            self._engine_ready({"what": "restarted", "away_s": self._loop.time() - crashed_s})
 
-    def _engine_ready(self, what: str) -> None:
+    def _engine_ready(self, detail: dict[str, Any]) -> None:
         self.engine_state = "ready"
         self.scheduler.on_engine_up(0)
-        self._tell(Kind.ENGINE, {"what": what})
+        self._tell(Kind.ENGINE, detail)
         self.pump()
 
-    def _engine_dead(self, error: BaseException) -> None:
+    def fail(self, error: EngineError) -> None:
+        """The engine stays away: what waits will not run."""
         self.engine_state = "dead"
         self.failure = error
-        self._tell(Kind.ENGINE, {"what": "dead"})
+        self._tell(Kind.ENGINE, {"what": "dead", "why": str(error)})
         self.drained.set()
 
     # -- small things --------------------------------------------------------------------------------

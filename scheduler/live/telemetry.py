@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import Mapping
+from dataclasses import fields
 from math import ceil, nan
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,7 @@ class Machine:
                     pynvml.nvmlDeviceGetTemperature(self._gpu, pynvml.NVML_TEMPERATURE_GPU)
                 ),
                 "gpu_power_w": pynvml.nvmlDeviceGetPowerUsage(self._gpu) / 1e3,
-                "gpu_sm_clock_mhz": float(
-                    pynvml.nvmlDeviceGetClockInfo(self._gpu, pynvml.NVML_CLOCK_SM)
-                ),
+                "gpu_sm_clock_mhz": float(pynvml.nvmlDeviceGetClockInfo(self._gpu, pynvml.NVML_CLOCK_SM)),
                 "gpu_memory_clock_mhz": float(
                     pynvml.nvmlDeviceGetClockInfo(self._gpu, pynvml.NVML_CLOCK_MEM)
                 ),
@@ -97,9 +96,7 @@ def _pressure() -> float | None:
 
 def health(sample: Sample) -> Health:
     """The part of a sample that the status line shows."""
-    shown = ("cpu_share", "memory_share", "steal_share", "pressure_some", "gpu_share")
-    shown += ("gpu_memory_share", "gpu_temperature_c", "gpu_power_w")
-    return Health(**{name: sample.get(name) for name in shown})
+    return Health(**{field.name: sample.get(field.name) for field in fields(Health)})
 
 
 class Summary:

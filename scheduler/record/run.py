@@ -22,7 +22,7 @@ def run_document(
     interrupted: bool,
     switches: Sequence[Mapping[str, Any]],
     telemetry: Mapping[str, Any],
-    loop_lag_ms: Mapping[str, float],
+    loop_lag_ms: Mapping[str, float | None],
 ) -> dict[str, Any]:
     """``header`` names the run (version, scenario, engine, policy at the start, seed ...); the rest is what
     happened. Numbers that JSON has no word for (nothing was measured) are null.

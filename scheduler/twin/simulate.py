@@ -48,17 +48,17 @@ class Simulation:
         self._on_progress = on_progress
         self._running: dict[str, tuple[Request, str]] = {}  # id -> (request, its finish)
         self._restarts: list[tuple[float, int]] = []
-        self._stopped = False
+        self.stopped = False
 
     def stop(self) -> None:
         """End the run at the next instant; safe to call from a signal handler."""
-        self._stopped = True
+        self.stopped = True
 
     def run(self) -> None:
         """Until nothing is left to happen."""
         scheduler, workload, gpus = self.scheduler, self._workload, self._gpus
         instants = 0
-        while not self._stopped:
+        while not self.stopped:
             event_s = gpus[0].next_event() if len(gpus) == 1 else min(gpu.next_event() for gpu in gpus)
             load_s = workload.next_time()
             now = min(event_s, load_s, scheduler.next_timer())
@@ -124,6 +124,7 @@ class Simulation:
                 record = scheduler.swaps[-1]
                 switch = {"at_s": now, "from": source, "to": record.target, "queued": record.queued}
                 self.switches.append({**switch, "took_ms": took_ms, "by": record.by})
+                self._tell(now, Kind.SWITCHED, self.switches[-1])
             case ChangeTenant(name, weight, limits):
                 tenant = scheduler.books.tenant(name).config.changed(weight, limits)
                 scheduler.set_tenant(tenant, now, by="timeline")
@@ -149,9 +150,10 @@ class Simulation:
 
     def _crash(self, now: float) -> None:
         for index, gpu in enumerate(self._gpus):
-            for request_id in gpu.crash(now):
-                self._running.pop(request_id, None)
-            self._tell(now, Kind.ENGINE, {"what": "crashed", "replica": index})
+            lost = gpu.crash(now)
+            for request_id in lost:
+                del self._running[request_id]
+            self._tell(now, Kind.ENGINE, {"what": "crashed", "replica": index, "lost": len(lost)})
             for request in self.scheduler.on_engine_lost(index, now):
                 self._ended(request, now)
             self._restarts.append((now + RESTART_S, index))
@@ -160,7 +162,7 @@ class Simulation:
         while self._restarts and self._restarts[0][0] <= now:
             _, index = self._restarts.pop(0)
             self.scheduler.on_engine_up(index)
-            self._tell(now, Kind.ENGINE, {"what": "restarted", "replica": index})
+            self._tell(now, Kind.ENGINE, {"what": "restarted", "replica": index, "away_s": RESTART_S})
 
     def _tell(self, now: float, kind: Kind, detail: dict[str, Any]) -> None:
         if self._emit is not None:

@@ -1,0 +1,201 @@
+"""The one command: ``driftsched``. Exit codes: 0 ok, 1 an expectation failed, 2 bad usage or bad file,
+3 engine failure, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from scheduler.core.policies import POLICIES
+from scheduler.engines.engine import EngineConfigError, EngineError
+from scheduler.engines.models import ModelError, available, prepare
+from scheduler.headless import run_headless
+from scheduler.load.scenario import ScenarioError, load_scenario, shipped_scenarios
+from scheduler.plan import ENGINES, Plan, PlanError, make_plan, package_version
+from scheduler.record.report import summary
+
+OK, FAILED, USAGE, ENGINE, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    command: Callable[[argparse.Namespace], int] = args.command
+    try:
+        return command(args)
+    except ScenarioError as error:
+        print(error, file=sys.stderr)
+        return USAGE
+    except (PlanError, ModelError, EngineConfigError) as error:
+        print(f"driftsched: {error}", file=sys.stderr)
+        return USAGE
+    except EngineError as error:
+        print(f"driftsched: engine failure: {error}", file=sys.stderr)
+        return ENGINE
+    except OSError as error:
+        print(f"driftsched: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def live_main() -> int:
+    """``driftui`` is an alias of ``driftsched live``."""
+    return main(["live", *sys.argv[1:]])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="driftsched",
+        description="Decides which tenant's request an LLM engine runs next, and shows it live.",
+        epilog="Without a command: driftsched live demo.",
+    )
+    parser.add_argument("--version", action="version", version=f"driftsched {package_version()}")
+    parser.set_defaults(command=_live, **_LIVE_DEFAULTS)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    live = commands.add_parser("live", help="the dashboard")
+    live.add_argument("scenario", nargs="?", default="demo", help="a file, or a shipped name (default: demo)")
+    _add_run_options(live)
+    live.add_argument(
+        "--speed", type=_positive, metavar="X", help="run seconds in a second (simulated engine)"
+    )
+    live.add_argument("--record", type=Path, metavar="DIR", help="write the run folder")
+    live.set_defaults(command=_live)
+
+    run = commands.add_parser(
+        "run", help="a scenario without a screen; exit 0 only if every expectation held"
+    )
+    run.add_argument("scenario", help="a file, or a shipped name")
+    _add_run_options(run)
+    run.add_argument(
+        "--clock", choices=("virtual", "real"), help="default: virtual when simulated, else real"
+    )
+    run.add_argument("--seed", type=int, metavar="N", help="instead of the scenario's")
+    run.add_argument("--out", type=Path, metavar="DIR", help="write the run folder")
+    run.add_argument("--record-text", action="store_true", help="prompts go into the run folder (mode 0600)")
+    run.add_argument("--json", action="store_true", help="run.json on stdout, and nothing else")
+    run.set_defaults(command=_run)
+
+    check = commands.add_parser("check", help="validate a scenario file")
+    check.add_argument("scenario")
+    check.set_defaults(command=_check)
+
+    models = commands.add_parser("models", help="small models to run without a GPU")
+    verbs = models.add_subparsers(title="verbs", metavar="VERB", required=True)
+    verbs.add_parser("list", help="what there is").set_defaults(command=_models_list)
+    making = verbs.add_parser("prepare", help="build a model's folder in the user's cache")
+    making.add_argument("name")
+    making.set_defaults(command=_models_prepare)
+
+    commands.add_parser("policies", help="list them").set_defaults(command=_policies)
+    commands.add_parser("scenarios", help="list what ships").set_defaults(command=_scenarios)
+    return parser
+
+
+_LIVE_DEFAULTS: dict[str, Any] = {
+    "scenario": "demo",
+    "engine": None,
+    "model": None,
+    "policy": None,
+    "speed": None,
+    "record": None,
+}
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", choices=ENGINES, help="instead of the scenario's")
+    parser.add_argument("--model", metavar="M", help="smollm2, a model's folder, or a Hugging Face name")
+    parser.add_argument("--policy", metavar="P", help='a name, or "aging rate=0.05"; see driftsched policies')
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: a number above 0 is needed")
+    return value
+
+
+def _plan(args: argparse.Namespace, clock: str) -> Plan:
+    return make_plan(
+        load_scenario(args.scenario),
+        engine=args.engine,
+        model=args.model,
+        policy=args.policy,
+        seed=getattr(args, "seed", None),
+        clock=clock,
+    )
+
+
+def _run(args: argparse.Namespace) -> int:
+    clock = args.clock
+    if clock is None:
+        plan = _plan(args, "real")
+        clock = "virtual" if plan.simulated else "real"
+    else:
+        plan = _plan(args, clock)
+    document = run_headless(plan, clock=clock, out=args.out, text=args.record_text)
+    if args.json:
+        print(json.dumps(document, indent=1))
+    else:
+        print(summary(document))
+    for expectation in document["expect"]:
+        if not expectation["ok"]:
+            print(f"not met: {expectation['text']} (it is {expectation['value']})", file=sys.stderr)
+    if document["interrupted"]:
+        return INTERRUPTED
+    return OK if all(expectation["ok"] for expectation in document["expect"]) else FAILED
+
+
+def _live(args: argparse.Namespace) -> int:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        print("driftsched: live needs a terminal; for scripts there is `driftsched run`", file=sys.stderr)
+        return USAGE
+    from driftui.live import run_live
+
+    return run_live(_plan(args, "real"), speed=args.speed, record=args.record)
+
+
+def _check(args: argparse.Namespace) -> int:
+    scenario = load_scenario(args.scenario)
+    make_plan(scenario)
+    print(f"{args.scenario}: ok ({len(scenario.tenants)} tenants, {len(scenario.load)} streams)")
+    return OK
+
+
+def _models_list(args: argparse.Namespace) -> int:
+    for model in available():
+        print(f"{model.name:10} {model.state:14} {model.description}")
+    return OK
+
+
+def _models_prepare(args: argparse.Namespace) -> int:
+    def tell(stage: str, share: float | None) -> None:
+        print(stage if share is None else f"{stage} {share:4.0%}", file=sys.stderr, flush=True)
+
+    print(prepare(args.name, tell))
+    return OK
+
+
+def _policies(args: argparse.Namespace) -> int:
+    return _list(POLICIES)
+
+
+def _scenarios(args: argparse.Namespace) -> int:
+    return _list(shipped_scenarios())
+
+
+def _list(lines: Any) -> int:
+    width = max(map(len, lines), default=0)
+    for name, line in lines.items():
+        print(f"{name:{width}}  {line}")
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""``driftsched run``: a scenario without a screen, in real or virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import inf
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from scheduler.live.output import Output, engine_output_to, log_path
+from scheduler.live.run import LiveRun
+from scheduler.plan import Plan
+from scheduler.virtual import VirtualRun
+
+
+def run_headless(plan: Plan, *, clock: str, out: Path | None, text: bool) -> dict[str, Any]:
+    """Run to the end or to Ctrl-C; returns run.json. Raises EngineError, OSError (the run folder)."""
+    if clock == "virtual":
+        return _run_virtual(plan, out, text)
+    if plan.simulated:
+        output: AbstractContextManager[Output] = nullcontext(Output(sys.stdout, sys.stderr))
+    else:
+        log = log_path() if out is None else out / "engine.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        print(f"the engine's own output goes to {log}", file=sys.stderr)
+        output = engine_output_to(log)
+    with output as streams:
+        return asyncio.run(_run_live(plan, out, text, streams.stderr))
+
+
+def _run_virtual(plan: Plan, out: Path | None, text: bool) -> dict[str, Any]:
+    total_s = plan.workload().total_s
+    with _bar(f"{plan.scenario.name} in virtual time", sys.stderr, total_s) as bar:
+        run = VirtualRun(plan, out=out, text=text, on_progress=bar.advance_to)
+        before = signal.signal(signal.SIGINT, lambda *_: run.simulation.stop())
+        try:
+            return run.run()
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+async def _run_live(plan: Plan, out: Path | None, text: bool, stderr: TextIO) -> dict[str, Any]:
+    """Ctrl-C and SIGTERM abort what runs; what was done is written all the same."""
+    loop = asyncio.get_running_loop()
+    run = LiveRun(plan, out=out, text=text)
+    interrupted = asyncio.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, interrupted.set)
+    with _bar(f"{plan.scenario.name} on {run.engine.detail}", stderr, run.load.total_s) as bar:
+        starting = loop.create_task(run.start())
+        giving_up = loop.create_task(interrupted.wait())
+        await asyncio.wait([starting, giving_up], return_when=asyncio.FIRST_COMPLETED)
+        try:
+            if starting.done():
+                starting.result()
+                await _watch(run, giving_up, bar)
+        finally:
+            starting.cancel()
+            giving_up.cancel()
+            await asyncio.gather(starting, giving_up, return_exceptions=True)
+            document = await run.stop(interrupted=interrupted.is_set())
+            for name in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(name)
+    if run.session.failure is not None:
+        raise run.session.failure
+    return document
+
+
+async def _watch(run: LiveRun, giving_up: asyncio.Task[Any], bar: _Bar) -> None:
+    """Until the load is over or somebody gives up; tells notices and the time meanwhile."""
+    seen = 0
+    drained = asyncio.create_task(run.session.drained.wait())
+    while not (drained.done() or giving_up.done()):
+        await asyncio.wait([drained, giving_up], timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
+        for notice in run.notices.after(seen):
+            seen = notice.seq
+            bar.say(f"{notice.at_s:8.1f} s  {notice.kind}: {notice.text}")
+        bar.advance_to(run.clock.now())
+    drained.cancel()
+    await asyncio.gather(drained, return_exceptions=True)
+
+
+class _Bar:
+    """A progress bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, progress: Progress | None, task: TaskID | None, file: TextIO) -> None:
+        self._progress = progress
+        self._task = task
+        self._file = file
+
+    def advance_to(self, run_s: float) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=run_s, at=f"{run_s:.0f} s")
+
+    def say(self, line: str) -> None:
+        if self._progress is not None:
+            self._progress.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=self._file, flush=True)
+
+
+@contextmanager
+def _bar(title: str, file: TextIO, total_s: float | None) -> Iterator[_Bar]:
+    if not file.isatty():
+        print(title, file=file, flush=True)
+        yield _Bar(None, None, file)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[at]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(file=file), transient=True) as progress:
+        total = total_s if total_s is not None and total_s < inf else None
+        yield _Bar(progress, progress.add_task(title, total=total, at="0 s"), file)

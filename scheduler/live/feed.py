@@ -1,0 +1,131 @@
+"""A live run in this process as the ``Feed`` that a dashboard looks at and steers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from scheduler.core.lifecycle import UnknownTenant
+from scheduler.core.policies import POLICIES, policy_from
+from scheduler.core.snapshot import take_snapshot
+from scheduler.core.types import Limits
+from scheduler.live.run import LiveRun
+from scheduler.live.view import CommandError, Notice, View
+from scheduler.load.scenario import ScenarioError, load_scenario, shipped_scenarios
+from scheduler.load.workload import Workload
+
+
+class LocalFeed:
+    """See ``view.Feed``; every verb goes to the session and shows in a later view."""
+
+    def __init__(self, run: LiveRun) -> None:
+        self._run = run
+        self._undo: list[str] = []
+        self._injected = 0
+        self._playing = run.plan.scenario.name
+        self._since_s = 0.0
+        self._load: Workload = run.load
+
+    def view(self) -> View:
+        run = self._run
+        now = run.clock.now()
+        recorder = run.recorder
+        return View(
+            snapshot=take_snapshot(run.scheduler, now),
+            engine=run.engine.telemetry(),
+            engine_kind=run.plan.engine,
+            engine_detail=run.engine.detail,
+            engine_state=run.session.engine_state,
+            simulated=run.engine.simulated,
+            speed=run.clock.speed,
+            scenario=self._playing,
+            scenario_elapsed_s=now - self._since_s,
+            scenario_total_s=self._load.total_s,
+            scenario_done=run.session.drained.is_set(),
+            recording=str(recorder.folder) if recorder and not recorder.error else "",
+            recorded_bytes=recorder.written_bytes if recorder else 0,
+            loop_lag_p99_ms=run.lag.recent_p99_ms(),
+            health=run.health,
+        )
+
+    def notices(self, after: int = 0) -> Sequence[Notice]:
+        return self._run.notices.after(after)
+
+    def policies(self) -> Mapping[str, str]:
+        return POLICIES
+
+    def scenarios(self) -> Mapping[str, str]:
+        return shipped_scenarios()
+
+    def switch_policy(self, spec: str, by: str = "operator") -> None:
+        try:
+            policy = policy_from(spec)
+        except ValueError as error:
+            raise CommandError(str(error)) from error
+        before = self._run.scheduler.policy.describe()
+        self._run.session.switch_policy(policy, by=by)
+        self._undo.append(before)
+
+    def undo_policy(self, by: str = "operator") -> None:
+        if not self._undo:
+            raise CommandError("no policy switch to undo")
+        self._run.session.switch_policy(policy_from(self._undo.pop()), by=f"{by} (undo)")
+
+    def inject(self, scenario: str, by: str = "operator") -> None:
+        try:
+            found = load_scenario(scenario)
+        except ScenarioError as error:
+            raise CommandError(str(error)) from error
+        run = self._run
+        self._ready()
+        self._injected += 1
+        now = run.clock.now()
+        load = Workload(
+            found,
+            seed=run.plan.seed + self._injected,
+            start_s=now,
+            prefix=f"i{self._injected}-",
+            count_tokens=run.plan.served_counter,
+        )
+        self._playing, self._since_s, self._load = found.name, now, load
+        run.notices.add(now, "scenario", f"{found.name} injected by {by}", marker=True)
+        run.session.add_load(load, [tenant.to_core() for tenant in found.tenants])
+
+    def burst(self, tenant: str, rate: float, seconds: float, by: str = "operator") -> None:
+        if not (0 < rate <= 10_000 and 0 < seconds <= 86_400):
+            raise CommandError("a burst has a rate of up to 10000 requests/s and lasts up to 86400 s")
+        run = self._run
+        self._ready()
+        now = run.clock.now()
+        try:
+            self._load.burst(tenant, rate, seconds, now)
+        except ValueError as error:
+            raise CommandError(str(error)) from error
+        what = f"burst: {tenant} +{rate:g}/s for {seconds:g} s by {by}"
+        run.notices.add(now, "scenario", what, marker=True)
+        run.session.load_changed()
+
+    def _ready(self) -> None:
+        if self._run.session.engine_state not in ("ready", "restarting"):
+            raise CommandError(f"the engine is {self._run.session.engine_state}; try again when it is ready")
+
+    def pause(self, by: str = "operator") -> None:
+        self._run.session.pause(by=by)
+
+    def resume(self, by: str = "operator") -> None:
+        self._run.session.resume(by=by)
+
+    def set_tenant(
+        self,
+        name: str,
+        *,
+        weight: float | None = None,
+        limits: Limits | None = None,
+        by: str = "operator",
+    ) -> None:
+        if weight is not None and not 0 < weight < float("inf"):
+            raise CommandError(f"weight {weight:g}: a number above 0 is needed")
+        try:
+            current = self._run.scheduler.books.tenant(name).config
+        except UnknownTenant as error:
+            raise CommandError(str(error)) from error
+        self._run.session.set_tenant(current.changed(weight, limits), by=by)

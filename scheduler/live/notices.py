@@ -1,0 +1,85 @@
+"""Events as lines for people: the dashboard's event list and the progress on stderr."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from scheduler.core.events import Event, Kind
+from scheduler.live.view import Notice
+
+_KEPT = 500
+
+
+class Notices:
+    """The last 500 notices. Texts may hold names out of files; who draws them cleans them."""
+
+    def __init__(self) -> None:
+        self._kept: deque[Notice] = deque(maxlen=_KEPT)
+        self._seq = 0
+
+    def on_event(self, event: Event) -> None:
+        """Most events are no news to an operator."""
+        if (line := _line(event)) is not None:
+            kind, text, marker = line
+            self.add(event.at_s, kind, text, marker=marker)
+
+    def add(self, at_s: float, kind: str, text: str, *, marker: bool = False) -> None:
+        self._seq += 1
+        self._kept.append(Notice(self._seq, at_s, time.time(), kind, text, marker))
+
+    def after(self, seq: int) -> Sequence[Notice]:
+        """Those with a higher number, oldest first."""
+        return [notice for notice in self._kept if notice.seq > seq]
+
+
+def _line(event: Event) -> tuple[str, str, bool] | None:
+    """(kind, text, marker) of an event worth a line."""
+    detail = event.detail
+    by = f" by {detail['by']}" if detail.get("by") else ""
+    match event.kind:
+        case Kind.SWITCHED:
+            ranked = f"applied in {detail['took_ms']:.1f} ms, {_requests(detail['queued'], 'queued ')} re-ranked"
+            return "policy", f"{detail['from']} → {detail['to']}{by} ({ranked})", True
+        case Kind.SCENARIO:
+            return "scenario", str(detail["what"]) + by, True
+        case Kind.ENGINE:
+            return "engine", _engine(event), detail["what"] != "stopped"
+        case Kind.PAUSED:
+            return "pause", f"dispatch paused{by}", True
+        case Kind.RESUMED:
+            return "pause", f"dispatch goes on{by}", True
+        case Kind.TENANT:
+            return "tenant", f"{detail['tenant']}: weight {detail['weight']:g}, limits set{by}", False
+        case Kind.LIMITS:
+            return "limits", f"overall limits set{by}", False
+        case Kind.ESTIMATOR:
+            return "policy", f"estimator {detail['to']}{by}", True
+        case Kind.DRIFT:
+            means = f"est {detail['estimated']:.0f}, act {detail['actual']:.0f}"
+            text = f"{detail['tenant']}: actual/estimated ×{detail['ratio']:.2f} ({means})"
+            return "drift", text, False
+        case Kind.SLO:
+            return "slo", f"{detail['tenant']}: {detail['share']:.0%} of requests meet their SLO", False
+        case Kind.RECORD:
+            return "record", str(detail["what"]), False
+        case _:
+            return None
+
+
+def _engine(event: Event) -> str:
+    detail = event.detail
+    match detail["what"]:
+        case "crashed":
+            return f"engine lost with {_requests(detail['lost'])} in flight; restarting"
+        case "restarted":
+            return f"engine is back after {detail['away_s']:.1f} s"
+        case "dead":
+            return f"engine stopped for good: {detail['why']}"
+        case what:
+            return f"engine {what}"
+
+
+def _requests(count: int, which: str = "") -> str:
+    return f"{count} {which}request" + "s" * (count != 1)

@@ -1,0 +1,153 @@
+"""A live run from its plan to its run.json: session, figures, recording and telemetry wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+from scheduler.core.events import Event, Kind
+from scheduler.core.types import Request
+from scheduler.engines.clock import Clock
+from scheduler.engines.engine import Engine
+from scheduler.live.notices import Notices
+from scheduler.live.session import Session
+from scheduler.live.telemetry import LoopLag, Machine, Sample, Summary, health
+from scheduler.live.view import Health
+from scheduler.live.watch import Watch
+from scheduler.plan import Plan, make_engine, run_header
+from scheduler.record.expect import evaluate
+from scheduler.record.recorder import Recorder
+from scheduler.record.run import run_document
+from scheduler.record.tally import Tally
+
+TELEMETRY_S = 0.2
+
+
+class LiveRun:
+    """``out`` is the run folder, None for none. Make it inside the event loop."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        out: Path | None = None,
+        text: bool = False,
+        speed: float | None = None,
+        on_ended: Callable[[Request], None] | None = None,
+    ) -> None:
+        self.plan = plan
+        self._loop = asyncio.get_running_loop()
+        self.clock = Clock(self._loop, (speed or plan.scenario.speed) if plan.simulated else 1.0)
+        self.engine: Engine = make_engine(plan, self.clock)
+        self.notices = Notices()
+        self.tally = Tally({tenant.name: tenant.slo for tenant in plan.tenants})
+        self.lag = LoopLag(self._loop)
+        self.health = Health()
+        self.recorder: Recorder | None = None
+        self._observer = on_ended
+        self._wall_from = time.perf_counter()
+        self._summary = Summary()
+        self._watch = Watch()
+        self._sampling: asyncio.Task[None] | None = None
+        self.scheduler = plan.scheduler(capacity=self.engine.capacity, emit=self._on_event, windows=True)
+        self.session = Session(
+            self.scheduler, self.engine, self.clock, on_ended=self._on_ended, on_event=self._on_event
+        )
+        self.load = plan.workload()
+        if out is not None:
+            self.recorder = Recorder(
+                out,
+                tenants=[tenant.name for tenant in plan.tenants],
+                policy=lambda: self.scheduler.policy.name,
+                wait=False,
+                text=text,
+                on_error=self._recording_failed,
+            )
+
+    async def start(self) -> None:
+        """Engine up, then the load. Raises EngineConfigError, EngineLost."""
+        machine = await asyncio.to_thread(Machine)
+        await self.session.start()
+        self.lag.start()
+        self._sampling = self._loop.create_task(self._sample(machine))
+        self._on_event(Event(0.0, Kind.SCENARIO, None, {"what": f"{self.plan.scenario.name} started"}))
+        self.session.add_load(self.load)
+
+    async def stop(self, *, drain_s: float = 0.0, interrupted: bool = False) -> dict[str, Any]:
+        """End the run in DESIGN's order and return its document; the run folder is complete then."""
+        await self.session.stop(drain_s=drain_s)
+        if self._sampling is not None:
+            self._sampling.cancel()
+            await asyncio.gather(self._sampling, return_exceptions=True)
+        self.lag.stop()
+        document = self.document(interrupted=interrupted)
+        if self.recorder is not None:
+            await asyncio.to_thread(self.recorder.close, document)
+        return document
+
+    def document(self, *, interrupted: bool) -> dict[str, Any]:
+        """run.json as of now, its expectations judged."""
+        document = run_document(
+            run_header(self.plan, self.engine.detail, self.scheduler.slots.capacity, "real"),
+            self.scheduler,
+            self.tally,
+            now=self.clock.now(),
+            wall_s=time.perf_counter() - self._wall_from,
+            interrupted=interrupted,
+            switches=self.session.switches,
+            telemetry=self._summary.figures(),
+            loop_lag_ms=self.lag.figures(),
+        )
+        document["expect"] = evaluate(self.plan.scenario.expect, document)
+        return document
+
+    def _on_event(self, event: Event) -> None:
+        if event.kind is Kind.DISPATCHED:
+            self.lag.begin()
+        self.notices.on_event(event)
+        if self.recorder is not None:
+            self.recorder.on_event(event)
+
+    def _on_ended(self, request: Request) -> None:
+        self.tally.add(request)
+        if self.scheduler.idle:
+            self.lag.end()
+        if self._observer is not None:
+            self._observer(request)
+
+    def _recording_failed(self, why: str) -> None:
+        """May be called from the writer's thread."""
+        self._loop.call_soon_threadsafe(self.notices.add, self.clock.now(), "record", why)
+
+    async def _sample(self, machine: Machine) -> None:
+        """Telemetry every 200 ms; the reading blocks for a moment, so it is done in a thread."""
+        while True:
+            sample = await asyncio.to_thread(machine.read)
+            self.health = health(sample)
+            row = self._row(sample)
+            self._summary.add(row)
+            if self.recorder is not None:
+                self.recorder.telemetry(row)
+            now = self.clock.now()
+            for event in self._watch.look(self.scheduler, now):
+                self._on_event(event)
+            await asyncio.sleep(TELEMETRY_S)
+
+    def _row(self, sample: Sample) -> Mapping[str, float | None]:
+        told = self.engine.telemetry()
+        lag = self.lag.recent_p99_ms()
+        return {
+            "elapsed_s": round(self.clock.now(), 3),
+            **{name: sample[name] for name in sample if name.startswith("gpu_")},
+            **{name: sample[name] for name in sample if not name.startswith("gpu_")},
+            "loop_lag_p99_ms": None if isnan(lag) else lag,
+            "engine_running": told.running,
+            "engine_waiting": told.waiting,
+            "engine_kv_use": told.kv_use,
+            "engine_preemptions": told.preemptions,
+            "engine_step_ms": told.step_ms,
+        }

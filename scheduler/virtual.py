@@ -1,0 +1,80 @@
+"""A run in virtual time from its plan to its run.json."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scheduler.core.events import Event, Kind
+from scheduler.plan import Plan, run_header
+from scheduler.record.expect import evaluate
+from scheduler.record.recorder import Recorder
+from scheduler.record.run import run_document
+from scheduler.record.tally import Tally
+from scheduler.twin.gpu import Gpu
+from scheduler.twin.simulate import Simulation
+
+
+class VirtualRun:
+    """``out`` is the run folder, None for none. ``on_progress`` is told the virtual time now and then."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        out: Path | None = None,
+        text: bool = False,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> None:
+        assert plan.profile is not None
+        self.plan = plan
+        self.tally = Tally({tenant.name: tenant.slo for tenant in plan.tenants})
+        self.recorder: Recorder | None = None
+        if out is not None:
+            self.recorder = Recorder(
+                out,
+                tenants=[tenant.name for tenant in plan.tenants],
+                policy=lambda: self.scheduler.policy.name,
+                wait=True,
+                text=text,
+            )
+        emit = None if self.recorder is None else self.recorder.on_event
+        self.scheduler = plan.scheduler(emit=emit)
+        recorded = self.recorder is not None
+        gpu = Gpu(plan.profile, plan.capacity, first_token_events=recorded, track_gaps=True)
+        self.simulation = Simulation(
+            self.scheduler,
+            [gpu],
+            plan.workload(),
+            on_ended=self.tally.add,
+            emit=emit,
+            on_progress=on_progress,
+        )
+
+    def run(self) -> dict[str, Any]:
+        """To the end, or to ``stop``; returns run.json."""
+        assert self.plan.profile is not None
+        started = time.perf_counter()
+        if self.recorder is not None:
+            detail = {"what": f"{self.plan.scenario.name} started"}
+            self.recorder.on_event(Event(0.0, Kind.SCENARIO, None, detail))
+        self.simulation.run()
+        document = run_document(
+            run_header(self.plan, self.plan.profile.detail, self.scheduler.slots.capacity, "virtual"),
+            self.scheduler,
+            self.tally,
+            now=self.simulation.now,
+            wall_s=time.perf_counter() - started,
+            interrupted=self.simulation.stopped,
+            switches=self.simulation.switches,
+            telemetry={},
+            loop_lag_ms=dict.fromkeys(("p50", "p99", "max"), None),
+        )
+        document["expect"] = evaluate(self.plan.scenario.expect, document)
+        if self.recorder is not None:
+            self.recorder.close(document)
+            if self.recorder.error:
+                raise OSError(self.recorder.error)
+        return document
