@@ -46,6 +46,12 @@ def clean(text: str, width: int | None = None) -> str:
 
 def pad(text: str, width: int, align: str = "<") -> str:
     """``text`` cleaned, cut and filled to exactly ``width`` cells; ``align`` is "<" or ">"."""
-    text = clean(text, width)
-    fill = " " * (width - cell_len(text))
-    return text + fill if align == "<" else fill + text
+    return fill(clean(text, width), width, align)
+
+
+def fill(text: str, width: int, align: str = "<") -> str:
+    """As ``pad``, for text of our own or cleaned before."""
+    missing = width - cell_len(text)
+    if missing < 0:
+        return pad(text, width, align)
+    return text + " " * missing if align == "<" else " " * missing + text

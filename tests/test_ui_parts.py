@@ -152,21 +152,23 @@ def test_a_run_that_starts_over_clears_the_history() -> None:
 
 def dots(raster: Raster) -> list[str]:
     """The raster as text, one character per dot."""
-    rows = []
-    for row in range(4 * raster.height):
-        bits = raster.bits[row // 4]
-        line = ""
-        for column in range(2 * raster.width):
-            bit = {0: (1, 8), 1: (2, 16), 2: (4, 32), 3: (64, 128)}[row % 4][column % 2]
-            line += "#" if bits[column // 2] & bit else "."
-        rows.append(line)
-    return rows
+    return ["".join(".#"[dot] for dot in row) for row in raster.dots.astype(int)]
 
 
 def test_raster_joins_values_and_leaves_gaps() -> None:
     raster = Raster(3, 1)
     raster.plot(0, np.array([0.0, 3.0, 3.0, np.nan, 0.0, 1.0]), 0.0, 3.0)
     assert dots(raster) == [".##...", ".#....", ".#...#", "#...#."]
+
+
+def test_raster_rows_are_runs_of_one_owner() -> None:
+    raster = Raster(5, 2)
+    nan = math.nan
+    raster.plot(0, np.array([7.0, 7.0, *[nan] * 8]), 0.0, 7.0)
+    raster.plot(1, np.array([*[nan] * 5, 0.0, 0.0, *[nan] * 3]), 0.0, 7.0)
+    top, bottom = raster.lines(dashed=[1], markers={3: 0, 4: 1})
+    assert top == [("\u2809  ", 0), ("┊", -2), ("┊", -3)]
+    assert bottom == [("╌╌", -1), ("\u2880\u2840", 1), ("┊", -3)]
 
 
 def test_raster_clips_to_its_field() -> None:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len
 from rich.segment import Segment
-from textual.geometry import Region
+from textual import events
+from textual.geometry import Region, Size
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -26,7 +27,7 @@ class Canvas(Widget, inherit_bindings=False):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._strips: dict[int, Strip] = {}
-        self._strips_width = -1
+        self.cells = Size(0, 0)  # our size; Textual works its own out anew at every question
 
     def draw(self, y: int) -> Sequence[Segment]:
         """The segments of line ``y``; cut or filled to the width by the caller."""
@@ -43,7 +44,7 @@ class Canvas(Widget, inherit_bindings=False):
             if self.display:
                 self.refresh()
             return
-        width = self.size.width
+        width = self.cells.width
         regions = []
         for y in lines:
             self._strips.pop(y, None)
@@ -52,10 +53,8 @@ class Canvas(Widget, inherit_bindings=False):
             self.refresh(*regions)
 
     def render_lines(self, crop: Region) -> list[Strip]:
-        width = self.size.width
-        if width != self._strips_width:
-            self._strips.clear()
-            self._strips_width = width
+        self._measure(self.size)
+        width = self.cells.width
         strips = [self._strip(y, width) for y in crop.line_range]
         if self.app.no_color:
             _, background = self.background_colors
@@ -64,6 +63,14 @@ class Canvas(Widget, inherit_bindings=False):
         if crop.column_span != (0, width):
             strips = [strip.crop(*crop.column_span) for strip in strips]
         return strips
+
+    def on_resize(self, event: events.Resize) -> None:
+        self._measure(event.size)
+
+    def _measure(self, size: Size) -> None:
+        if size != self.cells:
+            self.cells = size
+            self._strips.clear()
 
     def _strip(self, y: int, width: int) -> Strip:
         strip = self._strips.get(y)
@@ -87,15 +94,15 @@ class Panel(Canvas):
 
     @property
     def inner_height(self) -> int:
-        return max(0, self.size.height - 2)
+        return max(0, self.cells.height - 2)
 
     @property
     def inner_width(self) -> int:
-        return max(0, self.size.width - 2)
+        return max(0, self.cells.width - 2)
 
     def draw(self, y: int) -> Sequence[Segment]:
         frame = ink(palette.FRAME)
-        width, height = self.inner_width, self.size.height
+        width, height = self.inner_width, self.cells.height
         if y == 0:
             return self._edge("╭", "╮", width, left=self.title, right=self.hotkey)
         if y == height - 1:

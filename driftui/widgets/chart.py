@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from rich.cells import cell_len
 from rich.segment import Segment
-from rich.style import Style
+from textual import events
 
 from driftui import figures, palette
 from driftui.clean import clean
 from driftui.feed import Floats, Grid, History
 from driftui.palette import ink
 from driftui.widgets.canvas import Panel
-from driftui.widgets.raster import BRAILLE, Raster, scale
+from driftui.widgets.raster import GROUND, MARKER, Raster, scale
 
 LABEL_CELLS = 5  # of the vertical axis
 _LINES_AROUND = 2  # legend above, time axis below
@@ -74,13 +74,14 @@ class Chart(Panel):
             return
         grid = Grid.ending(moment.now, moment.window_s, 2 * cells)
         # A window of minutes has seconds to a column; the newest column and the legend still follow.
-        asked = (grid, self.size, tuple(series), moment.markers, int(moment.now), self.title)
+        asked = (grid, self.cells, tuple(series), moment.markers, int(moment.now), self.title)
         if asked != self._drawn:
             self._drawn = asked
             self._paint(history, grid)
             self.redraw()
 
-    def on_resize(self) -> None:
+    def on_resize(self, event: events.Resize) -> None:
+        super().on_resize(event)
         if self._history is not None:
             self.show(self._history, self._series, self._moment)
 
@@ -108,41 +109,25 @@ class Chart(Panel):
         for tick in ticks:
             row = round((high - tick) / (high - low) * (4 * height - 1)) // 4
             labels[row] = figures.plain(tick)
-        markers = {}
-        for marker in self._moment.markers:
-            place = grid.place(marker.at_s)
-            if place is not None:
-                markers[place // 2] = ink(marker.colour)
-        colours = [ink(s.colour) for s in self._series]
-        for row in range(height):
-            self._lines.append(self._row(raster, row, labels.get(row), markers, colours))
+        places = [(grid.place(marker.at_s), marker.colour) for marker in self._moment.markers]
+        colours = dict.fromkeys(colour for _, colour in places)
+        numbers = {colour: number for number, colour in enumerate(colours)}
+        markers = {place // 2: numbers[colour] for place, colour in places if place is not None}
+        inks = {GROUND: ink(palette.GRID)}
+        inks.update({MARKER - number: ink(colour) for colour, number in numbers.items()})
+        inks.update({index: ink(series.colour) for index, series in enumerate(self._series)})
+        for row, runs in enumerate(raster.lines(list(labels), markers)):
+            label = labels.get(row)
+            axis = "│" if label is None else "┤"
+            self._lines.append(
+                [
+                    Segment((label or "").rjust(LABEL_CELLS), ink(palette.FAINT)),
+                    Segment(axis, ink(palette.GRID)),
+                    *(Segment(text, inks[owner]) for text, owner in runs),
+                    Segment(" ", ink(palette.TEXT)),
+                ]
+            )
         self._lines.append(self._time_axis(width))
-
-    def _row(
-        self, raster: Raster, row: int, label: str | None, markers: dict[int, Style], colours: Sequence[Style]
-    ) -> list[Segment]:
-        faint, grid_ink = ink(palette.FAINT), ink(palette.GRID)
-        axis = "┤" if label is not None else "│"
-        line = [Segment((label or "").rjust(LABEL_CELLS), faint), Segment(axis, grid_ink)]
-        ground = "╌" if label is not None else " "
-        run, style = "", grid_ink
-        bits, owner = raster.bits[row], raster.owner[row]
-        for x in range(raster.width):
-            if bits[x]:
-                char, wanted = chr(BRAILLE + bits[x]), colours[owner[x]]
-            elif x in markers:
-                char, wanted = "┊", markers[x]
-            else:
-                char, wanted = ground, grid_ink
-                if ground == " ":  # a blank has no colour of its own: no new segment for it
-                    wanted = style
-            if wanted is not style:
-                if run:
-                    line.append(Segment(run, style))
-                run, style = "", wanted
-            run += char
-        line.append(Segment(run + " ", style))
-        return line
 
     def _legend(self, values: Sequence[Floats]) -> list[Segment]:
         width = self.inner_width

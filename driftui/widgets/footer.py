@@ -21,12 +21,9 @@ class KeyLine(Canvas):
     def background(self) -> str:
         return palette.SURFACE
 
-    def on_resize(self) -> None:
-        self.redraw()
-
     def draw(self, y: int) -> Sequence[Segment]:
         key, word = ink(palette.ORANGE, on=palette.SURFACE, bold=True), ink(palette.TEXT, on=palette.SURFACE)
-        room = self.size.width - len(_RIGHT)
+        room = self.cells.width - len(_RIGHT)
         line: list[Segment] = []
         used = 0
         for command in on_screen("main"):

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil, floor, isfinite, log10
 
 import numpy as np
 
 from driftui.feed import Floats
 
-# Bit of the dot in row y (0..3) and column x (0..1) of a braille cell.
-_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
-BRAILLE = 0x2800
+# Row, column and bit of each dot of a braille cell.
+_DOTS = (
+    (0, 0, 0x01),
+    (1, 0, 0x02),
+    (2, 0, 0x04),
+    (3, 0, 0x40),
+    (0, 1, 0x08),
+    (1, 1, 0x10),
+    (2, 1, 0x20),
+    (3, 1, 0x80),
+)
+_BRAILLE = 0x2800
+_BLANK, _DASH, _BAR = (ord(char) for char in " ╌┊")
+GROUND = -1  # the owner of cells that no line touches
+MARKER = -2  # and below: the markers, in order
 
 
 class Raster:
@@ -20,32 +32,57 @@ class Raster:
     def __init__(self, width: int, height: int) -> None:
         self.width = width
         self.height = height
-        self.bits = [[0] * width for _ in range(height)]
-        self.owner = [[-1] * width for _ in range(height)]
+        self._rows = np.arange(4 * height)[:, None]
+        self.dots = np.zeros((4 * height, 2 * width), dtype=bool)
+        self._owner = np.full((height, width), GROUND)
 
     def plot(self, series: int, values: Floats, low: float, high: float) -> None:
         """Join the values, one per dot column, ``low`` at the bottom, ``high`` at the top; NaN is a gap."""
         top = 4 * self.height - 1
-        scaled = np.rint((high - values) / (high - low) * top)
-        rows = np.where(np.isfinite(scaled), np.clip(scaled, 0, top), -1).astype(int).tolist()
-        before = -1
-        for column, row in enumerate(rows):
-            if row >= 0:
-                if before < 0 or before == row:
-                    self._dots(series, column, row, row)
-                elif before < row:
-                    self._dots(series, column, before + 1, row)
-                else:
-                    self._dots(series, column, row, before - 1)
-            before = row
+        known = np.isfinite(values)
+        rows = np.rint((high - np.where(known, values, low)) / (high - low) * top)
+        rows = np.clip(rows, 0, top).astype(int)
+        # A column starts next to where the one before ended, so that steep lines hold together.
+        before = np.concatenate((rows[:1], rows[:-1]))
+        joined = known & np.concatenate(((False,), known[:-1]))
+        first = np.where(joined & (before < rows), before + 1, rows)
+        last = np.where(joined & (before > rows), before - 1, rows)
+        drawn = (self._rows >= first) & (self._rows <= last) & known
+        self.dots |= drawn
+        columns = drawn[:, 0::2] | drawn[:, 1::2]
+        self._owner[columns[0::4] | columns[1::4] | columns[2::4] | columns[3::4]] = series
 
-    def _dots(self, series: int, column: int, first: int, last: int) -> None:
-        x, side = divmod(column, 2)
-        for row in range(first, last + 1):
-            y = row >> 2
-            bits, owner = self.bits[y], self.owner[y]
-            owner[x] = series
-            bits[x] |= _DOTS[row & 3][side]
+    def lines(self, dashed: Sequence[int], markers: Mapping[int, int]) -> list[list[tuple[str, int]]]:
+        """Each row of cells as runs of (text, owner).
+
+        ``dashed`` rows have a grid line behind them; ``markers`` maps a column to a number k: its bar is
+        owned by ``MARKER - k``. A blank has no colour, and belongs to the run before it.
+        """
+        codes = np.full((self.height, self.width), _BRAILLE, dtype=np.uint32)
+        dots = self.dots.view(np.uint8)
+        for y, x, bit in _DOTS:
+            codes += dots[y::4, x::2] * np.uint32(bit)
+        free = self._owner == GROUND
+        ground = np.full(self.height, _BLANK, dtype=np.uint32)
+        ground[list(dashed)] = _DASH
+        codes = np.where(free, ground[:, None], codes)
+        owner = self._owner.copy()
+        for column, number in markers.items():
+            codes[free[:, column], column] = _BAR
+            owner[free[:, column], column] = MARKER - number
+        columns = np.arange(self.width)
+        inked = np.maximum.accumulate(np.where(codes == _BLANK, 0, columns), axis=1)
+        owner = np.take_along_axis(owner, inked, axis=1)
+        starts = np.ones((self.height, self.width), dtype=bool)
+        starts[:, 1:] = owner[:, 1:] != owner[:, :-1]
+        text = codes.astype("<u4").tobytes().decode("utf-32-le")
+        begins = np.flatnonzero(starts)
+        runs: list[list[tuple[str, int]]] = [[] for _ in range(self.height)]
+        owners = owner.ravel()[begins].tolist()
+        places = begins.tolist()
+        for begin, end, who in zip(places, [*places[1:], len(text)], owners, strict=True):
+            runs[begin // self.width].append((text[begin:end], who))
+        return runs
 
 
 def nice_step(span: float, parts: int) -> float:

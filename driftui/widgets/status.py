@@ -220,7 +220,7 @@ class StatusLine(Canvas):
 
     def _compose_line(self, all_fields: Sequence[Field]) -> list[Segment]:
         segments: list[Segment] = []
-        for index, variant in enumerate(fit(all_fields, self.size.width)):
+        for index, variant in enumerate(fit(all_fields, self.cells.width)):
             if not variant:
                 continue
             if all_fields[index].group:

@@ -10,7 +10,7 @@ from textual import events
 from textual.message import Message
 
 from driftui import palette
-from driftui.clean import clean, pad
+from driftui.clean import clean, fill, pad
 from driftui.feed import Grid, History
 from driftui.palette import ink
 from driftui.widgets.canvas import Panel
@@ -71,7 +71,8 @@ class TenantsTable(Panel):
         if self._shown is not None:
             self.show(*self._shown)
 
-    def on_resize(self) -> None:
+    def on_resize(self, event: events.Resize) -> None:
+        super().on_resize(event)
         self.show_again()
 
     def move(self, by: int) -> None:
@@ -161,7 +162,7 @@ class TenantsTable(Panel):
         used = _MARGIN
         for (column, column_width), (text, ink_colour) in zip(self._columns, cells, strict=True):
             style = ink(ink_colour, on=on, bold=selected and column.title == TENANT)
-            segments.append(Segment(pad(text, column_width, column.align) + " ", style))
+            segments.append(Segment(fill(text, column_width, column.align) + " ", style))
             used += column_width + 1
         segments.append(Segment(" " * max(0, width - used), ink(palette.TEXT, on=on)))
         return segments
