@@ -171,3 +171,9 @@ def test_the_policy_hears_when_a_group_begins_to_wait() -> None:
         pass
     queue.push(make_request("again", "acme", ticket=9))
     assert policy.heard == ["premium", "standard", "premium"]
+    last = make_request("cancelled", "globex", ticket=10)
+    queue.push(last)
+    last.ticket = -1
+    queue.forget(last)
+    queue.push(make_request("new", "globex", ticket=11))
+    assert policy.heard[3:] == ["standard", "standard"], "nothing was waiting any more"

@@ -374,6 +374,50 @@ def test_a_suspect_waits_for_the_engine_to_be_empty_and_nothing_joins_it() -> No
     assert ids(dispatch_all(scheduler, 3.0)) == [neighbour.id]
 
 
+def test_a_suspect_joins_no_neighbours_on_another_replica() -> None:
+    scheduler = make_scheduler(capacities=(1, 4))
+    requests = crowd(2)
+    submit_all(scheduler, requests[:1])
+    assert [d.replica for d in dispatch_all(scheduler, 0.0)] == [1]
+    scheduler.on_engine_lost(1, 0.5)
+    dispatch_all(scheduler, 0.5)  # tried again on replica 0
+    scheduler.on_engine_up(1)
+    submit_all(scheduler, requests[1:])
+    assert [d.replica for d in dispatch_all(scheduler, 0.6)] == [1]
+    scheduler.on_engine_lost(0, 0.7)
+    assert dispatch_all(scheduler, 0.7) == [], "there is room beside the neighbour, but not for a suspect"
+    complete(scheduler, requests[1], 1.0)
+    assert ids(dispatch_all(scheduler, 1.0)) == ["00"]
+
+
+def test_no_batch_waits_while_suspects_go_first() -> None:
+    scheduler = batched(capacities=(2, 2, 2), batch=MicroBatch(size=2))
+    submit_all(scheduler, crowd(4))
+    dispatch_all(scheduler, 0.0)
+    scheduler.on_engine_lost(1, 0.5)
+    scheduler.on_engine_up(1)
+    dispatch_all(scheduler, 0.6)
+    submit_all(scheduler, crowd(1, start=4))
+    assert dispatch_all(scheduler, 1.0) == []
+    assert scheduler.next_timer() == 1.010
+    scheduler.on_engine_lost(1, 1.005)
+    assert dispatch_all(scheduler, 1.005) == []
+    assert scheduler.next_timer() == inf
+
+
+def test_no_batch_waits_for_a_replica_that_is_down() -> None:
+    scheduler = batched(capacities=(2, 2), batch=MicroBatch(size=2))
+    submit_all(scheduler, crowd(3))
+    assert ids(dispatch_all(scheduler, 1.0)) == ["00", "01"]
+    assert scheduler.next_timer() == 1.010
+    scheduler.on_engine_lost(1, 1.005)
+    assert dispatch_all(scheduler, 1.005) == []
+    assert scheduler.next_timer() == inf
+    scheduler.on_engine_up(1)
+    assert dispatch_all(scheduler, 2.0) == []
+    assert scheduler.next_timer() == 2.010
+
+
 def test_a_suspect_may_be_cancelled() -> None:
     scheduler = make_scheduler()
     submit_all(scheduler, crowd(1))
