@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from scheduler.core.types import CATEGORIES, TIERS
 from scheduler.load.samples import read_samples
-from scheduler.load.schema import Engine, Estimator, TimelineItem
+from scheduler.load.schema import Engine, Estimator
 from scheduler.load.stream import Stream
 from scheduler.load.traces import TraceError, scan
 from scheduler.load.yamlfile import Loc, did_you_mean
@@ -29,7 +29,7 @@ def cross_check(data: Mapping[str, Any], context: Mapping[str, Any]) -> Iterator
     yield from _duplicates(data, "tenants")
     yield from _duplicates(data, "load")
     if tenants:
-        yield from _unknown_tenants(tenants, streams, list(_valid(TimelineItem, data, "timeline", context)))
+        yield from _unknown_tenants(data, tenants)
     yield from _orders(streams)
     yield from _files(tenants, streams)
     yield from _tokenizer(data, streams, context)
@@ -43,7 +43,7 @@ def _items(data: Mapping[str, Any], key: str) -> Iterator[tuple[int, Any]]:
 
 def _names(data: Mapping[str, Any], key: str) -> list[str]:
     items = (item for _, item in _items(data, key) if isinstance(item, dict))
-    return [name for item in items if isinstance(name := item.get("name"), str)]
+    return list(dict.fromkeys(name for item in items if isinstance(name := item.get("name"), str)))
 
 
 def _valid(
@@ -66,21 +66,20 @@ def _duplicates(data: Mapping[str, Any], key: str) -> Iterator[Found]:
             seen.add(name)
 
 
-def _unknown_tenants(
-    tenants: list[str], streams: list[tuple[int, Stream]], timeline: list[tuple[int, TimelineItem]]
-) -> Iterator[Found]:
-    used: list[tuple[Loc, str | None]] = []
-    for index, stream in streams:
-        used += [(("load", index, "tenant", name), name) for name in stream.tenant or ()]
-    for index, item in timeline:
-        if item.burst:
-            used.append((("timeline", index, "burst", "tenant"), item.burst.tenant))
-        if item.drift:
-            used.append((("timeline", index, "drift", "tenant"), item.drift.tenant))
-        if item.tenant:
-            used.append((("timeline", index, "tenant", "name"), item.tenant.name))
+def _unknown_tenants(data: Mapping[str, Any], tenants: list[str]) -> Iterator[Found]:
+    used: list[tuple[Loc, object]] = []
+    for index, item in _items(data, "load"):
+        shares = item.get("tenant") if isinstance(item, dict) else None
+        names = shares if isinstance(shares, dict) else [shares]
+        used += [(("load", index, "tenant", name), name) for name in names if isinstance(name, str)]
+    for index, item in _items(data, "timeline"):
+        for section, key in (("burst", "tenant"), ("drift", "tenant"), ("tenant", "name")):
+            inner = item.get(section) if isinstance(item, dict) else None
+            used.append(
+                (("timeline", index, section, key), inner.get(key) if isinstance(inner, dict) else None)
+            )
     for loc, name in used:
-        if name is not None and name not in tenants:
+        if isinstance(name, str) and name not in tenants:
             yield loc, f"unknown tenant {name!r:.60}; {did_you_mean(name, tenants)}"
 
 

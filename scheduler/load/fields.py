@@ -63,6 +63,12 @@ def _policy(value: object) -> str:
     return policy_from(value).describe()
 
 
+def not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not value:
+        raise ValueError("must not be empty")
+    return value
+
+
 def some_share(value: Mapping[str, float]) -> Mapping[str, float]:
     if not any(share > 0 for share in value.values()):
         raise ValueError("at least one share must be above 0")

@@ -59,6 +59,8 @@ def _load(path: Path, shown: str) -> Scenario:
         found = (_explain(document, details) for details in error.errors(include_url=False))
         problems += [problem for problem in found if problem is not None]
     for loc, what in cross_check(document.data, context):
+        while loc not in document.lines:
+            loc = loc[:-1]
         if not document.is_suspect(loc):
             problems.append(document.problem(loc, what))
     if problems or scenario is None:
@@ -92,8 +94,6 @@ def _what(details: ErrorDetails, loc: Loc) -> str:
             return f"must be at least {ctx['ge']:g}, got {given}"
         case "less_than_equal":
             return f"must be at most {ctx['le']:g}, got {given}"
-        case "too_short":
-            return "must not be empty"
         case kind if kind in _WANTED:
             return f"must be {_WANTED[kind]}, got {given}"
         case _:

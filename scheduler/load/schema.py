@@ -20,6 +20,7 @@ from scheduler.load.fields import (
     Tier,
     exactly_one,
     model_path,
+    not_empty,
     or_section,
     profile_path,
 )
@@ -186,8 +187,8 @@ class Scenario(Section):
     """Over all tenants."""
     max_inflight_tokens: Annotated[int | Literal["kv"] | None, BeforeValidator(_kv)] = None
     """Bound on tokens in flight, reserved at the upper estimate; `kv` is what the cache holds."""
-    tenants: Annotated[tuple[TenantSection, ...], Field(min_length=1)]
-    load: Annotated[tuple[Stream, ...], Field(min_length=1)]
+    tenants: Annotated[tuple[TenantSection, ...], AfterValidator(not_empty)]
+    load: Annotated[tuple[Stream, ...], AfterValidator(not_empty)]
     timeline: tuple[TimelineItem, ...] = ()
     expect: tuple[str, ...] = ()
     speed: Positive = 1.0

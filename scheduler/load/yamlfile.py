@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import yaml
 
 MAX_BYTES = 1 << 20
-MAX_NODES = 50_000  # after aliases are expanded
+MAX_NODES = 20_000  # after aliases are expanded
 MAX_DEPTH = 24
 
 Loc = tuple[str | int, ...]

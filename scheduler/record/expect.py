@@ -77,8 +77,8 @@ def look_up(document: Any, parts: Sequence[str]) -> Any:
     if isinstance(document, Mapping):
         for size in range(1, len(parts) + 1):
             key = ".".join(parts[:size])
-            if key in document:
-                return look_up(document[key], parts[size:])
+            if key in document and (found := look_up(document[key], parts[size:])) is not None:
+                return found
     elif isinstance(document, list | tuple) and parts[0].isdecimal() and int(parts[0]) < len(document):
         return look_up(document[int(parts[0])], parts[1:])
     return None
