@@ -29,7 +29,7 @@ class Bench:
     def push(self, request: Request) -> None:
         self.tickets += 1
         request.ticket = self.tickets
-        self.queue.enqueue(request)
+        self.queue.push(request)
         self.waiting.append(request)
 
     def cancel(self, request: Request) -> None:

@@ -17,26 +17,25 @@ REASONS = (
 
 def admit(
     request: Request,
-    cost: float,
     tenant: TenantBooks,
     totals: Totals,
     limits: Limits,
     max_model_len: int | None,
 ) -> str:
-    """The reason to turn this request away, one of REASONS, or "" to let it wait.
-
-    ``cost`` is the request's estimated cost in tokens, as the queued-token limits count it.
-    """
+    """The reason to turn this request away, one of REASONS, or "" to let it wait."""
     if max_model_len is not None and request.prompt_tokens + request.max_tokens > max_model_len:
         return "too_long"
     if limits.max_queued is not None and totals.queued >= limits.max_queued:
         return "queue_full"
-    if limits.max_queued_tokens is not None and totals.queued_tokens + cost > limits.max_queued_tokens:
+    if (
+        limits.max_queued_tokens is not None
+        and totals.queued_tokens + request.cost > limits.max_queued_tokens
+    ):
         return "tokens_full"
     own = tenant.config.limits
     if own.max_queued is not None and tenant.queued >= own.max_queued:
         return "tenant_queue_full"
-    if own.max_queued_tokens is not None and tenant.queued_tokens + cost > own.max_queued_tokens:
+    if own.max_queued_tokens is not None and tenant.queued_tokens + request.cost > own.max_queued_tokens:
         return "tenant_tokens_full"
     return ""
 

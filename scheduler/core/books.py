@@ -77,8 +77,7 @@ class Books:
         return cost.prompt_weight * request.prompt_tokens + cost.output_weight * request.output_tokens
 
     def enqueued(self, request: Request, now: float) -> None:
-        cost = self.estimated_cost(request)
-        totals, tenant = self.totals, self.tenants[request.tenant]
+        totals, tenant, cost = self.totals, self.tenants[request.tenant], request.cost
         totals.queued += 1
         totals.queued_tokens += cost
         if not tenant.queued:
@@ -86,10 +85,9 @@ class Books:
         tenant.queued += 1
         tenant.queued_tokens += cost
 
-    def left_queue(self, request: Request, now: float) -> float:
-        """Returns its estimated cost."""
-        cost = self.estimated_cost(request)
-        totals, tenant = self.totals, self.tenants[request.tenant]
+    def left_queue(self, request: Request, now: float) -> TenantBooks:
+        """Returns its tenant's books."""
+        totals, tenant, cost = self.totals, self.tenants[request.tenant], request.cost
         totals.queued -= 1
         totals.queued_tokens -= cost
         tenant.queued -= 1
@@ -97,37 +95,34 @@ class Books:
         if not tenant.queued and tenant.backlogged_since_s is not None:
             tenant.backlogged_s += now - tenant.backlogged_since_s
             tenant.backlogged_since_s = None
-        return cost
+        return tenant
 
-    def started(self, request: Request) -> None:
-        tenant = self.tenants[request.tenant]
+    def dispatched(self, request: Request, now: float) -> None:
+        tenant = self.left_queue(request, now)
         self.totals.in_flight += 1
         tenant.in_flight += 1
         request.backlogged = tenant.queued > 0
 
-    def freed(self, request: Request) -> None:
-        """Its slot is free."""
+    def freed(self, request: Request) -> TenantBooks:
+        """Its slot is free; returns its tenant's books."""
+        tenant = self.tenants[request.tenant]
         self.totals.in_flight -= 1
-        self.tenants[request.tenant].in_flight -= 1
+        tenant.in_flight -= 1
+        return tenant
 
     def retried(self, request: Request) -> None:
         if request.attempts == 1:  # counted once, however often it is tried
             self.totals.retried += 1
             self.tenants[request.tenant].retried += 1
 
-    def served(self, request: Request, cost: float) -> None:
-        """It ran; ``cost`` is what it really took."""
-        if request.backlogged:
-            tenant = self.tenants[request.tenant]
-            tenant.served_by_weight += cost / tenant.config.weight
-
     def ended(self, request: Request) -> None:
         self.totals.ended[request.state] += 1
         self.tenants[request.tenant].ended[request.state] += 1
 
-    def reestimated(self, request: Request, cost_before: float) -> None:
+    def reestimated(self, request: Request) -> None:
         """A queued request's estimate changed."""
-        change = self.estimated_cost(request) - cost_before
+        before, request.cost = request.cost, self.estimated_cost(request)
+        change = request.cost - before
         self.totals.queued_tokens += change
         self.tenants[request.tenant].queued_tokens += change
 

@@ -8,6 +8,7 @@ estimate never exceeds max_tokens, and censored answers are taken as the lower b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from math import inf
 from typing import Any, Protocol
 
@@ -56,6 +57,21 @@ def input_factor(input_tokens: int) -> float:
     return min(MAX_INPUT_FACTOR, 1 + input_tokens / 1000)
 
 
+_KEPT_PROMPTS, _KEPT_CHARS = 4096, 2000
+
+
+def prompt_reader(count: Counter) -> Callable[[str], tuple[str, int]]:
+    """A function from a prompt to (category, input tokens) that reads short, repeated prompts (a load's
+    templates) once.
+    """
+
+    def read(prompt: str) -> tuple[str, int]:
+        return classify(prompt), count(prompt)
+
+    kept = lru_cache(_KEPT_PROMPTS)(read)
+    return lambda prompt: kept(prompt) if len(prompt) <= _KEPT_CHARS else read(prompt)
+
+
 class Estimator(Protocol):
     """Guesses output lengths and learns from how requests really ended."""
 
@@ -90,7 +106,7 @@ class PaperEstimator:
     ) -> None:
         self.calibrate = calibrate
         self.faithful = faithful
-        self._count = counter
+        self._read = prompt_reader(counter)
         self._bias = dict.fromkeys(CATEGORIES, 1.0)
 
     @property
@@ -100,19 +116,20 @@ class PaperEstimator:
     def estimate(self, request: Request) -> Estimate:
         """O(prompt length); a request without a prompt (a trace) goes by its own label and count."""
         if request.prompt:
-            category = classify(request.prompt)
-            input_tokens = self._count(request.prompt)
+            category, input_tokens = self._read(request.prompt)
         else:
             category = request.category or "short_qa"
             input_tokens = request.prompt_tokens
         base = BASE_TOKENS[category]
-        factor = min(MAX_INPUT_FACTOR, 1 + input_tokens / 1000)
+        factor = 1 + input_tokens / 1000 if input_tokens < 500 else MAX_INPUT_FACTOR
         if self.faithful:
             safety = SAFETY_FACTOR[request.tier]
             point = int(base * self._bias[category] * safety * factor)
             uncorrected = int(base * safety * factor)
         else:
-            point = max(1, min(int(base * self._bias[category] * factor), request.max_tokens))
+            point = int(base * self._bias[category] * factor)
+            if point > request.max_tokens:
+                point = request.max_tokens
             uncorrected = int(base * factor)
         budget = input_tokens + point
         return Estimate(
@@ -164,14 +181,15 @@ class Oracle:
     name = "oracle"
 
     def __init__(self, *, counter: Counter = count_words) -> None:
-        self._count = counter
+        self._read = prompt_reader(counter)
 
     def estimate(self, request: Request) -> Estimate:
         if request.intended_tokens is None:
             raise ValueError(f"request {request.id}: the oracle needs simulated lengths")
         point = min(request.intended_tokens, request.max_tokens)
-        input_tokens = self._count(request.prompt) if request.prompt else request.prompt_tokens
-        category = classify(request.prompt) if request.prompt else request.category or "short_qa"
+        category, input_tokens = request.category or "short_qa", request.prompt_tokens
+        if request.prompt:
+            category, input_tokens = self._read(request.prompt)
         return Estimate(input_tokens, point, point, category, runtime_class(input_tokens + point), point)
 
     def observe(self, request: Request, outcome: Outcome) -> None:

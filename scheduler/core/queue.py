@@ -44,15 +44,11 @@ class ReadyQueue:
         self.retried: deque[Request] = deque()  # before all others, under every policy
         self._dead: dict[str, int] = {}  # tenant -> dead entries, an upper bound
 
-    def enqueue(self, request: Request) -> None:
-        """Put it where it belongs: before all others when it has run before, else by its key."""
+    def push(self, request: Request) -> None:
+        """Enqueue by key, or before all others when it has run before; its ticket must be new here."""
         if request.attempts:
             self.retried.append(request)
-        else:
-            self.push(request)
-
-    def push(self, request: Request) -> None:
-        """Enqueue by key; the request's ticket must be set and new to this queue."""
+            return
         policy = self.policy
         key = policy.key(request)
         entry: Entry = (
@@ -62,14 +58,15 @@ class ReadyQueue:
         group = self._groups.get(name)
         if group is None:
             group = self._groups[name] = _Group()
-        if not group.heads or self._head(group) is None:
+        heads = group.heads
+        if not heads or (heads[0][-1].ticket != heads[0][-2] and self._head(group) is None):
             policy.on_backlogged(name)
         heap = group.tenants.get(request.tenant)
         if heap is None:
             heap = group.tenants[request.tenant] = []
         heappush(heap, entry)
         if heap[0] is entry:
-            heappush(group.heads, entry)
+            heappush(heads, entry)
 
     def pop(self) -> Request | None:
         """The next request that may run, or None; it has no ticket any more."""

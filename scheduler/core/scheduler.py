@@ -14,7 +14,7 @@ from math import inf
 from typing import Any
 
 from scheduler.core import admission
-from scheduler.core.books import Books, TokenCost
+from scheduler.core.books import Books, TenantBooks, TokenCost
 from scheduler.core.estimate import Estimator
 from scheduler.core.events import NO_DETAIL, Emit, Event, Kind
 from scheduler.core.lifecycle import (
@@ -89,16 +89,17 @@ class Scheduler:
         totals = self.books.totals
         totals.submitted += 1
         tenant.submitted += 1
-        cost = self.books.estimated_cost(request)
-        reason = admission.admit(request, cost, tenant, totals, self.limits, self.max_model_len)
+        request.cost = self.books.estimated_cost(request)
+        reason = admission.admit(request, tenant, totals, self.limits, self.max_model_len)
         if reason:
             request.reason = reason
             self._end(request, State.REJECTED, now, Kind.REJECTED)
             return admission.rejection(reason, totals.queued, now / max(1, self._dispatches))
         self._active[request.id] = request
         self._enqueue(request, now)
-        ttl_s = min(tenant.config.limits.ttl_s or inf, self.limits.ttl_s or inf)
-        if ttl_s < inf:
+        own, overall = tenant.config.limits.ttl_s, self.limits.ttl_s
+        if own is not None or overall is not None:
+            ttl_s = min(own or inf, overall or inf)
             heappush(self._expiries, (now + ttl_s, request.ticket, request))
         if self._emit is not None:
             self._emit(Event(now, Kind.QUEUED, request, NO_DETAIL))
@@ -112,9 +113,9 @@ class Scheduler:
         if request.attempts > 1:
             self._suspects.append(request)
             return
-        self._queue.enqueue(request)
+        self._queue.push(request)
         if self.swap is not None:
-            self.swap.queue.enqueue(request)
+            self.swap.queue.push(request)
 
     # -- dispatch ------------------------------------------------------------------------------------
 
@@ -141,10 +142,11 @@ class Scheduler:
             head = self._queue.peek()
             if head is not None and not replica.fits(head, self.max_inflight_tokens):
                 return None
-        for request in self._queue.policy.take(self._queue, 1):
-            self._start(request, replica, now)
-            return self._dispatched(request, now)
-        return None  # all that waits belongs to tenants at their limit
+        request = self._queue.pop()
+        if request is None:
+            return None  # all that waits belongs to tenants at their limit
+        self._start(request, replica, now)
+        return self._dispatched(request, now)
 
     def _dispatch_batch(self, replica: Replica, room: float, now: float) -> Dispatch | None:
         slots = self.slots
@@ -180,16 +182,15 @@ class Scheduler:
     def _start(self, request: Request, replica: Replica, now: float) -> None:
         if self.swap is not None:
             self.swap.queue.forget(request)
-        cost = self.books.left_queue(request, now)
+        self.books.dispatched(request, now)
         move(request, State.RUNNING)
         self._dispatches += 1
         if not request.attempts:
             request.dispatched_s = now
-            request.charged = cost
-            self._queue.policy.on_dispatch(request, cost)
+            request.charged = request.cost
+            self._queue.policy.on_dispatch(request, request.cost)
         request.attempts += 1
         replica.start(request)
-        self.books.started(request)
 
     # -- while it runs -------------------------------------------------------------------------------
 
@@ -243,11 +244,12 @@ class Scheduler:
         else:
             state, kind = State.FAILED, Kind.FAILED
             request.reason = request.reason or "engine_error"
-        self._free(request)
+        tenant = self._free(request)
         actual = self.books.actual_cost(request)
         self._queue.policy.on_settle(request, actual - request.charged)
         request.charged = actual
-        self.books.served(request, actual)
+        if request.backlogged:
+            tenant.served_by_weight += actual / tenant.config.weight
         estimator, category = self.estimator, request.estimate.category
         request.bias_before = estimator.bias(request.tenant, category)
         estimator.observe(request, Outcome(request.finish, request.output_tokens))
@@ -257,13 +259,13 @@ class Scheduler:
         del self._active[request.id]
         self._end(request, state, now, kind)
 
-    def _free(self, request: Request) -> None:
-        self.books.freed(request)
+    def _free(self, request: Request) -> TenantBooks:
         tenant = request.tenant
         if tenant in self._room:
             self._room[tenant] += 1
             if self._room[tenant] == 1:
                 self._wake(tenant)
+        return self.books.freed(request)
 
     def _end(self, request: Request, state: State, now: float, kind: Kind) -> None:
         move(request, state)
@@ -399,9 +401,8 @@ class Scheduler:
         return self.begin_swap(fresh, now, by=by, estimator=estimator)
 
     def _reestimate(self, request: Request) -> None:
-        before = self.books.estimated_cost(request)
         request.estimate = self.estimator.estimate(request)
-        self.books.reestimated(request, before)
+        self.books.reestimated(request)
 
     def set_limits(self, limits: Limits, now: float, *, by: str = "") -> None:
         """Change the overall limits; what already waits stays."""

@@ -55,7 +55,7 @@ class Swap:
                 continue
             if self.reestimate is not None:
                 self.reestimate(request)
-            self.queue.enqueue(request)
+            self.queue.push(request)
             self.ranked += 1
         self._moved = end
         return end == len(self._waiting)

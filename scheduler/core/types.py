@@ -103,6 +103,7 @@ class Request:
     replica: int = -1
     batch_id: int = -1  # micro-batch number, -1 under continuous dispatch
     batch_size: int = 0
+    cost: float = 0.0  # in tokens, by the estimate; what the books count while it waits
     charged: float = 0.0  # cost in tokens the policy has been charged so far
     backlogged: bool = False  # its tenant had more waiting when it was dispatched
     dispatched_s: float | None = None  # the first dispatch: queue wait ends here

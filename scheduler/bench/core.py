@@ -1,0 +1,172 @@
+"""``driftsched bench core``: the Scheduler alone, beside a bare heapq of the same depth in the same run."""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from heapq import heappop, heappush
+from statistics import median
+from typing import Any
+
+from scheduler.bench.result import Claim, Result
+from scheduler.core.estimate import PaperEstimator
+from scheduler.core.policies import POLICIES, policy_from
+from scheduler.core.queue import ReadyQueue
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.types import TIERS, Outcome, Request, Tenant
+from scheduler.live.session import SWAP_SLICE
+
+ROUNDS = 5
+CYCLES = 20_000
+
+PROTOCOL = (
+    f"One process, one core, garbage collector on, {ROUNDS} rounds, medians of wall time. cycle: submit (keyword "
+    f"classification and estimate of a prompt of about 12 words included) + dispatch + complete with feedback, "
+    f"{CYCLES} times with 10,000 queued, 3 tenants, 32 slots. yardstick: heapq push+pop of (float, int, object) "
+    "at the same depth, right before each round. swap: every queued request re-ranked to sjf in slices of "
+    f"{SWAP_SLICE}, the longest slice; begin_swap, which lists what waits, counts as a slice."
+)
+
+
+def bench_core(tell: Callable[[str], None]) -> Result:
+    """About a minute. ``tell`` hears the progress."""
+    result = Result("core", PROTOCOL)
+    cycles: dict[str, float] = {}
+    for policy in POLICIES:
+        tell(f"cycle, {policy}")
+        row = _cycles(policy, queued=10_000)
+        cycles[policy] = row["requests_per_s"]
+        result.rows.append(row)
+    slowest = min(cycles.values())
+    result.claims.append(Claim("cycle_requests_per_s", 100_000, slowest, slowest >= 100_000))
+    pushes: list[float] = []
+    for policy in ("fifo", "sjf"):
+        tell(f"push+pop at 1,000,000, {policy}")
+        row = _push_pop(policy, queued=1_000_000)
+        pushes.append(row["push_pop_us"])
+        result.rows.append(row)
+    result.claims.append(Claim("push_pop_us_at_1m", 8.0, max(pushes), max(pushes) <= 8.0))
+    tell("swap at 100,000")
+    row = _swap(queued=100_000)
+    result.rows.append(row)
+    longest = row["longest_slice_ms"]
+    result.claims.append(Claim("swap_longest_slice_ms", 20.0, longest, longest <= 20.0))
+    return result
+
+
+def requests(count: int, seed: int = 1) -> list[Request]:
+    """Unlike one another in every way that a policy looks at; arrivals 10 ms apart."""
+    rng = random.Random(seed)
+    subjects = [f"Summarize how caching helps service number {n} under load" for n in range(50)]
+    subjects += [f"What is DNS and why does service number {n} need it today" for n in range(50)]
+    subjects += [f"Write a detailed report on the logs of service {n}" for n in range(50)]
+    return [
+        Request(str(n), tier := rng.choice(TIERS), tier, n * 0.01, 12, 512, rng.choice(subjects))
+        for n in range(count)
+    ]
+
+
+def _scheduler(policy: str) -> Scheduler:
+    tenants = [Tenant(tier, tier) for tier in TIERS]
+    return Scheduler(policy_from(policy), PaperEstimator(), tenants, capacities=(32,))
+
+
+def _cycles(policy: str, queued: int) -> dict[str, Any]:
+    ours, yardstick = [], []
+    for _ in range(ROUNDS):
+        scheduler, arrivals = _scheduler(policy), requests(queued + CYCLES)
+        for request in arrivals[:queued]:
+            scheduler.submit(request, 0.0)
+        flying: deque[Request] = deque()
+        while (dispatch := scheduler.next_dispatch(0.0)) is not None:
+            flying.append(dispatch.request)
+        yardstick.append(_heap_us(queued, CYCLES))
+        gc.collect()
+        started = time.perf_counter()
+        for request in arrivals[queued:]:
+            now = request.arrival_s
+            scheduler.submit(request, now)
+            scheduler.on_complete(flying.popleft().id, now, Outcome("stop", 100))
+            while (dispatch := scheduler.next_dispatch(now)) is not None:
+                flying.append(dispatch.request)
+        ours.append((time.perf_counter() - started) / CYCLES * 1e6)
+        scheduler.check()
+    return _row("cycle", policy, queued, ours, yardstick) | {"requests_per_s": 1e6 / median(ours)}
+
+
+def _push_pop(policy: str, queued: int) -> dict[str, Any]:
+    arrivals = requests(queued + CYCLES)
+    estimator = PaperEstimator()
+    for ticket, request in enumerate(arrivals):
+        request.estimate = estimator.estimate(request)
+        request.ticket = ticket
+    queue = ReadyQueue(policy_from(policy), {})
+    for request in arrivals[:queued]:
+        queue.push(request)
+    ours, yardstick = [], []
+    fresh: deque[Request] = deque(arrivals[queued:])
+    for round_ in range(ROUNDS):
+        yardstick.append(_heap_us(queued, CYCLES))
+        started = time.perf_counter()
+        for step in range(CYCLES):
+            request = fresh.popleft()
+            request.ticket = queued + CYCLES * (round_ + 1) + step
+            queue.push(request)
+            popped = queue.pop()
+            assert popped is not None
+            fresh.append(popped)
+        ours.append((time.perf_counter() - started) / CYCLES * 1e6)
+    return _row("push+pop", policy, queued, ours, yardstick) | {"push_pop_us": median(ours)}
+
+
+def _swap(queued: int) -> dict[str, Any]:
+    longest, whole, yardstick = [], [], []
+    for _ in range(ROUNDS):
+        scheduler = _scheduler("fifo")
+        for request in requests(queued):
+            scheduler.submit(request, 0.0)
+        yardstick.append(_heap_us(queued, CYCLES))
+        gc.collect()
+        slices = []
+        started = time.perf_counter()
+        scheduler.begin_swap(policy_from("sjf"), 0.0)
+        slices.append(time.perf_counter() - started)
+        done = False
+        while not done:
+            at = time.perf_counter()
+            done = scheduler.swap_step(0.0, SWAP_SLICE)
+            slices.append(time.perf_counter() - at)
+        longest.append(max(slices) * 1e3)
+        whole.append(sum(slices) * 1e3)
+    row = _row("swap", "fifo > sjf", queued, [ms * 1e3 / queued for ms in whole], yardstick)
+    return row | {"longest_slice_ms": median(longest), "whole_ms": median(whole)}
+
+
+def _heap_us(depth: int, steps: int) -> float:
+    """Microseconds for one heapq push+pop of (float, int, object) at ``depth``."""
+    rng = random.Random(2)
+    heap: list[tuple[float, int, object]] = []
+    for n in range(depth):
+        heappush(heap, (rng.random(), n, None))
+    keys = [rng.random() for _ in range(steps)]
+    started = time.perf_counter()
+    for n, key in enumerate(keys, start=depth):
+        heappush(heap, (key, n, None))
+        heappop(heap)
+    return (time.perf_counter() - started) / steps * 1e6
+
+
+def _row(what: str, policy: str, queued: int, ours: list[float], yardstick: list[float]) -> dict[str, Any]:
+    heap_us = median(yardstick)
+    us = median(ours)
+    return {
+        "what": what,
+        "policy": policy,
+        "queued": queued,
+        "us_per_request": us,
+        "heapq_us": heap_us,
+        "times_heapq": us / heap_us,
+    }

@@ -1,0 +1,66 @@
+"""What every bench returns, and how it is shown."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A figure held against a target. ``ok`` says whether it was reached in this run."""
+
+    id: str
+    target: float
+    ours: float
+    ok: bool
+    tolerance: float = 0.0
+    paper: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Rows of figures, claims on them, and how they were measured."""
+
+    bench: str
+    protocol: str
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return all(claim.ok for claim in self.claims)
+
+    def document(self) -> dict[str, Any]:
+        """As ``--json`` prints it."""
+        claims = [asdict(claim) for claim in self.claims]
+        return {
+            "schema": SCHEMA,
+            "bench": self.bench,
+            "rows": self.rows,
+            "claims": claims,
+            "protocol": self.protocol,
+        }
+
+    def text(self) -> str:
+        """For people: rows as tables (one for each set of columns), claims, protocol."""
+        lines: list[str] = []
+        columns: tuple[str, ...] = ()
+        for row in self.rows:
+            if tuple(row) != columns:
+                columns = tuple(row)
+                lines += ["", "  ".join(f"{name:>14}" for name in columns)]
+            lines.append("  ".join(f"{_cell(value):>14}" for value in row.values()))
+        lines.append("")
+        for claim in self.claims:
+            verdict = "reached" if claim.ok else "NOT reached"
+            lines.append(f"{claim.id}: {_cell(claim.ours)} (target {_cell(claim.target)}): {verdict}")
+        return "\n".join([*lines, "", self.protocol])
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)
