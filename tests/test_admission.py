@@ -168,6 +168,14 @@ def test_ttl_is_of_the_queue_only() -> None:
     assert scheduler.expire(100.0) == []
 
 
+def test_only_what_still_waits_expires() -> None:
+    scheduler = make_scheduler(limits=Limits(ttl_s=5.0), capacities=(1,))
+    submit_all(scheduler, [make_request(str(i), arrival_s=float(i)) for i in range(4)])
+    dispatch_all(scheduler, 1.0)
+    scheduler.cancel("2", 1.0)
+    assert [r.id for r in scheduler.expire(5.0)] == ["1", "3"]
+
+
 def test_a_new_ttl_is_for_new_arrivals() -> None:
     scheduler = make_scheduler()
     submit_all(scheduler, [make_request("old")])

@@ -70,6 +70,18 @@ def test_arrival_counts_not_the_order_of_submission() -> None:
     assert run_out(scheduler) == ["early", "late"]
 
 
+@pytest.mark.parametrize(
+    ("policy", "tenant", "arrival_s"),
+    [("sjf", "acme", 2.0), ("aging rate=0.5", "acme", 4.0), ("aging rate=0", "globex", 2.5)],
+)
+def test_ties_go_to_the_earlier_arrival(policy: str, tenant: str, arrival_s: float) -> None:
+    """Even when it was submitted later; at half a rank per second premium at 4 s ties with standard at 2 s."""
+    scheduler = make_scheduler(policy, capacities=(1,))
+    submit_all(scheduler, [make_request("late", tenant, arrival_s), make_request("early", "globex", 2.0)])
+    submit_all(scheduler, [make_request("first", "globex", 1.0)])
+    assert [name for name in run_out(scheduler) if name != "first"] == ["early", "late"]
+
+
 def crowd(**counts: int) -> list[Request]:
     names = {"p": "acme", "s": "globex", "b": "initech"}
     return [make_request(f"{k}{i}", names[k], float(i)) for k, n in counts.items() for i in range(n)]

@@ -165,6 +165,18 @@ def test_lost_twice_during_one_swap_waits_once() -> None:
     assert run_out(scheduler, 4.0) == ["unlucky", "0", "1", "2"]
 
 
+def test_a_retry_that_waited_when_the_swap_began_waits_once() -> None:
+    scheduler = make_scheduler("fifo", capacities=(1,))
+    submit_all(scheduler, [make_request("unlucky"), make_request("other", arrival_s=1.0)])
+    scheduler.begin_swap(policy_from("sjf"), 1.0)
+    assert ids(dispatch_all(scheduler, 1.0)) == ["unlucky"]
+    scheduler.on_engine_lost(0, 2.0)
+    scheduler.on_engine_up(0)
+    assert scheduler.swap_step(3.0)
+    scheduler.check()
+    assert run_out(scheduler, 4.0) == ["unlucky", "other"]
+
+
 # -- a change of the estimator is a swap, too ---------------------------------------------------------
 
 
