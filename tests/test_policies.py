@@ -72,10 +72,10 @@ def test_arrival_counts_not_the_order_of_submission() -> None:
 
 @pytest.mark.parametrize(
     ("policy", "tenant", "arrival_s"),
-    [("sjf", "acme", 2.0), ("aging rate=0.5", "acme", 4.0), ("aging rate=0", "globex", 2.5)],
+    [("sjf", "acme", 3.0), ("aging rate=0.5", "acme", 4.0), ("aging rate=0", "globex", 2.5)],
 )
 def test_ties_go_to_the_earlier_arrival(policy: str, tenant: str, arrival_s: float) -> None:
-    """Even when it was submitted later; at half a rank per second premium at 4 s ties with standard at 2 s."""
+    """Even when submitted later; at half a rank per second premium at 4 s ties with standard at 2 s."""
     scheduler = make_scheduler(policy, capacities=(1,))
     submit_all(scheduler, [make_request("late", tenant, arrival_s), make_request("early", "globex", 2.0)])
     submit_all(scheduler, [make_request("first", "globex", 1.0)])
