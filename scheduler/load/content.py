@@ -57,6 +57,7 @@ class Content:
         self._setting = setting
         self._sampling = stream.sampling.to_core()
         self._name = stream.name or key
+        self._shifts, self._labelled = setting.shifts, setting.labelled
         self._rng = setting.rng(key, "content")
         self._length_rng = setting.rng(key, "lengths")
         lengths = stream.lengths or Lengths(profile="near")
@@ -69,7 +70,7 @@ class Content:
     def draw(self, number: int, request_id: str, at_s: float) -> Request:
         """The workload's ``number``-th request."""
         draft = next(self._drafts)
-        if self._setting.labelled:
+        if self._labelled:
             tenant, tier, category, prompt, _, length, cap = draft
             prompt = label(number, tenant, category) + prompt
             draft = (tenant, tier, category, prompt, self._setting.count_tokens(prompt), length, cap)
@@ -91,7 +92,7 @@ class Content:
     def _request(self, request_id: str, at_s: float, draft: Draft) -> Request:
         tenant, tier, category, prompt, tokens, length, cap = draft
         forced = None
-        if self._setting.shifts and (shift := self._setting.shifts.get(tenant)) is not None:
+        if self._shifts and (shift := self._shifts.get(tenant)) is not None:
             length *= shift.output_scale
             if prompt and (added := style(shift.output_scale)):
                 prompt += added
@@ -122,9 +123,10 @@ class Content:
             {str(c): share for c, share in (self._stream.mix or DEFAULT_MIX).items()}
         )
         counted: dict[str, int] = {}
+        only = next(whose) if len(self._stream.tenant or ()) == 1 else None
         drawn = Shuffled(measured, self._length_rng) if measured else None
         while True:
-            tenant, tier = next(whose)
+            tenant, tier = only or next(whose)
             category = categories[bisect(bounds, random())]
             table = prompts[category]
             prompt = table[int(random() * len(table))]

@@ -80,9 +80,9 @@ class Drawn(Source):
         self.next_s = self._start_s + at if at < self._until_s else inf
 
     def take(self, number: int, request_id: str) -> Request:
-        request = self._content.draw(number, request_id, self.next_s)
+        at_s = self.next_s
         self._advance()
-        return request
+        return self._content.draw(number, request_id, at_s)
 
 
 class Replayed(Source):
