@@ -26,13 +26,14 @@ def plan(width: int, height: int, tenants: int, *, maximised: bool = False) -> P
     """Divide a terminal of this size; ``tenants`` is how many rows the table would like.
 
     Status and keys take a line each. Charts get what table and events leave, and the table never
-    takes more than about two fifths.
+    takes more than about two fifths, or eight rows on a small screen.
     """
     room = max(0, height - 2)
     events = 3 if height < 30 else min(8, 3 + (height - 30) // 4)
     if room < 12:
         events = 0
-    table = min(max(tenants, 3) + 3, max(5, (room - events) * 2 // 5 + 2))
+    most = max(5, (room - events) * 2 // 5 + 2, min(11, room - events - _CHART_MIN_LINES - 1))
+    table = min(max(tenants, 3) + 3, most)
     table = min(table, room)
     charts = room - table - events
     if charts < _CHART_MIN_LINES:  # a small screen: the table keeps what no chart can use

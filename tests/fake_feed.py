@@ -92,6 +92,7 @@ class FakeFeed:
         self.paused = False
         self.changes: dict[str, Any] = {}  # fields of the View to override
         self.refuse = ""  # when set, every verb is refused with this
+        self.breaks_at = math.inf  # from this instant on, ``view`` raises
         self._notices: list[Notice] = []
         self._random = random.Random(seed)
         self._live = live
@@ -106,6 +107,8 @@ class FakeFeed:
             steps = int((time.monotonic() - self._last_s) / STEP_S)
             self._last_s += steps * STEP_S
             self.advance(steps * STEP_S)
+        if self.now >= self.breaks_at:
+            raise RuntimeError("broken \x1b[31mfeed")
         mean_s = self._wait_s() + 1.2
         in_flight = round(sum(lane.running for lane in self.lanes))
         finished = sum(lane.finished for lane in self.lanes)
@@ -299,6 +302,8 @@ def main() -> int:
     with log:
         feed = FakeFeed(live=True)
         feed.advance(5.0)
+        if "--break" in sys.argv:
+            feed.breaks_at = feed.now + 1.0
         return asyncio.run(run_dashboard(feed, on_quit=_drained))
 
 

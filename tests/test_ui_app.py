@@ -11,6 +11,7 @@ import pytest
 from fake_feed import EIGHT, FakeFeed, many
 from textual.pilot import Pilot
 from textual.widgets import Input
+from textual.worker import WorkerFailed
 
 from driftui.app import DriftApp
 from driftui.commands import DriftCommands, on_screen
@@ -263,7 +264,7 @@ async def test_no_tenant_at_all() -> None:
         assert "no tenant has sent a request yet" in text_of(app)
 
 
-@pytest.mark.parametrize("size", [(40, 10), (20, 5), (1, 1), (100, 30), (120, 40), (80, 60), (240, 70)])
+@pytest.mark.parametrize("size", [(40, 10), (1, 1), (100, 30), (80, 60), (240, 70)])
 async def test_any_size_draws_and_obeys(size: tuple[int, int]) -> None:
     async with running(size=size, seconds=2) as (app, pilot, feed):
         lines = text_of(app).splitlines()
@@ -274,25 +275,6 @@ async def test_any_size_draws_and_obeys(size: tuple[int, int]) -> None:
         await pilot.resize_terminal(160, 48)
         await pilot.pause()
         assert "Bias: learned multiplier" in text_of(app)
-
-
-@pytest.mark.parametrize(
-    ("state", "word"),
-    [
-        ("starting", "ENGINE STARTING"),
-        ("restarting", "ENGINE RESTARTING"),
-        ("dead", "ENGINE DEAD"),
-        ("stopping", "ENGINE STOPPING"),
-    ],
-)
-@pytest.mark.parametrize("size", [(160, 48), (80, 24)])
-async def test_the_engine_s_state_is_said_plainly(state: str, word: str, size: tuple[int, int]) -> None:
-    feed = FakeFeed()
-    feed.changes["engine_state"] = state
-    async with running(feed, size=size, seconds=1) as (app, _, _):
-        first = text_of(app).splitlines()[0]
-        assert word in first
-        assert "simulated" in first
 
 
 async def test_at_the_end_of_a_scenario_the_screen_stays() -> None:
@@ -370,6 +352,22 @@ async def test_quit_asks_nothing_when_nothing_runs_and_hurries_when_asked_again(
         await pilot.press("ctrl+c")
         await app.workers.wait_for_complete()
     assert app.return_code == 0
+
+
+async def test_a_run_that_cannot_be_stopped_is_seen() -> None:
+    async def stop() -> None:
+        raise OSError("the engine does not stop")
+
+    app = DriftApp(FakeFeed([]), on_quit=stop, auto_refresh=False)
+
+    async def leave() -> None:
+        async with app.run_test() as pilot:
+            await pilot.press("q")
+            await pilot.pause()
+
+    with pytest.raises(WorkerFailed, match="the engine does not stop"):
+        await leave()
+    assert app.return_code == 1
 
 
 async def test_the_pace_follows_the_cost() -> None:

@@ -233,6 +233,17 @@ def test_status_never_overflows_and_says_simulated() -> None:
             assert word in text
 
 
+@pytest.mark.parametrize("width", [80, 160])
+@pytest.mark.parametrize("state", ["starting", "restarting", "dead", "stopping"])
+def test_the_engine_s_state_is_said_plainly(state: str, width: int) -> None:
+    view = replace(FakeFeed().view(), engine_state=state)
+    text = " ".join(
+        part.text for variant in fit(fields(view, False, "", Cost(6, 0.02)), width) for part in variant
+    )
+    assert f"ENGINE {state.upper()}" in text
+    assert "simulated" in text
+
+
 def test_columns_fit_and_the_dearest_stay() -> None:
     for width in range(1, 300):
         chosen = columns.choose(width)

@@ -187,6 +187,19 @@ def test_the_terminal_is_left_as_it_was(way: str, tmp_path: Path) -> None:
         assert str(log).encode() in shown.seen[-400:]
 
 
+def test_a_crash_leaves_the_terminal_too_and_tells_where_and_what(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with screen(str(log), "--break") as shown:
+        before = termios.tcgetattr(shown.tty)
+        assert shown.exit_code() == 1
+        assert termios.tcgetattr(shown.tty) == before
+        assert b"the dashboard crashed" in shown.seen[-600:]
+        assert str(log).encode() in shown.seen[-400:]
+    told = log.read_text()
+    assert "RuntimeError: broken \ufffd[31mfeed" in told
+    assert "\x1b[31m" not in told
+
+
 def test_a_terminal_that_does_not_read_does_not_hold_up_the_end() -> None:
     with screen() as shown:
         shown.read_until(b"globex-batch")

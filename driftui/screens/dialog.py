@@ -10,7 +10,7 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widget import Widget
-from textual.widgets import Static
+from textual.widgets import Input, Static
 
 from driftui.clean import pad
 from driftui.commands import hints
@@ -45,6 +45,13 @@ class Dialog(ModalScreen[None]):
 def plain(text: str, *, id: str | None = None, classes: str | None = None) -> Static:
     """A text that is never parsed as markup."""
     return Static(Content(text), id=id, classes=classes, markup=False)
+
+
+def field(text: str, *, id: str, placeholder: str = "") -> Input:
+    """A one-line input."""
+    made = Input(text, placeholder=placeholder, id=id, compact=True)
+    made.cursor_blink = False  # two repaints a second, for nothing
+    return made
 
 
 def entry(name: str, summary: str, mark: str = "") -> Text:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from textual.containers import Horizontal
 from textual.content import Content
 from textual.widget import Widget
-from textual.widgets import Input, OptionList
+from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from driftui.clean import clean
 from driftui.commands import bindings
-from driftui.screens.dialog import Dialog, entry, plain
+from driftui.screens.dialog import Dialog, entry, field, plain
 from driftui.screens.parse import FieldError, positive
 
 
@@ -33,8 +33,8 @@ class InjectScreen(Dialog):
         )
         if self._scenarios:
             self.options.highlighted = 0
-        self.rate = Input("40", id="rate", compact=True, type="text")
-        self.seconds = Input("10", id="seconds", compact=True, type="text")
+        self.rate = field("40", id="rate")
+        self.seconds = field("10", id="seconds")
         self.error = plain("", id="error")
         if self._tenant is None:
             return [self.options, self.error]

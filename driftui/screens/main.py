@@ -13,6 +13,7 @@ from textual.widgets import Input
 
 from driftui import figures, layout, palette
 from driftui.commands import bindings
+from driftui.screens.dialog import field
 from driftui.screens.help import HelpScreen
 from driftui.screens.inject import InjectScreen
 from driftui.screens.policy import PolicyScreen
@@ -69,7 +70,7 @@ class MainScreen(Screen[None]):
         self.tenants = TenantsTable(id="tenants")
         self.panes = Container(*self.charts, id="charts")
         self.events = EventList(id="events")
-        self.filter_input = Input(placeholder="part of a tenant's name", id="filter", compact=True)
+        self.filter_input = field("", placeholder="part of a tenant's name", id="filter")
         yield self.status
         yield self.tenants
         yield self.panes
@@ -94,19 +95,26 @@ class MainScreen(Screen[None]):
     def show(self, view: View) -> None:
         """Show this frame; while frozen only the status line follows the run."""
         self._view = view
-        self._show_again()
+        if self.shown.frozen is None:
+            self._show_again()
+        else:
+            self._show_status(view)
 
     def _show_again(self) -> None:
         if self._view is None or not self.is_mounted:
             return
-        app, view = self.drift, self._view
-        shown = self.shown.frozen or view
-        self.status.show(view, frozen=self.shown.frozen is not None, leaving=app.leaving, cost=app.cost)
+        app = self.drift
+        shown = self.shown.frozen or self._view
+        self._show_status(self._view)
         self._arrange(len(shown.snapshot.tenants))
         self.tenants.show(shown.snapshot, app.history)
         self._show_charts(shown)
         if self.shown.frozen is None:
             self.events.show(list(app.history.notices))
+
+    def _show_status(self, view: View) -> None:
+        app, frozen = self.drift, self.shown.frozen is not None
+        self.status.show(view, frozen=frozen, leaving=app.leaving, cost=app.cost)
 
     def _arrange(self, tenants: int) -> None:
         width, height = self.size

@@ -13,7 +13,7 @@ from textual.widgets import Input, Static
 from driftui import figures
 from driftui.clean import clean
 from driftui.commands import bindings
-from driftui.screens.dialog import Dialog, plain
+from driftui.screens.dialog import Dialog, field, plain
 from driftui.screens.parse import FieldError, bound, positive, seconds_bound
 from scheduler.core.types import Limits, Percentiles, TenantSnapshot
 
@@ -77,13 +77,13 @@ class TenantScreen(Dialog):
         self.error: Static = plain("", id="error")
         self.inputs: dict[str, Input] = {}
         rows: list[Widget] = []
-        for field, label in _FORM:
+        for name, label in _FORM:
             value = None
             if tenant is not None:
-                value = tenant.weight if field == "weight" else getattr(tenant.limits, field)
+                value = tenant.weight if name == "weight" else getattr(tenant.limits, name)
             text = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-            self.inputs[field] = Input(text, placeholder="no bound", id=field, compact=True)
-            rows.append(Horizontal(plain(label, classes="label"), self.inputs[field], classes="row"))
+            self.inputs[name] = field(text, placeholder="no bound", id=name)
+            rows.append(Horizontal(plain(label, classes="label"), self.inputs[name], classes="row"))
         return [self._facts, *rows, self.error]
 
     def on_mount(self) -> None:

@@ -133,7 +133,9 @@ class Chart(Panel):
         width = self.inner_width
         line = [Segment(" " * (LABEL_CELLS - 3), ink(palette.FAINT))]
         used = LABEL_CELLS - 3
-        for series, shown in zip(self._series, values, strict=True):
+        # The tenant under the cursor is drawn last and named first.
+        pairs = zip(self._series, values, strict=True)
+        for series, shown in sorted(pairs, key=lambda pair: not pair[0].strong):
             known = shown[np.isfinite(shown)]
             now = self._unit(float(known[-1])) if len(known) else figures.NOTHING
             text = f"{clean(series.name, 16)} {now}"

@@ -27,7 +27,7 @@ MARKER = -2  # and below: the markers, in order
 
 
 class Raster:
-    """A field of ``width`` x ``height`` cells; a cell has the colour of the last line that touches it."""
+    """A field of ``width`` x ``height`` cells; a cell belongs to the last line that touches it."""
 
     def __init__(self, width: int, height: int) -> None:
         self.width = width
@@ -48,9 +48,12 @@ class Raster:
         first = np.where(joined & (before < rows), before + 1, rows)
         last = np.where(joined & (before > rows), before - 1, rows)
         drawn = (self._rows >= first) & (self._rows <= last) & known
+        pairs = drawn[:, 0::2] | drawn[:, 1::2]
+        cells = pairs[0::4] | pairs[1::4] | pairs[2::4] | pairs[3::4]
+        self._owner[cells] = series
+        # It hides what lay in its cells before: a cell has one colour, and no dot may show in another's.
+        self.dots &= ~cells.repeat(4, axis=0).repeat(2, axis=1)
         self.dots |= drawn
-        columns = drawn[:, 0::2] | drawn[:, 1::2]
-        self._owner[columns[0::4] | columns[1::4] | columns[2::4] | columns[3::4]] = series
 
     def lines(self, dashed: Sequence[int], markers: Mapping[int, int]) -> list[list[tuple[str, int]]]:
         """Each row of cells as runs of (text, owner).

@@ -110,7 +110,7 @@ def _engine(view: View) -> Field:
     variants = [
         (10, (faint, Part(detail, palette.TEXT))),
         (19, (faint, brief)),
-        (30, (brief,)),
+        (32, (brief,)),
         (99, (Part(short, palette.TEXT),)),
     ]
     return Field(variants, group=True)
@@ -150,12 +150,13 @@ def _recording(view: View) -> Field:
 
 def _machine(view: View, cost: Cost) -> list[Field]:
     health = view.health
+    # Steal and pressure come forward when they hurt: then they explain the latency beside them.
     shares = (
-        ("gpu", health.gpu_share, 27),
-        ("cpu", health.cpu_share, 26),
+        ("gpu", health.gpu_share, 30),
+        ("cpu", health.cpu_share, 29),
         ("mem", health.memory_share, 12),
-        ("steal", health.steal_share, 20),
-        ("psi", health.pressure_some, 22),
+        ("steal", health.steal_share, 33 if (health.steal_share or 0.0) >= 0.05 else 11),
+        ("psi", health.pressure_some, 31 if (health.pressure_some or 0.0) >= 0.2 else 13),
     )
     figures_shown = [
         (keep, name, Part(figures.percent(share), _load_colour(share)))
