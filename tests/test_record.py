@@ -1,0 +1,290 @@
+"""The run folder: every figure of run.json can be recomputed from events.jsonl, naively."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler.core.metrics import gap_value
+from scheduler.load.scenario import Scenario, load_scenario
+from scheduler.plan import make_plan
+from scheduler.record.recorder import DEPTH_COLUMNS, METRICS_COLUMNS
+from scheduler.record.writer import FileWriter
+from scheduler.virtual import VirtualRun
+
+Json = dict[str, Any]
+
+SCENARIO = """
+name: recorded
+seed: 5
+engine: {kind: sim, capacity: 8}
+policy: fifo
+tenants:
+  - {name: acme, tier: premium, weight: 5, slo: {ttft: 2s, e2e: 20s}, max_queued: 25}
+  - {name: globex, tier: standard, weight: 3, slo: {e2e: 30s}}
+  - {name: lab, tier: batch, weight: 2, ttl: 12s}
+load:
+  - {tenant: acme, arrivals: {poisson: 2.0}, for: 60s, patience: 25s}
+  - {tenant: {globex: 1, lab: 1}, arrivals: {poisson: 2.0}, for: 60s}
+timeline:
+  - {at: 20s, policy: sjf}
+  - {at: 30s, fault: {engine: crash}}
+"""
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Json, list[Json], Path]:
+    """A run with every kind of ending in it: its document, its events, its folder."""
+    folder = tmp_path_factory.mktemp("recorded")
+    file = folder / "recorded.yaml"
+    file.write_text(SCENARIO)
+    VirtualRun(make_plan(load_scenario(str(file)), clock="virtual"), out=folder / "run").run()
+    document = json.loads((folder / "run" / "run.json").read_text())
+    events = [json.loads(line) for line in (folder / "run" / "events.jsonl").read_text().splitlines()]
+    return document, events, folder / "run"
+
+
+def arrivals_and_ends(events: list[Json]) -> tuple[dict[str, Json], dict[str, Json]]:
+    arrivals = {e["id"]: e for e in events if e["e"] in ("queued", "rejected")}
+    kinds = ("finished", "failed", "cancelled", "rejected", "expired")
+    return arrivals, {e["id"]: e for e in events if e["e"] in kinds}
+
+
+def six(values: list[float]) -> Json:
+    ordered = sorted(values)
+    ranks = {f"p{n}": ordered[max(0, math.ceil(n / 100 * len(ordered)) - 1)] for n in (50, 90, 95, 99)}
+    return {**ranks, "mean": math.fsum(ordered) / len(ordered), "max": ordered[-1]}
+
+
+def near(ours: Any, theirs: Any) -> bool:
+    return bool(ours == pytest.approx(theirs, rel=1e-9, abs=1e-9))
+
+
+def test_the_run_has_every_kind_of_ending(recorded: tuple[Json, list[Json], Path]) -> None:
+    requests = recorded[0]["requests"]
+    assert all(requests[kind] > 0 for kind in ("finished", "cancelled", "rejected", "expired", "retried"))
+
+
+def test_counts_finishes_and_tokens(recorded: tuple[Json, list[Json], Path]) -> None:
+    document, events, _ = recorded
+    arrivals, ends = arrivals_and_ends(events)
+    counts = {kind: sum(e["e"] == kind for e in ends.values()) for kind in document["requests"]}
+    counts |= {"submitted": len(arrivals), "retried": len({e["id"] for e in events if e["e"] == "retried"})}
+    assert document["requests"] == counts
+    done = [e for e in ends.values() if e["e"] == "finished"]
+    assert document["finish"] == {kind: sum(e["finish"] == kind for e in done) for kind in ("stop", "length")}
+    duration = max(e["t"] for e in ends.values())
+    output = sum(e["output_tokens"] for e in done)
+    assert document["duration_s"] == duration
+    assert document["tokens"]["prompt"] == sum(e["prompt_tokens"] for e in done)
+    assert document["tokens"]["output"] == output
+    assert near(document["tokens"]["output_per_s"], output / duration)
+    reasons = [e["reason"] for e in ends.values() if e["reason"]]
+    assert document["rejections"] == {reason: reasons.count(reason) for reason in set(reasons)}
+
+
+def test_latencies(recorded: tuple[Json, list[Json], Path]) -> None:
+    document, events, _ = recorded
+    arrivals, ends = arrivals_and_ends(events)
+    latency = document["latency_s"]
+    groups: list[tuple[Json, Any]] = [(latency["all"], lambda a: True)]
+    groups += [(row, lambda a, t=tier: a["tier"] == t) for tier, row in latency["tiers"].items()]
+    groups += [(row, lambda a, t=name: a["tenant"] == t) for name, row in latency["tenants"].items()]
+    for row, belongs in groups:
+        done = [
+            (arrivals[id_], e) for id_, e in ends.items() if e["e"] == "finished" and belongs(arrivals[id_])
+        ]
+        metrics: dict[str, list[float]] = {
+            "e2e": [e["t"] - a["arrival_s"] for a, e in done],
+            "ttft": [e["first_token_s"] - a["arrival_s"] for a, e in done],
+            "engine_ttft": [e["first_token_s"] - e["dispatched_s"] for _, e in done],
+            "queue_wait": [e["dispatched_s"] - a["arrival_s"] for a, e in done],
+            "tpot": [
+                (e["t"] - e["first_token_s"]) / (e["output_tokens"] - 1)
+                for _, e in done
+                if e["output_tokens"] > 1
+            ],
+        }
+        for name, values in metrics.items():
+            assert near(row[name], six(values)), name
+        gaps = [
+            gap_value(int(bucket))
+            for _, e in done
+            for bucket, count in (e["gaps"] or {}).items()
+            for _ in range(count)
+        ]
+        expected = six(gaps)
+        total = sum(e["last_token_s"] - e["first_token_s"] for _, e in done)
+        assert near(row["itl"], {**expected, "mean": total / len(gaps)})
+
+
+def test_tenants_books(recorded: tuple[Json, list[Json], Path]) -> None:
+    document, events, _ = recorded
+    arrivals, ends = arrivals_and_ends(events)
+    for name, row in document["latency_s"]["tenants"].items():
+        mine = {id_: e for id_, e in ends.items() if arrivals[id_]["tenant"] == name}
+        done = [e for e in mine.values() if e["e"] == "finished"]
+        assert row["tokens"]["output"] == sum(e["output_tokens"] for e in done)
+        assert row["requests"]["submitted"] == len(mine)
+        assert row["requests"]["expired"] == sum(e["e"] == "expired" for e in mine.values())
+
+
+def test_estimates(recorded: tuple[Json, list[Json], Path]) -> None:
+    document, events, _ = recorded
+    arrivals, ends = arrivals_and_ends(events)
+    done = [(arrivals[id_], e) for id_, e in ends.items() if e["e"] == "finished"]
+    figures = document["estimate"]
+    for prefix, key in (("", "estimate"), ("uncorrected_", "uncorrected")):
+        drift = [e["output_tokens"] - min(e[key], a["max_tokens"]) for a, e in done]
+        assert near(figures[f"{prefix}mae"], sum(map(abs, drift)) / len(drift))
+        assert near(figures[f"{prefix}rmse"], math.sqrt(sum(d * d for d in drift) / len(drift)))
+    assert near(figures["capped_share"], sum(e["finish"] == "length" for _, e in done) / len(done))
+
+    def classed(tokens: float) -> str:
+        return "short" if tokens <= 128 else "medium" if tokens <= 512 else "long"
+
+    pairs = [(e["class"], classed(a["input_tokens"] + e["output_tokens"])) for a, e in done]
+    assert near(figures["class_accuracy"], sum(x == y for x, y in pairs) / len(pairs))
+    for row, columns in figures["class_confusion"].items():
+        assert columns == {column: pairs.count((row, column)) for column in columns}
+    bias = dict.fromkeys(figures["bias"], 1.0)
+    for arrival, end in sorted(done, key=lambda pair: pair[1]["t"]):
+        bias[arrival["category"]] = end["bias_after"]
+    assert near(figures["bias"], bias)
+    ranks = [_ranks([min(a["estimate"], a["max_tokens"]) for a, _ in done])]
+    ranks.append(_ranks([e["output_tokens"] for _, e in done]))
+    assert near(figures["spearman"], _pearson(*ranks))
+
+
+def _ranks(values: list[float]) -> list[float]:
+    return [
+        sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2
+        for value in values
+    ]
+
+
+def _pearson(x: list[float], y: list[float]) -> float:
+    mx, my = sum(x) / len(x), sum(y) / len(y)
+    covariance = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True))
+    return covariance / math.sqrt(sum((a - mx) ** 2 for a in x) * sum((b - my) ** 2 for b in y))
+
+
+def test_fairness_and_goodput(recorded: tuple[Json, list[Json], Path]) -> None:
+    document, events, _ = recorded
+    arrivals, ends = arrivals_and_ends(events)
+    weights = {"acme": 5.0, "globex": 3.0, "lab": 2.0}
+    served = dict.fromkeys(weights, 0.0)
+    for id_, end in ends.items():
+        if end["backlogged"] and end["dispatched_s"] is not None:
+            tenant = arrivals[id_]["tenant"]
+            served[tenant] += (end["prompt_tokens"] + 2 * end["output_tokens"]) / weights[tenant]
+    backlogged, waiting = dict.fromkeys(weights, 0.0), {name: set[str]() for name in weights}
+    since: dict[str, float] = {}
+    for event in events:
+        if "id" not in event or event["e"] == "rejected":
+            continue
+        tenant = arrivals[event["id"]]["tenant"]
+        queue = waiting[tenant]
+        before = len(queue)
+        if event["e"] in ("queued", "retried"):
+            queue.add(event["id"])
+        else:
+            queue.discard(event["id"])
+        if queue and not before:
+            since[tenant] = event["t"]
+        elif before and not queue:
+            backlogged[tenant] += event["t"] - since[tenant]
+    rates = [served[name] / backlogged[name] for name in weights if backlogged[name] >= 1.0]
+    assert len(rates) > 1
+    assert near(document["fairness"]["jain"], sum(rates) ** 2 / (len(rates) * sum(r * r for r in rates)))
+    slo = {"acme": (2.0, 20.0), "globex": (math.inf, 30.0), "lab": (math.inf, math.inf)}
+    met = 0
+    for id_, end in ends.items():
+        if end["e"] == "finished":
+            ttft_slo, e2e_slo = slo[arrivals[id_]["tenant"]]
+            arrival = arrivals[id_]["arrival_s"]
+            met += end["first_token_s"] - arrival <= ttft_slo and end["t"] - arrival <= e2e_slo
+    assert 0 < met < len(ends)
+    assert near(document["goodput"]["slo_share"], met / len(ends))
+    assert near(document["goodput"]["requests_per_s"], met / document["duration_s"])
+
+
+def test_switches(recorded: tuple[Json, list[Json], Path]) -> None:
+    document, events, _ = recorded
+    told = [e for e in events if e["e"] == "switched"]
+    assert [{k: v for k, v in e.items() if k not in ("t", "e")} for e in told] == document["switches"]
+    waiting = {e["id"] for e in events if e["e"] == "queued" and e["t"] <= told[0]["at_s"]}
+    gone = ("dispatched", "cancelled", "expired")
+    left = {e["id"] for e in events if e["e"] in gone and e["t"] < told[0]["at_s"]}
+    assert told[0]["queued"] == len(waiting - left)
+
+
+def test_csv_files_begin_with_the_papers_columns(recorded: tuple[Json, list[Json], Path]) -> None:
+    document, events, folder = recorded
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0])[: len(METRICS_COLUMNS)] == METRICS_COLUMNS
+    assert len(rows) == document["requests"]["submitted"]
+    _, ends = arrivals_and_ends(events)
+    for row in rows:
+        assert int(row["generated_tokens"]) == ends[row["request_id"]]["output_tokens"]
+        assert row["status"] == ends[row["request_id"]]["e"]
+    with open(folder / "queue_depth.csv", newline="") as file:
+        depths = list(csv.DictReader(file))
+    assert tuple(depths[0])[: len(DEPTH_COLUMNS)] == DEPTH_COLUMNS
+    for row in depths:
+        tiers = sum(int(row[f"{tier}_queue"]) for tier in ("premium", "standard", "batch"))
+        assert tiers == int(row["total_queue_size"])
+    assert max(int(row["total_queue_size"]) for row in depths) > 10
+    assert (folder / "telemetry.csv").exists()
+
+
+def test_prompts_are_only_recorded_when_asked_for(tmp_path: Path) -> None:
+    scenario = load_scenario("demo")
+    few = Scenario.model_validate(
+        scenario.model_copy(
+            update={"load": tuple(s.model_copy(update={"for_s": 3.0}) for s in scenario.load), "timeline": ()}
+        )
+    )
+    plan = make_plan(few, clock="virtual")
+    prompts = _prompts(plan)
+    VirtualRun(plan, out=tmp_path / "plain").run()
+    VirtualRun(plan, out=tmp_path / "text", text=True).run()
+    plain, text = ((tmp_path / name / "events.jsonl").read_text() for name in ("plain", "text"))
+    assert prompts
+    assert not any(prompt in plain for prompt in prompts)
+    assert all(json.dumps(prompt) in text for prompt in prompts)
+    assert stat.S_IMODE((tmp_path / "text" / "events.jsonl").stat().st_mode) == 0o600
+
+
+def _prompts(plan: Any) -> list[str]:
+    workload = plan.workload()
+    return [action.request.prompt for action in workload.take(3.0) if hasattr(action, "request")]
+
+
+def test_same_seed_same_document(tmp_path: Path) -> None:
+    plan = make_plan(load_scenario("demo"), clock="virtual")
+    first, second = VirtualRun(plan).run(), VirtualRun(plan, out=tmp_path).run()
+    for document in (first, second):
+        document["wall_s"] = 0.0
+        for switch in document["switches"]:
+            switch["took_ms"] = 0.0
+    assert first == second
+
+
+def test_a_full_disk_stops_the_recording_and_says_so(tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "events.jsonl").mkdir()  # opening it for writing fails as a full disk does
+    writer = FileWriter(tmp_path, on_error=said.append)
+    writer.write("events.jsonl", "a line\n")
+    writer.write("metrics.csv", "a line\n")
+    writer.close()
+    assert len(said) == 1
+    assert "events.jsonl" in said[0]
+    assert writer.error == said[0]
