@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import replace
-from math import inf
+from math import inf, nextafter
 from typing import NamedTuple
 
 import pytest
@@ -17,6 +17,7 @@ from scheduler.core.metrics import gap_bucket
 from scheduler.twin.gpu import Gpu, GpuEvent, NeverFits
 from scheduler.twin.phase import Phase
 from scheduler.twin.profile import Profile, load_profile
+from scheduler.twin.profile import profiles as profiles_that_ship
 
 # Binary fractions: sums and products are exact, so that the two models must agree to the last bit and a
 # change may fall exactly on a step boundary.
@@ -72,8 +73,9 @@ def test_jumping_equals_stepping(profile: Profile, slots: int, script: list[Acti
     ended: list[str] = []
     now = 0.0
 
-    def advance() -> None:
+    def advance(due_s: float) -> None:
         events = jumping.advance(now)
+        assert all(event.at_s >= due_s for event in events)
         assert events == stepping.advance(now)
         assert [e.at_s for e in events] == sorted(e.at_s for e in events)
         for event in events:
@@ -85,7 +87,7 @@ def test_jumping_equals_stepping(profile: Profile, slots: int, script: list[Acti
     for action in script:
         upcoming = jumping.next_event() if action.wait_s == 0.0 else inf
         now = upcoming if upcoming < inf else now + action.wait_s
-        advance()
+        advance(upcoming if upcoming < inf else -inf)
         match action.verb:
             case "start":
                 for gpu in (jumping, stepping):
@@ -108,7 +110,7 @@ def test_jumping_equals_stepping(profile: Profile, slots: int, script: list[Acti
         upcoming = jumping.next_event()
         assert upcoming >= now
         now = upcoming
-        advance()
+        advance(upcoming)
     assert sorted(ended) == sorted(f"r{n}" for n in range(started))
     gpu_is_idle = jumping.state(now)[:3] == (0, 0, 0)
     assert gpu_is_idle or jumping.next_event() < inf  # a cancelled sequence's last step may be under way
@@ -219,6 +221,16 @@ def test_a_full_kv_cache_preempts_the_latest_and_prefills_it_again() -> None:
     assert events[-1].first_token_s == pytest.approx(0.018)
 
 
+def test_a_prompt_preempted_between_its_chunks_costs_nobody_else_a_place() -> None:
+    gpu = Gpu(simple(kv_tokens=12, max_num_batched_tokens=6), 5)
+    for request_id in "abcd":
+        gpu.start(request_id, 1, 9, 0.0)
+    gpu.advance(0.018)
+    gpu.start("long", 4, 1, 0.018)  # fits beside the 8 tokens of the others, which then grow to 12
+    assert gpu.state(0.020)._replace(step_s=0.0) == (5, 0, 10, 0, 1, 0.0)
+    assert gpu.state(0.036)._replace(step_s=0.0) == (4, 1, 12, 1, 2, 0.0)
+
+
 def test_whatever_starts_at_an_instant_joins_the_step_that_begins_there() -> None:
     gpu = Gpu(simple(), 3)
     gpu.start("a", 1, 1, 0.0)
@@ -323,3 +335,20 @@ def test_the_floor_is_left_where_the_context_outgrows_it() -> None:
     assert phase.duration_s(55) == pytest.approx(0.0153 + 855 * 0.819e-6 + 50e-6)
     grown_s = 46 * 0.0153 + 0.819e-6 * sum(range(855, 901))
     assert phase.end_s == pytest.approx(54 * 0.016 + grown_s + 100 * 50e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", [*profiles_that_ship(), "floor alone"])
+def test_the_step_at_a_time_is_right_to_the_last_bit(name: str) -> None:
+    """Rounding puts the root of the quadratic a step off here and there, right beside a boundary."""
+    if name == "floor alone":
+        profile = simple(fixed_s=0.0, floor_s=0.1, per_sequence_s=0.0)
+    else:
+        profile = load_profile(*name.split("/"))
+    for batch in (1, 7, 32):
+        phase = Phase(profile)
+        phase.begin(0.3, batch, 700, 11, 400)
+        for step in range(1, 400):
+            assert phase.steps_done(phase.at(step)) == step
+            assert phase.steps_done(nextafter(phase.at(step), inf)) == step
+            assert phase.steps_done(nextafter(phase.at(step), 0.0)) == step - 1
+        assert phase.steps_done(nextafter(phase.end_s, 0.0)) == 399

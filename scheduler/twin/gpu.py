@@ -5,8 +5,9 @@ The model, step by step (vLLM v1 with chunked prefill, prefix caching off):
 1. Every decoding sequence gets one token per step; a prompt that is partly prefilled gets its next chunk.
    Where the KV cache cannot take them, the latest admitted sequence is preempted: it goes back to the head of
    the queue and is prefilled again, answer so far included.
-2. Unless something was preempted, waiting sequences are admitted in order while a slot is free, their whole
-   prompt fits the KV cache and the step's token budget is not used up; the last one may get a chunk only.
+2. Waiting sequences are admitted in order while a slot is free, their whole prompt fits the KV cache and the
+   step's token budget is not used up; the last one may get a chunk only. (vLLM admits none in the step of a
+   preemption; here the head, just preempted, would not fit.)
 3. The step takes what ``Profile.step_s`` says. Whoever has no prompt left to prefill gets a token at its end.
 
 KV is counted in tokens, not blocks. Nothing is stepped: a *phase* (``phase.py``) is a run of steps with the
@@ -106,7 +107,6 @@ class Gpu:
         self._starting: list[Sequence] = []  # those who decode from it on
         self._prefill = 0  # tokens
         self._budget = 0  # tokens left
-        self._preempted = False
 
     def start(self, request_id: str, prompt_tokens: int, output_tokens: int, now: float) -> None:
         """Hand over a sequence that will generate exactly ``output_tokens``.
@@ -277,7 +277,6 @@ class Gpu:
     def _plan(self) -> None:
         """Fix the step that begins at the boundary."""
         self._planned = True
-        self._preempted = False
         self._prefill = 0
         self._budget = self.profile.max_num_batched_tokens - self._batch
         missing = chunk = 1  # what a decoding sequence computes
@@ -313,12 +312,9 @@ class Gpu:
         victim.order = -1
         self._waiting.appendleft(victim)
         self._preemptions += 1
-        self._preempted = True
 
     def _admit(self) -> None:
         """Admit from the head of the queue what slots, KV and the token budget of the step allow."""
-        if self._preempted:
-            return
         waiting = self._waiting
         budget = self._budget
         batch = self._batch
@@ -354,11 +350,7 @@ class Gpu:
         finishing = self._finishing
         while finishing and finishing[0][1] != finishing[0][2].order:
             heappop(finishing)
-        if (
-            self._partial is not None
-            or self._preempted
-            or (self._budget == 0 and self._waiting and batch < self.max_num_seqs)
-        ):
+        if self._partial is not None or (self._budget == 0 and self._waiting and batch < self.max_num_seqs):
             steps = 1
         else:
             steps = finishing[0][0] - self._step
@@ -381,8 +373,7 @@ class Gpu:
         steps = phase.steps_until(now)
         if steps < phase.steps:
             phase.cut(steps)
-            if not (self._starting and self._first_token_events):
-                self._due_s = phase.end_s
+            self._due_s = phase.end_s  # no first token comes before: they are due after the first step
 
     # Sequences
 
