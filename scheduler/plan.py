@@ -111,7 +111,8 @@ def make_plan(
 ) -> Plan:
     """Apply the command line to a scenario. Raises PlanError."""
     kind = engine or scenario.engine.kind
-    model = model or scenario.engine.model
+    if model is None and not (engine == "vllm" and scenario.engine.kind == "sim"):
+        model = scenario.engine.model  # what a simulated engine is called is no model to load
     if kind == "auto":
         kind = "vllm" if model and importlib.util.find_spec("vllm") else "sim"
     if kind not in ENGINES:
@@ -129,6 +130,8 @@ def make_plan(
             profile = _profile(scenario, model)
         elif not model:
             raise PlanError("engine vllm needs a model: --model smollm2, a folder, or a Hugging Face name")
+        else:
+            resolve(model)
         counter = _counter(scenario, None if kind == "sim" else model)
     except (ValueError, EngineConfigError) as error:
         raise PlanError(str(error)) from error

@@ -1,0 +1,129 @@
+"""The command line as a script uses it: exit codes, one JSON document, clear errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scheduler import cli
+
+FAST = """
+name: fast
+engine: {kind: sim}
+tenants: [{name: acme}]
+load: [{tenant: acme, arrivals: at-once, count: 3}]
+"""
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = cli.main(argv)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def fast(tmp_path: Path) -> Path:
+    path = tmp_path / "fast.yaml"
+    path.write_text(FAST)
+    return path
+
+
+def test_json_is_one_document_on_stdout(capsys: pytest.CaptureFixture[str], fast: Path) -> None:
+    code, out, _ = run(capsys, "run", str(fast), "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert document["requests"]["finished"] == 3
+    assert (document["schema"], document["clock"], document["engine"]) == (1, "virtual", "sim")
+    assert "simulated" in document["engine_detail"]
+
+
+def test_real_clock_on_the_simulated_engine(capsys: pytest.CaptureFixture[str], fast: Path) -> None:
+    fast.write_text(FAST + "speed: 50\n")
+    code, out, _ = run(capsys, "run", str(fast), "--clock", "real", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert document["clock"] == "real"
+    assert document["requests"]["finished"] == 3
+
+
+def test_a_missed_expectation_exits_1_and_says_which(capsys: pytest.CaptureFixture[str], fast: Path) -> None:
+    fast.write_text(FAST + "expect: [requests.finished == 4]\n")
+    code, _, err = run(capsys, "run", str(fast))
+    assert code == 1
+    assert "requests.finished == 4 (it is 3)" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("run", "nowhere.yaml"), "no shipped scenario"),
+        (("run", "demo", "--policy", "sfj"), "did you mean 'sjf'"),
+        (("run", "demo", "--policy", "aging rate=-1"), "0 or more"),
+        (("run", "demo", "--engine", "vllm", "--clock", "virtual"), "virtual"),
+        (("run", "demo", "--engine", "vllm", "--clock", "real"), "needs a model"),
+        (("check", "nowhere"), "allowed"),
+        (("models", "prepare", "nothing"), "smollm2"),
+    ],
+)
+def test_bad_usage_exits_2(capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], says: str) -> None:
+    code, out, err = run(capsys, *argv)
+    assert code == 2
+    assert says in err
+    assert out == ""
+
+
+def test_a_model_folder_without_weights_exits_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    code, _, err = run(capsys, "run", "cpu-real", "--engine", "vllm", "--model", str(tmp_path))
+    assert code == 2
+    assert "weights" in err
+
+
+def test_live_needs_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "live", "demo")
+    assert code == 2
+    assert "terminal" in err
+
+
+@pytest.mark.parametrize("name", ["policies", "scenarios"])
+def test_lists(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    code, out, _ = run(capsys, name)
+    assert code == 0
+    assert ("sjf" if name == "policies" else "demo") in out
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["--help"], ["--version"]):
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(argv)
+        assert exit_.value.code == 0
+    assert "driftsched" in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_cleanly_and_writes_what_was_done(tmp_path: Path) -> None:
+    scenario = tmp_path / "long.yaml"
+    scenario.write_text(FAST.replace("count: 3", "count: 500"))
+    folder = tmp_path / "run"
+    argv = [sys.executable, "-m", "scheduler.cli", "run", str(scenario), "--clock", "real", "--json"]
+    with subprocess.Popen(
+        [*argv, "--out", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        for line in process.stderr:  # it has begun
+            if "started" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        out = process.stdout.read()
+        assert process.wait(30) == 130
+    document = json.loads(out)
+    assert document["interrupted"] is True
+    assert json.loads((folder / "run.json").read_text()) == document
+    counts = document["requests"]
+    assert counts["submitted"] == 500 == sum(counts[k] for k in ("finished", "failed", "cancelled"))

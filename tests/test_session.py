@@ -1,0 +1,193 @@
+"""The live session on the simulated engine, its clock sped up: swaps, crashes, cancels, the way out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler.core.types import Limits, Request, State
+from scheduler.engines.engine import EngineLost
+from scheduler.live.feed import LocalFeed
+from scheduler.live.run import LiveRun
+from scheduler.live.session import MAX_CRASHES
+from scheduler.live.view import CommandError
+from scheduler.load.scenario import load_scenario
+from scheduler.plan import make_plan
+
+SCENARIO = """
+name: session
+seed: 3
+engine: {kind: sim, capacity: 4}
+tenants:
+  - {name: acme, tier: premium, weight: 5}
+  - {name: lab, tier: batch, weight: 2}
+load:
+  - {tenant: {acme: 1, lab: 1}, arrivals: at-once, count: COUNT, lengths: {profile: short}}
+TIMELINE
+"""
+
+
+class Bench:
+    """A live run and all requests that ended in it."""
+
+    def __init__(self, folder: Path, *, count: int = 40, timeline: str = "", speed: float = 100.0) -> None:
+        file = folder / "session.yaml"
+        file.write_text(SCENARIO.replace("COUNT", str(count)).replace("TIMELINE", timeline))
+        self.ended: list[Request] = []
+        self.run = LiveRun(make_plan(load_scenario(str(file))), speed=speed, on_ended=self.ended.append)
+        self.feed = LocalFeed(self.run)
+
+    async def until(self, what: Callable[[], bool]) -> None:
+        """Wait for a state, looking every millisecond; 20 s at most."""
+        async with asyncio.timeout(20):
+            while not what():
+                await asyncio.sleep(0.001)
+
+    def finish(self) -> dict[str, Any]:
+        self.run.scheduler.check()
+        return self.run.document(interrupted=False)
+
+
+async def test_everything_finishes_once(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.run.start()
+    async with asyncio.timeout(20):
+        await bench.run.session.drained.wait()
+    document = await bench.run.stop()
+    assert document["requests"]["finished"] == 40
+    assert len({request.id for request in bench.ended}) == len(bench.ended) == 40
+    assert bench.feed.view().scenario_done
+
+
+async def test_a_swap_keeps_every_queued_request_and_tells(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.run.start()
+    queued = bench.run.scheduler.books.totals.queued
+    bench.feed.switch_policy("sjf")
+    await bench.until(lambda: bool(bench.run.session.switches))
+    assert bench.run.session.switches[0]["queued"] == queued > 0
+    line = bench.feed.notices()[-1].text
+    assert f"{queued} queued requests re-ranked" in line
+    assert "fifo → sjf by operator" in line
+    bench.feed.undo_policy()
+    await bench.until(lambda: len(bench.run.session.switches) == 2)
+    assert bench.feed.view().snapshot.policy == "fifo"
+    with pytest.raises(CommandError, match="no policy switch"):
+        bench.feed.undo_policy()
+    await bench.until(bench.run.session.drained.is_set)
+    assert bench.finish()["requests"]["finished"] == 40
+    await bench.run.stop()
+
+
+async def test_a_crash_is_survived_and_told(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.run.start()
+    await bench.until(lambda: len(bench.ended) > 2)
+    bench.run.engine.crash()
+    await bench.until(lambda: bench.run.session.engine_state == "restarting")
+    await bench.until(bench.run.session.drained.is_set)
+    counts = bench.finish()["requests"]
+    assert counts["finished"] == 40
+    assert counts["retried"] == 4
+    texts = " / ".join(notice.text for notice in bench.feed.notices())
+    assert "engine lost with 4 requests in flight" in texts
+    assert "engine is back after" in texts
+    await bench.run.stop()
+
+
+async def test_three_crashes_stop_the_engine_for_good(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.run.start()
+    for crash in range(MAX_CRASHES):
+        await bench.until(lambda: bench.run.session.engine_state == "ready")
+        await bench.until(lambda: bench.run.scheduler.books.totals.in_flight > 0)
+        bench.run.engine.crash()
+        state = "dead" if crash == MAX_CRASHES - 1 else "restarting"
+        await bench.until(lambda state=state: bench.run.session.engine_state == state)
+    assert isinstance(bench.run.session.failure, EngineLost)
+    assert bench.run.session.drained.is_set()
+    bench.run.scheduler.check()
+    await bench.run.stop()
+    assert bench.run.scheduler.idle
+
+
+async def test_stop_aborts_what_runs_and_ends_every_request(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, speed=1.0)
+    await bench.run.start()
+    await bench.until(lambda: bench.run.scheduler.books.totals.in_flight == 4)
+    document = await bench.run.stop(interrupted=True)
+    assert bench.run.scheduler.idle
+    assert document["interrupted"]
+    assert document["requests"]["cancelled"] == 40 - document["requests"]["finished"]
+    assert {request.state for request in bench.ended} <= {State.CANCELLED, State.FINISHED}
+
+
+async def test_stop_drains_when_asked_to(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.run.start()
+    document = await bench.run.stop(drain_s=20.0)
+    assert document["requests"]["finished"] == 40
+
+
+async def test_pause_holds_dispatch_and_resume_goes_on(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.run.start()
+    bench.feed.pause()
+    await bench.until(lambda: bench.run.scheduler.books.totals.in_flight == 0)
+    assert bench.feed.view().snapshot.paused
+    waiting = bench.run.scheduler.books.totals.queued
+    assert waiting > 0
+    bench.feed.resume()
+    await bench.until(bench.run.session.drained.is_set)
+    assert len(bench.ended) == 40
+    await bench.run.stop()
+
+
+async def test_inject_and_burst_add_load(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, count=5)
+    await bench.run.start()
+    await bench.until(bench.run.session.drained.is_set)
+    bench.feed.inject(str(tmp_path / "session.yaml"))
+    await bench.until(lambda: len(bench.ended) == 10)
+    await bench.until(bench.run.session.drained.is_set)
+    bench.feed.burst("acme", rate=5.0, seconds=10.0)
+    await bench.until(lambda: len(bench.ended) > 15)
+    with pytest.raises(CommandError):
+        bench.feed.burst("nobody", rate=1.0, seconds=1.0)
+    with pytest.raises(CommandError):
+        bench.feed.inject("no-such-scenario")
+    with pytest.raises(CommandError):
+        bench.feed.switch_policy("no-such-policy")
+    await bench.run.stop()
+    bench.run.scheduler.check()
+
+
+async def test_tenant_limits_and_weights_change_live(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.run.start()
+    bench.feed.set_tenant("lab", weight=7.0, limits=Limits(max_in_flight=1))
+    row = next(t for t in bench.feed.view().snapshot.tenants if t.name == "lab")
+    assert (row.weight, row.limits.max_in_flight) == (7.0, 1)
+    with pytest.raises(CommandError):
+        bench.feed.set_tenant("lab", weight=-1.0)
+    with pytest.raises(CommandError):
+        bench.feed.set_tenant("nobody", weight=1.0)
+    await bench.until(bench.run.session.drained.is_set)
+    assert bench.finish()["requests"]["finished"] == 40
+    await bench.run.stop()
+
+
+async def test_timeline_faults_and_patience(tmp_path: Path) -> None:
+    timeline = "timeline: [{at: 1s, fault: {engine: crash}}, {at: 2s, policy: priority}]"
+    bench = Bench(tmp_path, timeline=timeline)
+    await bench.run.start()
+    await bench.until(bench.run.session.drained.is_set)
+    document = bench.finish()
+    assert document["requests"]["finished"] == 40
+    assert document["requests"]["retried"] > 0
+    assert [switch["to"] for switch in document["switches"]] == ["priority"]
+    await bench.run.stop()
