@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 from fake_feed import EIGHT, FakeFeed, many
+from rich.cells import cell_len
 from textual.pilot import Pilot
 from textual.widgets import Input
 from textual.worker import WorkerFailed
@@ -446,3 +447,13 @@ async def test_the_frame_of_a_view_with_a_swap_under_way() -> None:
     feed.changes["snapshot"] = replace(feed.view().snapshot, swap=("sjf", 0.43))
     async with running(feed, seconds=1) as (app, _, _):
         assert "fifo → sjf 43%" in text_of(app).splitlines()[0]
+
+
+@pytest.mark.parametrize("size", [(160, 48), (80, 24), (43, 20), (9, 9)])
+async def test_every_line_is_as_wide_as_the_screen(size: tuple[int, int]) -> None:
+    names = ("漢字漢字漢字", "zz\u0308\u0308", "❤️x", "plain")
+    feed = FakeFeed([(name, *EIGHT[0][1:]) for name in names])
+    feed.notice("漢字", "漢字" * 60, marker=True)
+    async with running(feed, size=size, seconds=2) as (app, _, _):
+        for strip in app.screen._compositor.render_strips():
+            assert cell_len(strip.text) == size[0], strip.text

@@ -75,8 +75,14 @@ class Canvas(Widget, inherit_bindings=False):
     def _strip(self, y: int, width: int) -> Strip:
         strip = self._strips.get(y)
         if strip is None:
-            blank = ink(palette.TEXT, on=self.background)
-            strip = Strip(self.draw(y)).adjust_cell_length(width, blank)
+            segments = self.draw(y)
+            # Lines are drawn to measure, and counting characters shows it for much less than counting cells.
+            # Those that are not (a tiny screen, wide characters) are cut or filled.
+            if sum([len(segment.text) for segment in segments]) == width:
+                strip = Strip(segments, width)
+            else:
+                blank = ink(palette.TEXT, on=self.background)
+                strip = Strip(segments).adjust_cell_length(width, blank)
             self._strips[y] = strip
         return strip
 

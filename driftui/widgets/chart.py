@@ -118,15 +118,17 @@ class Chart(Panel):
         inks.update({index: ink(series.colour) for index, series in enumerate(self._series)})
         for row, runs in enumerate(raster.lines(list(labels), markers)):
             label = labels.get(row)
-            axis = "│" if label is None else "┤"
-            self._lines.append(
-                [
-                    Segment((label or "").rjust(LABEL_CELLS), ink(palette.FAINT)),
-                    Segment(axis, ink(palette.GRID)),
-                    *(Segment(text, inks[owner]) for text, owner in runs),
-                    Segment(" ", ink(palette.TEXT)),
+            # Blanks have no colour of their own, so they share a segment with whatever is beside them.
+            cells = [Segment(" " * LABEL_CELLS + "│", ink(palette.GRID))]
+            if label is not None:
+                cells = [
+                    Segment(label.rjust(LABEL_CELLS), ink(palette.FAINT)),
+                    Segment("┤", ink(palette.GRID)),
                 ]
-            )
+            *others, (text, owner) = runs
+            cells += [Segment(text, inks[owner]) for text, owner in others]
+            cells.append(Segment(text + " ", inks[owner]))
+            self._lines.append(cells)
         self._lines.append(self._time_axis(width))
 
     def _legend(self, values: Sequence[Floats]) -> list[Segment]:

@@ -158,13 +158,17 @@ class TenantsTable(Panel):
     def _line(self, selected: bool, cells: tuple[Cell, ...], *, width: int) -> list[Segment]:
         on = palette.RAISED if selected else palette.BACKGROUND
         colour = cells[0][1] if cells else palette.TEXT
-        segments = [Segment("▌ " if selected else "  ", ink(colour, on=on))]
+        segments: list[Segment] = []
+        run, style = "▌ " if selected else "  ", ink(colour, on=on)
         used = _MARGIN
         for (column, column_width), (text, ink_colour) in zip(self._columns, cells, strict=True):
-            style = ink(ink_colour, on=on, bold=selected and column.title == TENANT)
-            segments.append(Segment(fill(text, column_width, column.align) + " ", style))
+            wanted = ink(ink_colour, on=on, bold=selected and column.title == TENANT)
+            if wanted is not style:
+                segments.append(Segment(run, style))
+                run, style = "", wanted
+            run += fill(text, column_width, column.align) + " "
             used += column_width + 1
-        segments.append(Segment(" " * max(0, width - used), ink(palette.TEXT, on=on)))
+        segments.append(Segment(run + " " * max(0, width - used), style))
         return segments
 
 
