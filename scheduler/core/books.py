@@ -54,6 +54,7 @@ class Books:
         self.cost = cost
         self.totals = Totals()
         self.tenants: dict[str, TenantBooks] = {}
+        self.configs: dict[str, Tenant] = {}  # as they are now; policies look here, too
 
     def tenant(self, name: str) -> TenantBooks:
         """Raises UnknownTenant."""
@@ -64,6 +65,7 @@ class Books:
 
     def add_tenant(self, tenant: Tenant) -> None:
         self.tenants[tenant.name] = TenantBooks(config=tenant)
+        self.configs[tenant.name] = tenant
 
     def estimated_cost(self, request: Request) -> float:
         """In tokens, by the estimate, which never counts past max_tokens."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from typing import Any
 
-from scheduler.core.policies import Policy
+from scheduler.core.policy import Policy
 from scheduler.core.types import Request
 
 Entry = tuple[Any, ...]
@@ -91,6 +91,28 @@ class ReadyQueue:
             return first
         group = self._choose()
         return None if group is None else group.heads[0][-1]
+
+    def pick(self, request: Request) -> bool:
+        """Take this one out, wherever it stands; False when it may not run. For micro-batches."""
+        if self._room.get(request.tenant, 1) <= 0:
+            return False
+        request.ticket = -1
+        self.forget(request)
+        if request.tenant in self._room:
+            self._room[request.tenant] -= 1
+        return True
+
+    def lapse(self, now: float) -> None:
+        """Give the heads whose place has lapsed a new one; for a policy that ``lapses``."""
+        for name in list(self._groups):
+            group = self._groups[name]
+            while (entry := self._head(group)) is not None and self.policy.lapsed(entry, now):
+                request = heappop(group.heads)[-1]
+                heap = group.tenants[request.tenant]
+                heappop(heap)
+                if heap:
+                    heappush(group.heads, heap[0])
+                self.push(request)
 
     def forget(self, request: Request) -> None:
         """Told that a request's entry here has died; rebuilds a tenant's heap that is mostly dead."""

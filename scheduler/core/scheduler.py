@@ -7,7 +7,6 @@ None, and it comes back at ``next_timer()``.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from heapq import heappop, heappush
 from math import inf
@@ -25,7 +24,7 @@ from scheduler.core.lifecycle import (
     move,
 )
 from scheduler.core.metrics import WindowMetrics
-from scheduler.core.policies import Policy
+from scheduler.core.policy import Policy
 from scheduler.core.queue import ReadyQueue
 from scheduler.core.slots import MicroBatch, Replica, Slots
 from scheduler.core.swap import Swap, SwapRecord
@@ -66,8 +65,8 @@ class Scheduler:
         self._queue = ReadyQueue(policy, self._room)
         self._suspects: list[Request] = []  # queued requests that were aboard two crashes
         self._expiries: list[tuple[float, int, Request]] = []
-        self._tickets = 0
-        self._dispatches = 0
+        self._tickets = self._dispatches = 0
+        policy.bind(self.books.configs)
         for tenant in tenants:
             self.add_tenant(tenant)
 
@@ -136,6 +135,8 @@ class Scheduler:
         if self._suspects:
             slots.stop_waiting()
             return self._dispatch_suspect(replica, now)
+        if self._queue.policy.lapses:
+            self._queue.lapse(now)
         if slots.batch is not None:
             return self._dispatch_batch(replica, room, now)
         if self.max_inflight_tokens is not None:
@@ -369,8 +370,8 @@ class Scheduler:
             reestimate = self._reestimate
         suspects = set(self._suspects)
         waiting = [r for r in self._active.values() if r.ticket >= 0 and r not in suspects]
-        queue = ReadyQueue(policy, self._room)
-        self.swap = Swap(queue, waiting, self._tickets, now, by, reestimate)
+        policy.bind(self.books.configs)
+        self.swap = Swap(ReadyQueue(policy, self._room), waiting, self._tickets, now, by, reestimate)
         detail = {"from": self.policy.describe(), "to": policy.describe(), "queued": len(waiting), "by": by}
         self._tell(now, Kind.SWAP_REQUESTED, detail)
         return len(waiting)
@@ -396,9 +397,8 @@ class Scheduler:
     def set_estimator(self, estimator: Estimator, now: float, *, by: str = "") -> int:
         """Change the estimator: everything queued is estimated and ranked anew, by the same sliced swap."""
         target = self.swap.queue.policy if self.swap else self.policy
-        fresh: Policy = dataclasses.replace(target)  # type: ignore[type-var]
         self._tell(now, Kind.ESTIMATOR, {"to": estimator.name, "by": by})
-        return self.begin_swap(fresh, now, by=by, estimator=estimator)
+        return self.begin_swap(target.fresh(), now, by=by, estimator=estimator)
 
     def _reestimate(self, request: Request) -> None:
         request.estimate = self.estimator.estimate(request)
@@ -422,7 +422,7 @@ class Scheduler:
     def set_tenant(self, tenant: Tenant, now: float, *, by: str = "") -> None:
         """Change weight, SLO or limits of a tenant; what waits keeps its tier. Raises UnknownTenant."""
         books = self.books.tenant(tenant.name)
-        books.config = tenant
+        books.config = self.books.configs[tenant.name] = tenant
         limit = tenant.limits.max_in_flight
         self._room.pop(tenant.name, None)
         if limit is not None:

@@ -1,0 +1,167 @@
+"""Sharing rules: whose turn it is. What goes first inside a group is left to an ordering, ``inside``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
+from random import Random
+from typing import Any, ClassVar, Self
+
+from scheduler.core.orderings import Fifo
+from scheduler.core.policy import Key, Policy
+from scheduler.core.types import TIER_RANK, Request, Tenant
+
+
+@dataclass(slots=True)
+class Sharing(Policy):
+    """A rule over groups, and the ordering inside each of them; one ordering for all, so that a size is
+    short or long by what everybody asks for.
+    """
+
+    inside: Policy = field(default_factory=Fifo)
+
+    @property
+    def name(self) -> str:
+        return self.kind if type(self.inside) is Fifo else f"{self.kind}+{self.inside.name}"
+
+    def bind(self, tenants: Mapping[str, Tenant]) -> None:
+        self.inside.bind(tenants)
+
+    @property
+    def lapses(self) -> bool:  # type: ignore[override]
+        return self.inside.lapses
+
+    def key(self, request: Request) -> Key:
+        return self.inside.key(request)
+
+    def lapsed(self, entry: tuple[Any, ...], now: float) -> bool:
+        return self.inside.lapsed(entry, now)
+
+    def params(self) -> dict[str, float]:
+        return {**Policy.params(self), **self.inside.params()}
+
+    def fresh(self) -> Self:
+        return dataclasses.replace(self, inside=self.inside.fresh())
+
+
+@dataclass(slots=True)
+class StrictTiers(Sharing):
+    """``priority`` with an ordering of its own inside each tier."""
+
+    kind: ClassVar[str] = "priority"
+    summary: ClassVar[str] = "premium before standard before batch"
+
+    def group(self, request: Request) -> str:
+        return request.tier
+
+    def choose(self, heads: Mapping[str, tuple[Any, ...]]) -> str:
+        return min(heads, key=TIER_RANK.__getitem__)
+
+
+TURNS = ("premium",) * 5 + ("standard",) * 3 + ("batch",) * 2
+
+
+@dataclass(slots=True)
+class Weighted(Sharing):
+    """A cycle of ten turns, PPPPPSSSBB; the pointer advances past empty tiers."""
+
+    kind: ClassVar[str] = "weighted"
+    summary: ClassVar[str] = "ten turns: five premium, three standard, two batch; empty tiers are skipped"
+    turn: int = field(default=0, init=False)
+
+    def group(self, request: Request) -> str:
+        return request.tier
+
+    def _next_turn(self, allowed: Iterable[str]) -> int:
+        return next(
+            at for at in range(self.turn, self.turn + len(TURNS)) if TURNS[at % len(TURNS)] in allowed
+        )
+
+    def choose(self, heads: Mapping[str, tuple[Any, ...]]) -> str:
+        return TURNS[self._next_turn(heads) % len(TURNS)]
+
+    def on_dispatch(self, request: Request, cost: float) -> None:
+        self.turn = (self._next_turn((request.tier,)) + 1) % len(TURNS)
+
+
+@dataclass(slots=True)
+class Fair(Sharing):
+    """Tokens served are shared by weight: each tenant has a counter of tokens / weight, the lowest goes next.
+
+    The estimated cost is charged at dispatch and corrected at the end. Who was idle saved nothing up: its
+    counter is lifted to the ``floor``, that of the last tenant served, as it stood before the charge.
+    """
+
+    kind: ClassVar[str] = "fair"
+    summary: ClassVar[str] = "tokens by tenant weight: who was served least goes next"
+    counters: dict[str, float] = field(default_factory=dict, init=False, compare=False, repr=False)
+    floor: float = field(default=0.0, init=False, compare=False, repr=False)
+    tenants: Mapping[str, Tenant] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def bind(self, tenants: Mapping[str, Tenant]) -> None:
+        self.tenants = tenants
+        self.inside.bind(tenants)
+
+    def group(self, request: Request) -> str:
+        return request.tenant
+
+    def choose(self, heads: Mapping[str, tuple[Any, ...]]) -> str:
+        counters = self.counters
+        return min(heads, key=lambda name: (counters[name], heads[name]))
+
+    def on_backlogged(self, group: str) -> None:
+        self.counters[group] = max(self.counters.get(group, 0.0), self.floor)
+
+    def on_dispatch(self, request: Request, cost: float) -> None:
+        self.floor = max(self.floor, self.counters.get(request.tenant, 0.0))
+        self._charge(request, cost)
+
+    def on_settle(self, request: Request, delta: float) -> None:
+        self._charge(request, delta)
+
+    def restore(self, charged: Iterable[Request]) -> None:
+        for request in charged:
+            self._charge(request, request.charged)
+
+    def _charge(self, request: Request, tokens: float) -> None:
+        tenant = self.tenants.get(request.tenant)
+        weight = tenant.weight if tenant is not None else 1.0
+        self.counters[request.tenant] = self.counters.get(request.tenant, 0.0) + tokens / weight
+
+
+@dataclass(slots=True)
+class Lottery(Sharing):
+    """Each dispatch is drawn among the tenants that wait, by weight: shares of turns, not of tokens.
+
+    The next draw is made at dispatch, so that looking ahead sees what will be popped.
+    """
+
+    kind: ClassVar[str] = "lottery"
+    summary: ClassVar[str] = "drawn by tenant weight, again for each dispatch"
+    seed: float = 0
+    rng: Random = field(init=False, compare=False, repr=False)
+    draw: float = field(init=False, compare=False, repr=False)
+    tenants: Mapping[str, Tenant] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.rng = Random(self.seed)
+        self.draw = self.rng.random()
+
+    def bind(self, tenants: Mapping[str, Tenant]) -> None:
+        self.tenants = tenants
+        self.inside.bind(tenants)
+
+    def group(self, request: Request) -> str:
+        return request.tenant
+
+    def choose(self, heads: Mapping[str, tuple[Any, ...]]) -> str:
+        names = sorted(heads)
+        tenants = self.tenants
+        sums = list(accumulate(tenants[name].weight if name in tenants else 1.0 for name in names))
+        ticket = self.draw * sums[-1]
+        return next(name for name, bound in zip(names, sums, strict=True) if ticket < bound)
+
+    def on_dispatch(self, request: Request, cost: float) -> None:
+        self.draw = self.rng.random()
