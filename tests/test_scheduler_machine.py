@@ -243,7 +243,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             scheduler.on_engine_up(replica)
         while not scheduler.idle:
             self.pump(0.0)
-            if not self.streams:
+            if not self.streams and not scheduler.idle:
                 assert scheduler.next_timer() < inf, "stuck"
                 self.pump(scheduler.next_timer() - self.now)
             while self.streams:

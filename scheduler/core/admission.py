@@ -25,6 +25,8 @@ def admit(
     """The reason to turn this request away, one of REASONS, or "" to let it wait."""
     if max_model_len is not None and request.prompt_tokens + request.max_tokens > max_model_len:
         return "too_long"
+    if request.acknowledged:
+        return ""
     if limits.max_queued is not None and totals.queued >= limits.max_queued:
         return "queue_full"
     if (

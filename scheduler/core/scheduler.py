@@ -96,10 +96,10 @@ class Scheduler:
             return admission.rejection(reason, totals.queued, now / max(1, self._dispatches))
         self._active[request.id] = request
         self._enqueue(request, now)
-        own, overall = tenant.config.limits.ttl_s, self.limits.ttl_s
-        if own is not None or overall is not None:
-            ttl_s = min(own or inf, overall or inf)
-            heappush(self._expiries, (now + ttl_s, request.ticket, request))
+        own, overall, asked = tenant.config.limits.ttl_s, self.limits.ttl_s, request.ttl_s
+        if own is not None or overall is not None or asked is not None:
+            ttl_s = min(own or inf, overall or inf, asked or inf)
+            heappush(self._expiries, (request.arrival_s + ttl_s, request.ticket, request))
         if self._emit is not None:
             self._emit(Event(now, Kind.QUEUED, request, NO_DETAIL))
         return None

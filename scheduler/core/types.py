@@ -96,6 +96,10 @@ class Request:
     sampling: Sampling = DEFAULT_SAMPLING
     streamed: bool = False  # tokens are delivered to a client as they come: no silent retry after that
     submitted_by: str = ""  # name of the load stream or client
+    ttl_s: float | None = None  # longest time in the queue that its client allows
+    acknowledged: bool = False  # promised before (a durable job): not turned away by limits
+    # "message" goes into the model's chat template, "chat" has been through it, "raw" is taken as it is.
+    form: str = "message"
 
     state: State = State.NEW
     estimate: Estimate = NO_ESTIMATE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -62,6 +62,20 @@ class Engine(Protocol):
 
     @property
     def simulated(self) -> bool: ...
+
+    @property
+    def honours_seed(self) -> bool:
+        """The same seed gives the same answer; elsewhere seeds are not sent. Known once it has started."""
+
+    @property
+    def max_model_len(self) -> int | None:
+        """Prompt + output tokens, known once it has started."""
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """A conversation of {"role", "content"} as the prompt that the model gets (``form="chat"``).
+
+        Raises ValueError for one that the model's chat template refuses.
+        """
 
     async def start(self) -> None:
         """Bring it up, or up again after EngineLost. Raises EngineConfigError, EngineLost."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from itertools import cycle, islice
 from math import inf
 
@@ -24,26 +24,44 @@ from scheduler.twin.profile import Profile
 PROGRESS_S = 0.25
 STREAMED_PROGRESS_S = 0.05  # to a client that reads along
 
-_WORDS = ("this", "text", "is", "a", "placeholder", "and", "means", "nothing")
+_WORDS = ("this ", "text ", "is ", "a ", "placeholder ", "and ", "means ", "nothing ")
+
+
+def _cut(tokens: int, finish: str, stop: Sequence[str]) -> tuple[int, str, Iterator[str]]:
+    """Tokens, finish and words of an answer that ends before the first of these strings."""
+    words = list(islice(cycle(_WORDS), tokens))
+    text = "".join(words)
+    found = [at + len(each) for each in stop if (at := text.find(each)) >= 0]
+    if not found:
+        return tokens, finish, iter(words)
+    end = min(found)
+    begin = min(at for each in stop if (at := text.find(each, 0, end)) >= 0)
+    length, kept = 0, []
+    for word in words:  # up to the token with which the string was complete
+        kept.append(word[: max(0, begin - length)])
+        length += len(word)
+        if length >= end:
+            break
+    return len(kept), "stop", iter(kept)
 
 
 class _Stream:
     """One request in the engine: what it was told so far and what its reader has not fetched yet."""
 
-    def __init__(self, request: Request, finish: str, text: bool) -> None:
+    def __init__(self, request: Request, finish: str, words: Iterator[str] | None) -> None:
         self.id = request.id
         self.progress_s = STREAMED_PROGRESS_S if request.streamed else PROGRESS_S
         self.finish = finish  # when it gets to its end
         self.told = 0  # tokens in all chunks so far
         self.chunks: deque[Chunk] = deque()
         self.lost = False
-        self._words = cycle(_WORDS) if text else None
+        self._words = words
         self._waiter: asyncio.Future[None] | None = None
 
     def tell(self, tokens: int, finish: str = "", at_s: float | None = None) -> None:
         """Make a chunk of what is new when ``tokens`` have been generated in all."""
         new = tokens - self.told
-        text = "".join(f"{word} " for word in islice(self._words, new)) if self._words else ""
+        text = "".join(islice(self._words, new)) if self._words else ""
         self.told = tokens
         self.chunks.append(Chunk(new, finish, text, at_s=at_s))
         self.wake()
@@ -75,6 +93,7 @@ class SimulatedEngine:
     """One simulated replica. Delays are in run time, as all the twin's times are."""
 
     simulated = True
+    honours_seed = True  # there is no chance in it
 
     def __init__(
         self,
@@ -109,6 +128,13 @@ class SimulatedEngine:
     def detail(self) -> str:
         return self.profile.detail
 
+    @property
+    def max_model_len(self) -> int:
+        return self.profile.max_model_len
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
+        return "\n".join(message["content"] for message in messages)
+
     async def start(self) -> None:
         if self._gpu is not None:
             return
@@ -124,13 +150,16 @@ class SimulatedEngine:
         if gpu is None:
             raise EngineLost("the simulated engine is not running")
         tokens, finish = answer(request)
+        words: Iterator[str] | None = cycle(_WORDS) if self._text else None
+        if words and request.sampling.stop:
+            tokens, finish, words = _cut(tokens, finish, request.sampling.stop)
         now = self._collect(gpu)
         try:
             gpu.start(request.id, request.prompt_tokens, tokens, now)
         except NeverFits:
             yield Chunk(0, "error")
             return
-        self._streams[request.id] = stream = _Stream(request, finish, self._text)
+        self._streams[request.id] = stream = _Stream(request, finish, words)
         self._arm(gpu)
         try:
             while True:

@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -190,7 +190,7 @@ class VllmEngine:
         if llm is None:
             raise EngineLost("the engine is not running")
         try:
-            prompt = await self._render(request.prompt)
+            prompt = await self._render(request.prompt, request.form)
             if stream.aborted:
                 yield Chunk(0, "abort")
                 return
@@ -218,21 +218,33 @@ class VllmEngine:
             if self._streams.get(request.id) is stream:
                 del self._streams[request.id]
 
-    async def _render(self, prompt: str) -> Any:
-        """The prompt as vLLM's renderer gives it to the engine, in the model's chat template if it has one.
+    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
+        if self._llm is None:
+            raise ValueError("the engine is not running")
+        from jinja2 import TemplateError
+
+        try:
+            rendered = self._llm.get_tokenizer().apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:  # templates refuse by raising, with words of their own
+            raise ValueError(f"the model's chat template refuses it: {error}") from error
+        return str(rendered)
+
+    async def _render(self, prompt: str, form: str = "message") -> Any:
+        """The prompt as vLLM's renderer gives it to the engine; a message in the model's chat template.
 
         Handing ``generate`` a plain string is deprecated and warns.
         """
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
         renderer = self._llm.renderer
-        tokenizer = self._llm.get_tokenizer()
-        if tokenizer.chat_template:
-            chat = [{"role": "user", "content": prompt}]
-            text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-            how = renderer.default_chat_tok_params  # the template has put the special tokens in already
+        if form == "message" and self._llm.get_tokenizer().chat_template:
+            text, form = self.render_chat([{"role": "user", "content": prompt}]), "chat"
         else:
-            text, how = prompt, renderer.default_cmpl_tok_params
+            text = prompt
+        # A chat template has put the special tokens in already.
+        how = renderer.default_chat_tok_params if form == "chat" else renderer.default_cmpl_tok_params
         parsed = parse_model_prompt(self._llm.model_config, text)
         if len(text) > _LONG_PROMPT:
             rendered = await renderer.render_cmpl_async([parsed], how)

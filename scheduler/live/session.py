@@ -15,9 +15,10 @@ from scheduler.core.events import Event, Kind
 from scheduler.core.metrics import gap_bucket
 from scheduler.core.policies import Policy, policy_from
 from scheduler.core.scheduler import Scheduler
-from scheduler.core.types import ENDED, Outcome, Request, State, Tenant
+from scheduler.core.types import ENDED, Outcome, Rejected, Request, State, Tenant
 from scheduler.engines.clock import Clock
 from scheduler.engines.engine import Chunk, Engine, EngineConfigError, EngineError, EngineLost
+from scheduler.live.answer import Answer
 from scheduler.load.workload import (
     Action,
     Cancel,
@@ -62,6 +63,7 @@ class Session:
         self._timer: asyncio.TimerHandle | None = None
         self._streams: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._answers: dict[str, Answer] = {}  # of requests that a client waits for
         self._crashes_s: list[float] = []  # on the loop's own clock
 
     # -- life ----------------------------------------------------------------------------------------
@@ -160,12 +162,16 @@ class Session:
 
     # -- verbs ---------------------------------------------------------------------------------------
 
-    def submit(self, request: Request) -> None:
-        """One request from outside any load; see ``Scheduler.submit`` for what it raises."""
-        if self.scheduler.submit(request, self.clock.now()) is not None:
+    def submit(self, request: Request, answer: Answer | None = None) -> Rejected | None:
+        """One request from outside any load, its text to ``answer``; ``Scheduler.submit`` says the rest."""
+        rejected = self.scheduler.submit(request, self.clock.now())
+        if rejected is not None:
             self._ended(request)
+        elif answer is not None:
+            self._answers[request.id] = answer
         self.drained.clear()
         self.pump()
+        return rejected
 
     def cancel(self, request_id: str) -> None:
         """The client gave up; unknown ids (it has just ended) are ignored."""
@@ -236,6 +242,8 @@ class Session:
         at_s = self.clock.now() if chunk.at_s is None else chunk.at_s
         if chunk.prompt_tokens is not None:
             request.prompt_tokens = chunk.prompt_tokens
+        if (answer := self._answers.get(request.id)) is not None:
+            answer.on_chunk(chunk)
         if chunk.tokens:
             if request.first_token_s is None:
                 scheduler.on_first_token(request.id, at_s)
@@ -265,6 +273,8 @@ class Session:
     def _ended(self, request: Request) -> None:
         now = self.clock.now()
         self._on_ended(request)
+        if (answer := self._answers.pop(request.id, None)) is not None:
+            answer.on_ended()
         for load in self.loads:
             load.on_ended(request, now)
 
