@@ -25,8 +25,6 @@ def run_live(plan: Plan, *, speed: float | None, record: Path | None) -> int:
 
         print("importing vLLM ...", file=sys.stderr, flush=True)
         preflight(plan.model)  # spawning its helpers fails once the screen owns the terminal
-    gc.collect()
-    gc.freeze()  # generation-2 pauses would be 30 to 120 ms
     with own_terminal(log_path()):
         return asyncio.run(_run(plan, speed, record))
 
@@ -61,3 +59,6 @@ async def _start(run: LiveRun) -> None:
         await run.start()
     except EngineError as error:
         run.session.fail(error)
+    # What is there by now stays: generation-2 collections over it would pause the loop for 30 to 120 ms.
+    gc.collect()
+    gc.freeze()
