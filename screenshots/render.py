@@ -44,7 +44,9 @@ async def play(plan: Plan, size: tuple[int, int], steps: list[tuple[float, str]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("scenario")
     parser.add_argument("--size", default="160x48")
     parser.add_argument("--engine")

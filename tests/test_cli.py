@@ -112,7 +112,11 @@ def test_ctrl_c_ends_cleanly_and_writes_what_was_done(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     argv = [sys.executable, "-m", "scheduler.cli", "run", str(scenario), "--clock", "real", "--json"]
     with subprocess.Popen(
-        [*argv, "--out", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+        [*argv, "--out", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
     ) as process:
         assert process.stderr is not None
         assert process.stdout is not None

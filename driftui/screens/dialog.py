@@ -12,7 +12,7 @@ from textual.screen import ModalScreen
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
-from driftui.clean import pad
+from driftui.clean import clean, pad
 from driftui.commands import hints
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def entry(name: str, summary: str, mark: str = "") -> Text:
     """A line of a list: a name, what it is, and a mark such as "● now"; cleaned, never parsed."""
     line = Text(no_wrap=True, overflow="ellipsis", end="")
     line.append(pad(name, 16) + " ")
-    line.append(pad(summary, 58).rstrip(), style="#8fa5cc")
+    line.append(clean(summary, 58) if mark else clean(summary), style="#8fa5cc")
     if mark:
         line.append(f"   {mark}", style="#7ee787")
     return line

@@ -40,7 +40,9 @@ def _line(event: Event) -> tuple[str, str, bool] | None:
     by = f" by {detail['by']}" if detail.get("by") else ""
     match event.kind:
         case Kind.SWITCHED:
-            ranked = f"applied in {detail['took_ms']:.1f} ms, {_requests(detail['queued'], 'queued ')} re-ranked"
+            ranked = (
+                f"applied in {detail['took_ms']:.1f} ms, {_requests(detail['queued'], 'queued ')} re-ranked"
+            )
             return "policy", f"{detail['from']} → {detail['to']}{by} ({ranked})", True
         case Kind.SCENARIO:
             return "scenario", str(detail["what"]) + by, True
