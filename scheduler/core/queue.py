@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any
 
 from scheduler.core.policy import Policy
@@ -75,11 +75,7 @@ class ReadyQueue:
             group = self._choose()
             if group is None:
                 return None
-            request = heappop(group.heads)[-1]
-            heap = group.tenants[request.tenant]
-            heappop(heap)
-            if heap:
-                heappush(group.heads, heap[0])
+            request = self._take_head(group)
         request.ticket = -1
         if request.tenant in self._room:
             self._room[request.tenant] -= 1
@@ -107,12 +103,7 @@ class ReadyQueue:
         for name in list(self._groups):
             group = self._groups[name]
             while (entry := self._head(group)) is not None and self.policy.lapsed(entry, now):
-                request = heappop(group.heads)[-1]
-                heap = group.tenants[request.tenant]
-                heappop(heap)
-                if heap:
-                    heappush(group.heads, heap[0])
-                self.push(request)
+                self.push(self._take_head(group))
 
     def forget(self, request: Request) -> None:
         """Told that a request's entry here has died; rebuilds a tenant's heap that is mostly dead."""
@@ -163,6 +154,18 @@ class ReadyQueue:
         if not heads:
             return None
         return groups[self.policy.choose(heads) if len(heads) > 1 else next(iter(heads))]
+
+    def _take_head(self, group: _Group) -> Request:
+        """Remove what ``_head`` has found."""
+        heads = group.heads
+        request: Request = heads[0][-1]
+        heap = group.tenants[request.tenant]
+        heappop(heap)
+        if heap:
+            heapreplace(heads, heap[0])
+        else:
+            heappop(heads)
+        return request
 
     def _head(self, group: _Group) -> Entry | None:
         """The group's best entry that may run, left at heads[0]; dead and blocked ones above it drop out."""

@@ -81,7 +81,8 @@ class Slots:
             return next((r for r in self.replicas if r.free and not r.running and not r.held), None)
         replicas = self.replicas
         best = replicas[0] if len(replicas) == 1 else max(replicas, key=lambda replica: replica.free)
-        return best if best.free > 0 else None
+        full = not best.up or best.alone is not None or len(best.running) >= best.capacity
+        return None if full else best
 
     def batch_closes(self, queued: int, now: float) -> bool:
         """Whether a micro-batch closes now on an idle replica; else its wait goes on."""
