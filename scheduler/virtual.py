@@ -15,6 +15,7 @@ from scheduler.record.run import run_document
 from scheduler.record.tally import Tally
 from scheduler.twin.gpu import Gpu
 from scheduler.twin.simulate import Simulation
+from scheduler.twin.steplog import StepLog
 
 
 class VirtualRun:
@@ -43,7 +44,12 @@ class VirtualRun:
         emit = None if self.recorder is None else self.recorder.on_event
         self.scheduler = plan.scheduler(emit=emit)
         recorded = self.recorder is not None
-        gpu = Gpu(plan.profile, plan.capacity, first_token_events=recorded, track_gaps=True)
+        # Only a recorded run needs the gaps of each single request.
+        self._log = None if recorded or plan.batch else StepLog(plan.profile)
+        track_gaps = recorded and not plan.batch
+        gpu = Gpu(
+            plan.profile, plan.capacity, first_token_events=recorded, track_gaps=track_gaps, log=self._log
+        )
         self.simulation = Simulation(
             self.scheduler,
             [gpu],
@@ -61,6 +67,9 @@ class VirtualRun:
             detail = {"what": f"{self.plan.scenario.name} started"}
             self.recorder.on_event(Event(0.0, Kind.SCENARIO, None, detail))
         self.simulation.run()
+        if self._log is not None:
+            for tenant, gaps in self._log.histograms().items():
+                self.tally.add_gaps(tenant, gaps)
         document = run_document(
             run_header(self.plan, self.plan.profile.detail, self.scheduler.slots.capacity, "virtual"),
             self.scheduler,

@@ -16,18 +16,18 @@ from scheduler.core.types import Percentiles, Request, Slo, State
 
 NO_PERCENTILES = Percentiles(nan, nan, nan, nan, nan, nan)
 
-_GAP_FLOOR_S = 1e-5
-_GAP_LOG_GROWTH = log(1.05)
+GAP_FLOOR_S = 1e-5
+GAP_LOG_GROWTH = log(1.05)
 
 
 def gap_bucket(gap_s: float) -> int:
     """Histogram bucket of one inter-token gap: 5 % wide, log-spaced from 10 us."""
-    return int(log(gap_s / _GAP_FLOOR_S) / _GAP_LOG_GROWTH) if gap_s > _GAP_FLOOR_S else 0
+    return int(log(gap_s / GAP_FLOOR_S) / GAP_LOG_GROWTH) if gap_s > GAP_FLOOR_S else 0
 
 
 def gap_value(bucket: int) -> float:
     """The gap, in seconds, that stands for a bucket: its geometric middle."""
-    return _GAP_FLOOR_S * exp((bucket + 0.5) * _GAP_LOG_GROWTH)
+    return GAP_FLOOR_S * exp((bucket + 0.5) * GAP_LOG_GROWTH)
 
 
 def nearest_rank(ordered: Sequence[float], share: float) -> float:

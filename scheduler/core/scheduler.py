@@ -229,7 +229,9 @@ class Scheduler:
         """A micro-batch is over: its results and slots are released together."""
         released, replica.held = replica.held, []
         for request in released:
-            request.first_token_s = now if request.output_tokens else None
+            # All its tokens come to the client now, so there are no gaps between them either.
+            request.first_token_s = request.last_token_s = now if request.output_tokens else None
+            request.gaps = None
             self._settle(request, now)
         return released
 

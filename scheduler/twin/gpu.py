@@ -28,6 +28,7 @@ from scheduler.core.metrics import gap_bucket
 from scheduler.twin.phase import Phase
 from scheduler.twin.profile import Profile
 from scheduler.twin.sequence import Sequence
+from scheduler.twin.steplog import StepLog
 
 
 class NeverFits(ValueError):
@@ -70,6 +71,7 @@ class Gpu:
         *,
         first_token_events: bool = True,
         track_gaps: bool = False,
+        log: StepLog | None = None,
     ) -> None:
         if not 1 <= max_num_seqs <= profile.max_num_batched_tokens:
             raise ValueError(
@@ -81,6 +83,7 @@ class Gpu:
         self._first_token_events = first_token_events
         self._track_gaps = track_gaps
         self._watch_first_tokens = first_token_events or track_gaps
+        self._log = log
         self._kv_tokens = profile.kv_tokens
         self._now = -inf
         self._events: list[GpuEvent] = []
@@ -88,6 +91,7 @@ class Gpu:
         self._admissions = 0
         self._step = 0  # steps done at the boundary below
         self._phase = Phase(profile)
+        self._phases = 0  # over so far
         self._step_gaps: dict[int, int] = {}  # durations of all steps so far, as {gap_bucket: count}
         self._clear()
 
@@ -108,8 +112,10 @@ class Gpu:
         self._prefill = 0  # tokens
         self._budget = 0  # tokens left
 
-    def start(self, request_id: str, prompt_tokens: int, output_tokens: int, now: float) -> None:
-        """Hand over a sequence that will generate exactly ``output_tokens``.
+    def start(
+        self, request_id: str, prompt_tokens: int, output_tokens: int, now: float, group: str = ""
+    ) -> None:
+        """Hand over a sequence that will generate exactly ``output_tokens``. The log is kept by ``group``.
 
         Raises NeverFits, and ValueError for an id that is here already or lengths that make no sense.
         """
@@ -123,7 +129,7 @@ class Gpu:
             raise ValueError(f"request {request_id!r} is here already")
         if now != self._now:
             self._settle(now)
-        sequence = Sequence(request_id, prompt_tokens, output_tokens)
+        sequence = Sequence(request_id, prompt_tokens, output_tokens, group)
         self._sequences[request_id] = sequence
         self._waiting.append(sequence)
         # Behind another one that waits, nothing changes for anybody.
@@ -246,6 +252,9 @@ class Gpu:
         steps = phase.steps
         if self._track_gaps:
             phase.count_into(self._step_gaps)
+        if self._log is not None:
+            self._log.phases.extend((self._batch, self._context, self._prefill, steps))
+        self._phases = ended = self._phases + 1
         self._boundary_s = end_s
         self._planned = False
         self._step = step = self._step + steps
@@ -263,6 +272,8 @@ class Gpu:
             self._context -= sequence.prompt + sequence.output - 1
             del self._sequences[sequence.id]
             gaps = sequence.end_gaps(self._step_gaps) if self._track_gaps else None
+            if self._log is not None:
+                sequence.log_gaps(self._log, ended)
             self._events.append(GpuEvent(end_s, sequence.id, "done", sequence.output, sequence.first_s, gaps))
 
     def _leave(self, sequence: Sequence) -> None:
@@ -308,6 +319,8 @@ class Gpu:
             if self._track_gaps:
                 victim.last_s = self._boundary_s
                 victim.end_gaps(self._step_gaps)
+            if self._log is not None:
+                victim.note_run(self._phases, self._boundary_s)
         self._leave(victim)
         victim.order = -1
         self._waiting.appendleft(victim)
@@ -340,6 +353,7 @@ class Gpu:
     def _decode(self, sequence: Sequence) -> None:
         """Its prefill ends with the step being planned: a token a step from then on."""
         sequence.origin = self._step - sequence.generated
+        sequence.began = self._phases
         heappush(self._finishing, (sequence.origin + sequence.output, sequence.order, sequence))
         self._starting.append(sequence)
 
@@ -364,6 +378,8 @@ class Gpu:
             for sequence in self._starting:
                 if not sequence.generated:
                     sequence.first_s = first_s
+                else:
+                    sequence.resumed_s = first_s
             if self._first_token_events:
                 self._due_s = first_s
 

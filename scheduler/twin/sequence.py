@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from scheduler.core.metrics import gap_bucket
+from scheduler.twin.steplog import StepLog
+
+
+class Run(NamedTuple):
+    """An uninterrupted run of decoding: the GPU's phases, ``ended`` not among them, and its outer tokens."""
+
+    began: int
+    ended: int
+    first_s: float
+    last_s: float
 
 
 class Sequence:
@@ -13,31 +24,39 @@ class Sequence:
     __slots__ = (
         "_gaps",
         "_gaps_base",
+        "_runs",
+        "began",
         "computed",
         "first_s",
         "generated",
+        "group",
         "id",
         "last_s",
         "order",
         "origin",
         "output",
         "prompt",
+        "resumed_s",
     )
 
     # Set where they begin to mean something: this object is made once for every request of a simulation.
     computed: int  # tokens in the KV cache while partly prefilled
     origin: int  # while decoding, tokens generated = GPU steps done - origin
+    began: int  # the GPU's phase in which it began to decode
     first_s: float
     last_s: float  # of the last token before a preemption
+    resumed_s: float  # of the first token after one
     _gaps_base: Mapping[int, int]  # the GPU's histogram when this run of decoding began
 
-    def __init__(self, request_id: str, prompt: int, output: int) -> None:
+    def __init__(self, request_id: str, prompt: int, output: int, group: str) -> None:
         self.id = request_id
+        self.group = group
         self.prompt = prompt
         self.output = output
         self.order = -1  # place in the order of admission; -1 while waiting and once it is gone
         self.generated = 0  # tokens at the latest admission or preemption
         self._gaps: dict[int, int] | None = None  # up to and across the latest preemption
+        self._runs: list[Run] | None = None  # of decoding that ended in a preemption
 
     # A sequence that decodes gets a token from every step, so its gaps are the GPU's step durations: the
     # difference of the GPU's histogram {gap_bucket: count} between two moments.
@@ -59,3 +78,22 @@ class Sequence:
                 gaps[bucket] = gaps.get(bucket, 0) + count
         self._gaps = gaps
         return gaps
+
+    # The same in a StepLog: the phases that it decoded in, and its gaps across preemptions.
+
+    def note_run(self, ended: int, last_s: float) -> None:
+        """It is preempted before phase ``ended``; its last token was at ``last_s``."""
+        if self._runs is None:
+            self._runs = [Run(self.began, ended, self.first_s, last_s)]
+        else:
+            self._runs.append(Run(self.began, ended, self.resumed_s, last_s))
+
+    def log_gaps(self, log: StepLog, ended: int) -> None:
+        """It got its last token in the phase before ``ended``."""
+        log.done(self.group, self.began, ended)
+        if self._runs is not None:
+            resumed_s = self.resumed_s
+            for run in reversed(self._runs):
+                log.done(self.group, run.began, run.ended)
+                log.gap(self.group, resumed_s - run.last_s)
+                resumed_s = run.first_s

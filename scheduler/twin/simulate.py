@@ -80,7 +80,7 @@ class Simulation:
                 request = dispatch.request
                 tokens, finish = answer(request)
                 self._running[request.id] = (request, finish)
-                gpus[dispatch.replica].start(request.id, request.prompt_tokens, tokens, now)
+                gpus[dispatch.replica].start(request.id, request.prompt_tokens, tokens, now, request.tenant)
             if scheduler.idle:
                 workload.on_drained(now)
             instants += 1
