@@ -182,13 +182,15 @@ def _counter(scenario: Scenario, served_model: str | None) -> Counter:
     return load_counter(resolve(tokenizer))
 
 
-def make_engine(plan: Plan, clock: Clock) -> Engine:
-    """The engine of a live run, not started yet. ``plan.capacity`` is what the engine itself batches."""
+def make_engine(plan: Plan, clock: Clock, *, text: bool = False) -> Engine:
+    """The engine of a live run, not started yet. ``plan.capacity`` is what the engine itself batches;
+    ``text``: somebody wants to read the answers.
+    """
     if plan.profile is not None:
-        return SimulatedEngine(plan.profile, plan.capacity, clock)
+        return SimulatedEngine(plan.profile, plan.capacity, clock, text=text)
     from scheduler.engines.vllm import VllmEngine
 
-    return VllmEngine(plan.model, max_num_seqs=plan.capacity, args=plan.scenario.engine.args)
+    return VllmEngine(plan.model, max_num_seqs=plan.capacity, args=plan.scenario.engine.args, keep_text=text)
 
 
 def run_header(plan: Plan, engine_detail: str, capacity: int, clock: str) -> dict[str, Any]:

@@ -28,27 +28,34 @@ TELEMETRY_S = 0.2
 
 
 class LiveRun:
-    """``out`` is the run folder, None for none. Make it inside the event loop."""
+    """``out`` is the run folder, None for none; ``engine`` is one that somebody else made, instead of the
+    plan's. With ``clients``, answers have texts. An ``endless`` run keeps no row of each request, so its
+    document has no latencies. Make it inside the event loop.
+    """
 
     def __init__(
         self,
         plan: Plan,
         *,
+        engine: Engine | None = None,
         out: Path | None = None,
         text: bool = False,
         speed: float | None = None,
+        clients: bool = False,
+        endless: bool = False,
         on_ended: Callable[[Request], None] | None = None,
     ) -> None:
         self.plan = plan
         self._loop = asyncio.get_running_loop()
         self.clock = Clock(self._loop, (speed or plan.scenario.speed) if plan.simulated else 1.0)
-        self.engine: Engine = make_engine(plan, self.clock)
+        self.engine: Engine = engine or make_engine(plan, self.clock, text=clients)
         self.notices = Notices()
         self.tally = Tally({tenant.name: tenant.slo for tenant in plan.tenants})
         self.lag = LoopLag(self._loop)
         self.health = Health()
         self.recorder: Recorder | None = None
-        self._observer = on_ended
+        self.observers = [on_ended] if on_ended is not None else []  # told of every request that has ended
+        self._endless = endless
         self._wall_from = time.perf_counter()
         self._summary = Summary()
         self._watch = Watch()
@@ -113,11 +120,12 @@ class LiveRun:
             self.recorder.on_event(event)
 
     def _on_ended(self, request: Request) -> None:
-        self.tally.add(request)
+        if not self._endless:
+            self.tally.add(request)
         if self.scheduler.idle:
             self.lag.end()
-        if self._observer is not None:
-            self._observer(request)
+        for observe in self.observers:
+            observe(request)
 
     def _recording_failed(self, why: str) -> None:
         """May be called from the writer's thread."""

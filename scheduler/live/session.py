@@ -318,6 +318,8 @@ class Session:
         self.engine_state = "dead"
         self.failure = error
         self._tell(Kind.ENGINE, {"what": "dead", "why": str(error)})
+        for request_id in list(self._answers):
+            self.cancel(request_id)  # nobody is left waiting for an answer
         self.drained.set()
 
     # -- small things --------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -15,20 +15,23 @@ from scheduler.load.checks import cross_check
 from scheduler.load.schema import Scenario
 from scheduler.load.yamlfile import Document, Loc, Problem, ScenarioError, did_you_mean, read_yaml
 
-__all__ = ["Problem", "Scenario", "ScenarioError", "load_scenario", "shipped_scenarios"]
+__all__ = ["Problem", "Scenario", "ScenarioError", "load_scenario", "read_scenario", "shipped_scenarios"]
 
 _SHIPPED = files("scheduler") / "scenarios"
+
+
+S = TypeVar("S", bound=Scenario)
 
 
 def load_scenario(path_or_name: str) -> Scenario:
     """A file's path, or else the name of a shipped scenario. Raises ScenarioError with all that is wrong."""
     path = Path(path_or_name)
     if path.is_file():
-        return _load(path, path_or_name)
+        return read_scenario(path, path_or_name, Scenario)
     names = _shipped_names()
     if path_or_name in names:
         with as_file(_SHIPPED) as folder:
-            return _load(folder / f"{path_or_name}.yaml", f"{path_or_name}.yaml")
+            return read_scenario(folder / f"{path_or_name}.yaml", f"{path_or_name}.yaml", Scenario)
     what = "is a folder" if path.is_dir() else "no such file and no shipped scenario of this name"
     shown = path_or_name if path_or_name.isprintable() else ascii(path_or_name)
     raise ScenarioError([Problem(shown, 1, "", f"{what}; {did_you_mean(path_or_name, names)}")])
@@ -45,7 +48,8 @@ def _shipped_names() -> list[str]:
     return sorted(entry.name[: -len(".yaml")] for entry in _SHIPPED.iterdir() if entry.name.endswith(".yaml"))
 
 
-def _load(path: Path, shown: str) -> Scenario:
+def read_scenario(path: Path, shown: str, model: type[S]) -> S:
+    """One file as ``model``; ``shown`` is its name in errors. Raises ScenarioError with all that is wrong."""
     document = read_yaml(path, shown)
     problems = list(document.problems)
     if not isinstance(document.data, dict):
@@ -54,9 +58,9 @@ def _load(path: Path, shown: str) -> Scenario:
     scenario = None
     context = {"folder": path.parent}
     try:
-        scenario = Scenario.model_validate(document.data, context=context)
+        scenario = model.model_validate(document.data, context=context)
     except ValidationError as error:
-        found = (_explain(document, details) for details in error.errors(include_url=False))
+        found = (_explain(document, details, model) for details in error.errors(include_url=False))
         problems += [problem for problem in found if problem is not None]
     for loc, what in cross_check(document.data, context):
         while loc not in document.lines:
@@ -68,19 +72,19 @@ def _load(path: Path, shown: str) -> Scenario:
     return scenario
 
 
-def _explain(document: Document, details: ErrorDetails) -> Problem | None:
+def _explain(document: Document, details: ErrorDetails, model: type[Scenario]) -> Problem | None:
     """One of pydantic's errors in our words; None where the value is a known problem already."""
     loc: Loc = tuple(part for part in details["loc"] if part != "[key]")
     if document.is_suspect(loc):
         return None
-    return document.problem(loc, _what(details, loc))
+    return document.problem(loc, _what(details, loc, model))
 
 
-def _what(details: ErrorDetails, loc: Loc) -> str:
+def _what(details: ErrorDetails, loc: Loc, model: type[Scenario]) -> str:
     ctx, given = details.get("ctx", {}), _kind(details["input"])
     match details["type"]:
         case "extra_forbidden":
-            return f"unknown key; {did_you_mean(loc[-1], _keys(Scenario, loc[:-1]))}"
+            return f"unknown key; {did_you_mean(loc[-1], _keys(model, loc[:-1]))}"
         case "missing":
             return "is required"
         case "literal_error":

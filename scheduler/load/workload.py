@@ -253,4 +253,4 @@ def _total_s(scenario: Scenario) -> float | None:
         if stream.after is not None or (stream.for_s is None and not at_once):
             return None
         ends.append(stream.from_s + (stream.for_s or 0.0))
-    return max(ends)
+    return max(ends) if ends else None

@@ -1,0 +1,1 @@
+"""Real clients in front of the scheduler: the OpenAI API, durable jobs, control and metrics."""

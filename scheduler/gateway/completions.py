@@ -1,0 +1,288 @@
+"""``/v1/completions``, ``/v1/chat/completions`` and ``/v1/models``: a client's request and its way through.
+
+A client that goes away, queued or streaming, takes its request with it: aiohttp cancels the handler, and the
+handler the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+from uuid import uuid4
+
+from aiohttp import web
+
+from scheduler.core.durations import parse_duration
+from scheduler.core.estimate import Counter
+from scheduler.core.types import TIER_RANK, TIERS, Request
+from scheduler.gateway.errors import ApiError, bad, ending, turned_away, unavailable
+from scheduler.gateway.keys import Keys
+from scheduler.gateway.params import CHAT_TOKENS, COMPLETION_TOKENS, Ask, read_ask, read_json
+from scheduler.live.answer import Answer, SlowReader
+from scheduler.live.run import LiveRun
+
+PRIORITY = "X-DriftSched-Priority"
+"""Header: a tier at or below the tenant's own, for this request."""
+DEADLINE = "X-DriftSched-Deadline"
+"""Header: how long it may wait in the queue ("30s"); past that it ends with 429."""
+
+MAX_BODY_BYTES = 4 << 20
+BODY_S = 30.0
+"""Seconds within which a body has to come."""
+STALL_S = 30.0
+"""Seconds that a client may read nothing of its stream before it is dropped."""
+
+_LONG_PROMPT = 16_384  # characters; longer ones are counted in a thread
+
+
+async def read_body(http: web.Request) -> bytes:
+    """Raises ApiError 415 or 408, and aiohttp's 413."""
+    # A page in somebody's browser can post anything but this type without being asked first.
+    if http.content_type != "application/json":
+        raise ApiError(415, "Content-Type must be application/json")
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await http.read()
+    except TimeoutError:
+        raise ApiError(408, f"the body did not come within {BODY_S:g} s") from None
+
+
+class Completions:
+    """Handlers, and ``request_of`` which turns what was asked into a request of the scheduler."""
+
+    def __init__(self, run: LiveRun, keys: Keys, *, model: str, count: Counter) -> None:
+        """``model`` is the name that clients use; ``count`` counts a prompt's tokens."""
+        self.draining = False
+        self.model = model
+        self._run = run
+        self._keys = keys
+        self._count = count
+        self._started = int(time.time())
+
+    # -- handlers ------------------------------------------------------------------------------------
+
+    async def models(self, http: web.Request) -> web.Response:
+        self._keys.tenant(http.headers.get("Authorization"))
+        return web.json_response({"object": "list", "data": [self._model()]})
+
+    async def model_by_name(self, http: web.Request) -> web.Response:
+        self._keys.tenant(http.headers.get("Authorization"))
+        self._check_model(http.match_info["model"])
+        return web.json_response(self._model())
+
+    def _model(self) -> dict[str, Any]:
+        return {
+            "id": self.model,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "driftsched",
+            "max_model_len": self._run.engine.max_model_len,
+        }
+
+    async def completions(self, http: web.Request) -> web.StreamResponse:
+        return await self._serve(http, chat=False)
+
+    async def chat(self, http: web.Request) -> web.StreamResponse:
+        return await self._serve(http, chat=True)
+
+    async def _serve(self, http: web.Request, *, chat: bool) -> web.StreamResponse:
+        arrival_s = self._run.clock.now()
+        tenant = self._keys.tenant(http.headers.get("Authorization"))
+        ask = read_ask(read_json(await read_body(http)), chat=chat)
+        request = await self.request_of(ask, tenant, http.headers, arrival_s=arrival_s)
+        answer = Answer(request)
+        session = self._run.session
+        rejected = session.submit(request, answer)
+        if rejected is not None:
+            raise turned_away(rejected, self._run.engine.max_model_len)
+        try:
+            if ask.stream:
+                return await self._stream(http, ask, answer)
+            text = await answer.whole()
+        finally:
+            session.cancel(request.id)  # when the client has gone; no more known once it has ended
+        if (error := ending(request)) is not None:
+            raise error
+        return web.Response(body=_json(self.document(request, text)), content_type="application/json")
+
+    # -- from what was asked to a request ------------------------------------------------------------
+
+    def check_up(self) -> None:
+        """Raises ApiError 503 unless requests make sense now."""
+        state = self._run.session.engine_state
+        if self.draining or state == "stopping":
+            raise unavailable("the server is shutting down", "shutting_down")
+        if state == "starting":
+            raise unavailable("the engine is starting", "engine_starting")
+        if state == "dead":
+            raise unavailable("there is no engine: it has stopped for good", "no_engine")
+
+    async def request_of(
+        self, ask: Ask, tenant: str, headers: Mapping[str, str], *, arrival_s: float
+    ) -> Request:
+        """Raises ApiError: 400, 404 (model), 413 (over the context), 503 (no engine)."""
+        self.check_up()
+        engine = self._run.engine
+        self._check_model(ask.model)
+        if ask.sampling.seed is not None and not engine.honours_seed:
+            raise bad("seed is not supported by this engine", "seed", "unsupported_parameter")
+        prompt = ask.prompt
+        if ask.messages:
+            try:
+                prompt = engine.render_chat(ask.messages)
+            except ValueError:
+                raise bad("the model's chat template refuses these messages", "messages") from None
+        count = self._count
+        tokens = count(prompt) if len(prompt) < _LONG_PROMPT else await asyncio.to_thread(count, prompt)
+        tier = self._run.scheduler.books.tenant(tenant).config.tier
+        return Request(
+            id=f"{'chatcmpl' if ask.messages else 'cmpl'}-{uuid4().hex}",
+            tenant=tenant,
+            tier=_priority(headers.get(PRIORITY), tier),
+            arrival_s=arrival_s,
+            prompt_tokens=tokens,
+            max_tokens=(max_tokens := self._max_tokens(ask, tokens)),
+            prompt=prompt,
+            form="chat" if ask.messages else "raw",
+            forced_tokens=max_tokens if ask.ignore_eos else None,
+            sampling=ask.sampling,
+            # The results of a micro-batch are released together, whatever the client would like.
+            streamed=ask.stream and self._run.scheduler.slots.batch is None,
+            submitted_by="gateway",
+            ttl_s=_deadline(headers.get(DEADLINE)),
+        )
+
+    def _check_model(self, name: str | None) -> None:
+        if name is not None and name != self.model:
+            raise ApiError(
+                404,
+                f"there is no such model here; there is {self.model}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def _max_tokens(self, ask: Ask, prompt_tokens: int) -> int:
+        context = self._run.engine.max_model_len
+        room = CHAT_TOKENS if context is None else context - prompt_tokens
+        if room < 1:
+            raise _over_context(context)
+        if ask.max_tokens is None:
+            return min(room, CHAT_TOKENS if ask.messages else COMPLETION_TOKENS)
+        if context is not None and ask.max_tokens > context:
+            raise bad(f"max_tokens must be at most {context}, the model's context", "max_tokens")
+        if context is not None and ask.max_tokens > room:
+            raise _over_context(context)
+        return ask.max_tokens
+
+    # -- answers -------------------------------------------------------------------------------------
+
+    def document(self, request: Request, text: str) -> dict[str, Any]:
+        """The whole answer of a finished request."""
+        chat = request.form == "chat"
+        content = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": request.finish}
+        return {
+            **self._head(request, chat_object="chat.completion"),
+            "choices": [choice],
+            "usage": usage(request),
+        }
+
+    def _head(self, request: Request, *, chat_object: str) -> dict[str, Any]:
+        return {
+            "id": request.id,
+            "object": chat_object if request.form == "chat" else "text_completion",
+            "created": int(time.time()),
+            "model": self.model,
+        }
+
+    async def _stream(self, http: web.Request, ask: Ask, answer: Answer) -> web.StreamResponse:
+        """Server-sent events. The status waits for the first token: what fails before has its own."""
+        request = answer.request
+        await answer.begun()
+        if answer.ended and (error := ending(request)) is not None:
+            raise error
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+        )
+        try:
+            await response.prepare(http)
+            await self._write_events(response, ask, answer)
+            await response.write_eof()
+        except (SlowReader, TimeoutError):
+            if http.transport is not None:
+                http.transport.abort()
+        except ConnectionError:
+            pass  # it went away between two tokens
+        return response
+
+    async def _write_events(self, response: web.StreamResponse, ask: Ask, answer: Answer) -> None:
+        request = answer.request
+        chat = request.form == "chat"
+        head = self._head(request, chat_object="chat.completion.chunk")
+
+        async def write(data: dict[str, Any]) -> None:
+            async with asyncio.timeout(STALL_S):
+                await response.write(b"data: " + _json(data) + b"\n\n")
+
+        async def say(content: dict[str, Any], finish: str | None = None) -> None:
+            choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish}
+            chunk: dict[str, Any] = {**head, "choices": [choice]}
+            if ask.continuous_usage:
+                chunk["usage"] = usage(request)
+            elif ask.include_usage:
+                chunk["usage"] = None
+            await write(chunk)
+
+        if chat:
+            await say({"delta": {"role": "assistant", "content": ""}})
+        async for text in answer:
+            await say({"delta": {"content": text}} if chat else {"text": text})
+        if (error := ending(request)) is not None:
+            await write(error.body())
+        else:
+            await say({"delta": {}} if chat else {"text": ""}, request.finish)
+            if ask.include_usage:
+                await write({**head, "choices": [], "usage": usage(request)})
+        await response.write(b"data: [DONE]\n\n")
+
+
+def usage(request: Request) -> dict[str, int]:
+    """Tokens so far."""
+    prompt, output = request.prompt_tokens, request.output_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+
+
+def _json(data: dict[str, Any]) -> bytes:
+    return json.dumps(data, separators=(",", ":")).encode()
+
+
+def _over_context(context: int | None) -> ApiError:
+    return ApiError(
+        413,
+        f"the prompt and max_tokens together are over the model's context of {context} tokens",
+        code="context_length_exceeded",
+    )
+
+
+def _priority(asked: str | None, own: str) -> str:
+    if asked is None:
+        return own
+    allowed = [tier for tier in TIERS if TIER_RANK[tier] >= TIER_RANK[own]]
+    if asked not in allowed:
+        raise bad(f"{PRIORITY} must be one of {', '.join(allowed)}", PRIORITY)
+    return asked
+
+
+def _deadline(asked: str | None) -> float | None:
+    if asked is None:
+        return None
+    try:
+        seconds = parse_duration(asked)
+    except ValueError:
+        seconds = 0.0
+    if not isinstance(seconds, float | int) or not 0 < seconds <= 86_400:
+        raise bad(f"{DEADLINE} must be a time above 0 and up to 24h, such as 30s", DEADLINE)
+    return float(seconds)

@@ -1,0 +1,69 @@
+"""The config of ``serve``: a scenario without load, and who may come in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BeforeValidator, model_validator
+
+from scheduler.gateway.keys import DEFAULT_TENANT, BadKey, digest
+from scheduler.load.scenario import Problem, ScenarioError, read_scenario
+from scheduler.load.schema import Scenario, TenantSection
+from scheduler.load.stream import Stream
+
+DEFAULT_LISTEN = "127.0.0.1:8000"
+
+
+def _no_load(value: tuple[Stream, ...]) -> tuple[Stream, ...]:
+    if value:
+        raise ValueError("serve gets its load from clients; a scenario is started through the control API")
+    return value
+
+
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _spec(value: str) -> str:
+    """Looks right; whether the environment has it is seen when the server starts."""
+    try:
+        if not value.startswith("env:"):
+            digest(value, "a key")
+    except BadKey as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
+KeySpecs = Annotated[tuple[Annotated[str, AfterValidator(_spec)], ...], BeforeValidator(_listed)]
+
+
+class ServeConfig(Scenario):
+    """A scenario without ``load`` and with keys."""
+
+    load: Annotated[tuple[Stream, ...], AfterValidator(_no_load)] = ()
+    keys: dict[str, KeySpecs] = {}  # noqa: RUF012 (pydantic copies it)
+    """Tenant -> its API keys: env:NAME, or sha256: and the hexadecimal digest; one or a list."""
+    operator: KeySpecs = ()
+    """Keys of the control API and of /metrics, written the same way."""
+
+    @model_validator(mode="after")
+    def _known_tenants(self) -> Self:
+        names = [tenant.name for tenant in self.tenants]
+        for name in self.keys:
+            if name not in names:
+                raise ValueError(f"keys: there is no tenant {name!r:.60}; there are {', '.join(names)}")
+        return self
+
+
+def default_config() -> ServeConfig:
+    """One tenant, ``default``, in arrival order."""
+    return ServeConfig(name="serve", tenants=(TenantSection(name=DEFAULT_TENANT),))
+
+
+def load_config(path: str) -> ServeConfig:
+    """Raises ScenarioError with all that is wrong."""
+    if not Path(path).is_file():
+        shown = path if path.isprintable() else ascii(path)
+        raise ScenarioError([Problem(shown, 1, "", "no such file")])
+    return read_scenario(Path(path), path, ServeConfig)

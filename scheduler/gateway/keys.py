@@ -1,0 +1,113 @@
+"""Who is asking: API keys as the digests of a config, compared in constant time."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from hmac import compare_digest
+from ipaddress import ip_address
+
+from scheduler.gateway.errors import ApiError
+
+DEFAULT_TENANT = "default"
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+MIN_KEY_CHARS = 16
+
+
+class BadKey(ValueError):
+    """A key of the config cannot be used; says which, never what it is."""
+
+
+def digest(spec: str, where: str, environ: Mapping[str, str] = os.environ) -> bytes:
+    """The SHA-256 of the key that ``sha256:HEX`` or ``env:NAME`` stands for. Raises BadKey."""
+    if _DIGEST.fullmatch(spec):
+        return bytes.fromhex(spec.removeprefix("sha256:"))
+    if spec.startswith("env:"):
+        value = environ.get(spec.removeprefix("env:"))
+        if not value:
+            raise BadKey(f"{where}: the environment variable {spec.removeprefix('env:')} is not set")
+        if len(value) < MIN_KEY_CHARS:
+            raise BadKey(f"{where}: a key needs at least {MIN_KEY_CHARS} characters")
+        return sha256(value.encode()).digest()
+    raise BadKey(
+        f"{where}: must be env:NAME or sha256: and the 64 hexadecimal digits of the key's SHA-256; "
+        "a key itself does not belong in a file"
+    )
+
+
+class Keys:
+    """Digests of tenants and of the operator. Without any, whoever reaches us is ``default`` and operator."""
+
+    def __init__(
+        self,
+        tenants: Mapping[str, Sequence[str]] = {},
+        operator: Sequence[str] = (),
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        """Of specs as ``digest`` reads them. Raises BadKey."""
+        self._tenants = [
+            (digest(spec, f"keys.{tenant}", environ), tenant)
+            for tenant, specs in tenants.items()
+            for spec in specs
+        ]
+        self._operator = [digest(spec, "operator", environ) for spec in operator]
+        everything = [each for each, _ in self._tenants] + self._operator
+        if len(set(everything)) != len(everything):
+            raise BadKey("keys: the same key is there twice")
+
+    @property
+    def open(self) -> bool:
+        """There are no keys at all."""
+        return not (self._tenants or self._operator)
+
+    @property
+    def has_tenants(self) -> bool:
+        return bool(self._tenants)
+
+    def tenant(self, authorization: str | None) -> str:
+        """The tenant of a request. Raises ApiError 401, or 403 for the operator's key."""
+        if self.open:
+            return DEFAULT_TENANT
+        presented = _presented(authorization)
+        found = ""
+        for stored, tenant in self._tenants:  # all of them, whichever fits
+            if compare_digest(stored, presented):
+                found = tenant
+        if found:
+            return found
+        if self._is_operator(presented):
+            raise ApiError(403, "the operator's key is no tenant's", code="not_a_tenant")
+        raise ApiError(401, "this API key is not known", code="invalid_api_key")
+
+    def operator(self, authorization: str | None) -> None:
+        """Return for the operator. Raises ApiError 401, or 403 for a tenant's key."""
+        if self.open:
+            return
+        presented = _presented(authorization)
+        if self._is_operator(presented):
+            return
+        if sum(compare_digest(stored, presented) for stored, _ in self._tenants):
+            raise ApiError(403, "this needs the operator's key", code="operator_only")
+        raise ApiError(401, "this API key is not known", code="invalid_api_key")
+
+    def _is_operator(self, presented: bytes) -> bool:
+        return sum(compare_digest(stored, presented) for stored in self._operator) > 0
+
+
+def _presented(authorization: str | None) -> bytes:
+    scheme, _, key = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not key:
+        raise ApiError(401, "an API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
+    return sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this address to listen on can only be reached from the same machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

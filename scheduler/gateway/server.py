@@ -1,0 +1,135 @@
+"""The gateway: every route on one aiohttp application, in the scheduler's own event loop."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+from aiohttp.web_protocol import RequestPayloadError
+
+from scheduler.core.estimate import Counter
+from scheduler.core.types import Tenant
+from scheduler.gateway.completions import MAX_BODY_BYTES, Completions
+from scheduler.gateway.errors import ApiError
+from scheduler.gateway.keys import DEFAULT_TENANT, Keys, is_loopback
+from scheduler.live.run import LiveRun
+
+log = logging.getLogger(__name__)
+
+# aiohttp logs exceptions with their messages, which may quote what a client has sent.
+_silent = logging.Logger("scheduler.gateway.http", logging.CRITICAL + 1)
+
+
+class ListenError(OSError):
+    """This address cannot be listened on as asked."""
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """("127.0.0.1", 8000) of "127.0.0.1:8000", ":8000" or "[::1]:8000". Raises ListenError."""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
+    if not colon or not (port.isascii() and port.isdigit() and int(port) < 65536):
+        raise ListenError(f"--listen {text!a}: HOST:PORT is needed, such as 127.0.0.1:8000")
+    return host, int(port)
+
+
+class Gateway:
+    """Serves one live run. Handlers are in the files beside this one; here they get their addresses."""
+
+    def __init__(self, run: LiveRun, keys: Keys, *, model: str, count: Counter) -> None:
+        self.keys = keys
+        self._run = run
+        self._runner: web.AppRunner | None = None
+        if keys.open and DEFAULT_TENANT not in run.scheduler.books.tenants:
+            run.scheduler.add_tenant(Tenant(DEFAULT_TENANT))
+        self.completions = Completions(run, keys, model=model, count=count)
+        self.app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_guard(keys)])
+        api = self.completions
+        self.app.add_routes(
+            [
+                web.get("/health", self._health),
+                web.get("/ready", self._ready),
+                web.get("/v1/models", api.models),
+                web.get("/v1/models/{model:.+}", api.model_by_name),
+                web.post("/v1/completions", api.completions),
+                web.post("/v1/chat/completions", api.chat),
+            ]
+        )
+
+    async def listen(self, host: str, port: int) -> int:
+        """Accept connections; returns the port (for port 0). Raises ListenError."""
+        if not (self.keys.has_tenants or is_loopback(host)):
+            raise ListenError(
+                f"listening on {host} lets others in: give the tenants keys (`keys:` in --config), "
+                "or listen on 127.0.0.1"
+            )
+        # With handler_cancellation a client that goes away ends its handler, and so its request.
+        self._runner = web.AppRunner(
+            self.app, handler_cancellation=True, access_log=None, logger=_silent, shutdown_timeout=5.0
+        )
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port)
+        try:
+            await site.start()
+        except OSError as error:
+            await self.close()
+            raise ListenError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        return int(self._runner.addresses[0][1])
+
+    def drain(self) -> None:
+        """Accept no further requests; what is here goes on."""
+        self.completions.draining = True
+
+    async def close(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _health(self, http: web.Request) -> web.Response:
+        """The process answers; 503 once the engine has stopped for good."""
+        state = self._run.session.engine_state
+        return web.json_response({"status": state}, status=503 if state == "dead" else 200)
+
+    async def _ready(self, http: web.Request) -> web.Response:
+        """200 while requests are accepted."""
+        self.completions.check_up()
+        return web.json_response({"status": self._run.session.engine_state})
+
+
+def _guard(keys: Keys) -> Middleware:
+    """Whatever goes wrong is answered in one shape."""
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            if keys.open and not is_loopback(request.url.host or ""):
+                # A name that a web page had resolved to this machine; without keys nothing else stops it.
+                raise ApiError(403, "without keys, only localhost may be asked for", code="bad_host")
+            return await handler(request)
+        except ApiError as error:
+            return error.response()
+        except web.HTTPException as error:
+            return _of_http(error).response()
+        except (ConnectionError, RequestPayloadError):
+            return ApiError(400, "the body broke off").response()
+        except Exception as error:  # the last line: said to the client and, without its words, in the log
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            log.error("%s in %s, line %s", type(error).__name__, where.name, where.lineno)
+            return ApiError(500, "an error in the server", code="internal_error").response()
+
+    return guard
+
+
+def _of_http(error: web.HTTPException) -> ApiError:
+    """aiohttp's own refusals in our shape."""
+    match error.status:
+        case 404:
+            return ApiError(404, "there is nothing at this address", code="not_found")
+        case 405:
+            return ApiError(405, "this address does not take this method", code="method_not_allowed")
+        case 413:
+            return ApiError(413, f"the body is over {MAX_BODY_BYTES} bytes", code="body_too_large")
+        case status:
+            return ApiError(status, error.reason)
