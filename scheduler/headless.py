@@ -32,6 +32,11 @@ def run_headless(plan: Plan, *, clock: str, out: Path | None, text: bool) -> dic
         print(f"the engine's own output goes to {log}", file=sys.stderr)
         output = engine_output_to(log)
     with output as streams:
+        if not plan.simulated:
+            from scheduler.engines.vllm_setup import preflight
+
+            # Imported while the engine is being built, vLLM would outlive its modules and say so at exit.
+            preflight(plan.model)
         return asyncio.run(_run_live(plan, out, text, streams.stderr))
 
 

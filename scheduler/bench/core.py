@@ -7,6 +7,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from statistics import median
 from typing import Any
@@ -19,38 +20,53 @@ from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import TIERS, Outcome, Request, Tenant
 from scheduler.live.session import SWAP_SLICE
 
-ROUNDS = 5
-CYCLES = 20_000
-
 PROTOCOL = (
-    f"One process, one core, garbage collector on, {ROUNDS} rounds, medians of wall time. cycle: submit (keyword "
-    f"classification and estimate of a prompt of about 12 words included) + dispatch + complete with feedback, "
-    f"{CYCLES} times with 10,000 queued, 3 tenants, 32 slots. yardstick: heapq push+pop of (float, int, object) "
-    "at the same depth, right before each round. swap: every queued request re-ranked to sjf in slices of "
-    f"{SWAP_SLICE}, the longest slice; begin_swap, which lists what waits, counts as a slice."
+    "One process, one core, garbage collector on, {rounds} rounds, medians of wall time. cycle: submit "
+    "(keyword classification and estimate of a prompt of about 12 words included) + dispatch + "
+    "complete with feedback, {cycles:,} times with {queued:,} queued, 3 tenants, 32 slots. yardstick: "
+    "heapq push+pop of (float, int, object) at the same depth, right before each round. swap: every "
+    "queued request re-ranked to sjf in slices of {slice}, the longest slice; begin_swap, which lists "
+    "what waits, counts as a slice."
 )
 
 
-def bench_core(tell: Callable[[str], None]) -> Result:
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is measured; the targets hold for the defaults."""
+
+    rounds: int = 5
+    cycles: int = 20_000  # of each round
+    queued: int = 10_000  # under the cycles
+    deep: int = 1_000_000  # queued under push+pop
+    swapped: int = 100_000  # queued at a swap
+
+
+DEFAULT_SIZES = Sizes()
+
+
+def bench_core(tell: Callable[[str], None], *, sizes: Sizes = DEFAULT_SIZES) -> Result:
     """About a minute. ``tell`` hears the progress."""
-    result = Result("core", PROTOCOL)
+    result = Result(
+        "core",
+        PROTOCOL.format(rounds=sizes.rounds, cycles=sizes.cycles, queued=sizes.queued, slice=SWAP_SLICE),
+    )
     cycles: dict[str, float] = {}
     for policy in POLICIES:
         tell(f"cycle, {policy}")
-        row = _cycles(policy, queued=10_000)
+        row = _cycles(policy, sizes)
         cycles[policy] = row["requests_per_s"]
         result.rows.append(row)
     slowest = min(cycles.values())
     result.claims.append(Claim("cycle_requests_per_s", 100_000, slowest, slowest >= 100_000))
     pushes: list[float] = []
     for policy in ("fifo", "sjf"):
-        tell(f"push+pop at 1,000,000, {policy}")
-        row = _push_pop(policy, queued=1_000_000)
+        tell(f"push+pop at {sizes.deep:,}, {policy}")
+        row = _push_pop(policy, sizes)
         pushes.append(row["push_pop_us"])
         result.rows.append(row)
     result.claims.append(Claim("push_pop_us_at_1m", 8.0, max(pushes), max(pushes) <= 8.0))
-    tell("swap at 100,000")
-    row = _swap(queued=100_000)
+    tell(f"swap at {sizes.swapped:,}")
+    row = _swap(sizes)
     result.rows.append(row)
     longest = row["longest_slice_ms"]
     result.claims.append(Claim("swap_longest_slice_ms", 20.0, longest, longest <= 20.0))
@@ -74,16 +90,17 @@ def _scheduler(policy: str) -> Scheduler:
     return Scheduler(policy_from(policy), PaperEstimator(), tenants, capacities=(32,))
 
 
-def _cycles(policy: str, queued: int) -> dict[str, Any]:
+def _cycles(policy: str, sizes: Sizes) -> dict[str, Any]:
+    queued, cycles = sizes.queued, sizes.cycles
     ours, yardstick = [], []
-    for _ in range(ROUNDS):
-        scheduler, arrivals = _scheduler(policy), requests(queued + CYCLES)
+    for _ in range(sizes.rounds):
+        scheduler, arrivals = _scheduler(policy), requests(queued + cycles)
         for request in arrivals[:queued]:
             scheduler.submit(request, 0.0)
         flying: deque[Request] = deque()
         while (dispatch := scheduler.next_dispatch(0.0)) is not None:
             flying.append(dispatch.request)
-        yardstick.append(_heap_us(queued, CYCLES))
+        yardstick.append(_heap_us(queued, cycles))
         gc.collect()
         started = time.perf_counter()
         for request in arrivals[queued:]:
@@ -92,13 +109,14 @@ def _cycles(policy: str, queued: int) -> dict[str, Any]:
             scheduler.on_complete(flying.popleft().id, now, Outcome("stop", 100))
             while (dispatch := scheduler.next_dispatch(now)) is not None:
                 flying.append(dispatch.request)
-        ours.append((time.perf_counter() - started) / CYCLES * 1e6)
+        ours.append((time.perf_counter() - started) / cycles * 1e6)
         scheduler.check()
     return _row("cycle", policy, queued, ours, yardstick) | {"requests_per_s": 1e6 / median(ours)}
 
 
-def _push_pop(policy: str, queued: int) -> dict[str, Any]:
-    arrivals = requests(queued + CYCLES)
+def _push_pop(policy: str, sizes: Sizes) -> dict[str, Any]:
+    queued, cycles = sizes.deep, sizes.cycles
+    arrivals = requests(queued + cycles)
     estimator = PaperEstimator()
     for ticket, request in enumerate(arrivals):
         request.estimate = estimator.estimate(request)
@@ -108,27 +126,28 @@ def _push_pop(policy: str, queued: int) -> dict[str, Any]:
         queue.push(request)
     ours, yardstick = [], []
     fresh: deque[Request] = deque(arrivals[queued:])
-    for round_ in range(ROUNDS):
-        yardstick.append(_heap_us(queued, CYCLES))
+    for round_ in range(sizes.rounds):
+        yardstick.append(_heap_us(queued, cycles))
         started = time.perf_counter()
-        for step in range(CYCLES):
+        for step in range(cycles):
             request = fresh.popleft()
-            request.ticket = queued + CYCLES * (round_ + 1) + step
+            request.ticket = queued + cycles * (round_ + 1) + step
             queue.push(request)
             popped = queue.pop()
             assert popped is not None
             fresh.append(popped)
-        ours.append((time.perf_counter() - started) / CYCLES * 1e6)
+        ours.append((time.perf_counter() - started) / cycles * 1e6)
     return _row("push+pop", policy, queued, ours, yardstick) | {"push_pop_us": median(ours)}
 
 
-def _swap(queued: int) -> dict[str, Any]:
+def _swap(sizes: Sizes) -> dict[str, Any]:
+    queued = sizes.swapped
     longest, whole, yardstick = [], [], []
-    for _ in range(ROUNDS):
+    for _ in range(sizes.rounds):
         scheduler = _scheduler("fifo")
         for request in requests(queued):
             scheduler.submit(request, 0.0)
-        yardstick.append(_heap_us(queued, CYCLES))
+        yardstick.append(_heap_us(queued, sizes.cycles))
         gc.collect()
         slices = []
         started = time.perf_counter()

@@ -8,6 +8,10 @@ from typing import Any
 SCHEMA = 1
 
 
+class BenchError(RuntimeError):
+    """A bench could not be run to its end; says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A figure held against a target. ``ok`` says whether it was reached in this run."""

@@ -1,0 +1,260 @@
+"""``driftsched bench engine``: tokens/s of all of DriftSched beside the same prompts straight to vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any, NamedTuple
+
+from scheduler.bench.result import BenchError, Claim, Result
+from scheduler.core.types import CATEGORIES, Request
+from scheduler.engines.engine import EngineLost
+from scheduler.engines.vllm import VllmEngine
+from scheduler.engines.vllm_setup import preflight
+from scheduler.live.run import LiveRun
+from scheduler.load.scenario import Scenario
+from scheduler.load.workload import Submit
+from scheduler.plan import Plan, make_plan
+
+PAIRS = 5
+SHARE = 0.95
+
+PROTOCOL = (
+    "One process, one event loop, one engine for both sides; its start is not counted. A half answers "
+    "the same {work}, once straight: as many clients as DriftSched keeps requests in flight, each "
+    "rendering a prompt, calling AsyncLLM.generate and counting tokens until none is left; and once "
+    "through a whole headless live run: load, estimates, scheduler, session, telemetry every 200 ms, "
+    "figures of run.json. Same sampling and output options. Time runs from the first call to the last "
+    "token. The prefix cache is emptied before each half. After a short warm-up of both, {pairs} pairs "
+    "of halves; the side that goes first alternates. The claim is the median of the pairs' ratios."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What each half does. Lengths are forced, so both sides generate the same number of tokens."""
+
+    requests: int = 64  # all at once
+    tokens: int = 96  # median answer; log-normal, sigma 0.4, cut at twice the median
+    concurrency: int = 16  # vLLM's batch; two more requests are in flight
+
+    def __str__(self) -> str:
+        return (
+            f"{self.requests} prompts, all there from the start, with forced answers of {self.tokens} tokens "
+            f"in the median, on an engine that batches {self.concurrency}"
+        )
+
+    def plan(self, model: str) -> Plan:
+        """A run of this work on the real engine. Raises PlanError, EngineConfigError."""
+        tenants = {"bench-premium": "premium", "bench-standard": "standard", "bench-batch": "batch"}
+        scenario = Scenario.model_validate(
+            {
+                "name": "bench",
+                "engine": {"kind": "vllm", "capacity": self.concurrency},
+                "tenants": tuple({"name": name, "tier": tier} for name, tier in tenants.items()),
+                "load": (
+                    {
+                        "tenant": dict.fromkeys(tenants, 1),
+                        "arrivals": "at-once",
+                        "count": self.requests,
+                        "max_tokens": 2 * self.tokens,
+                        "lengths": {"lognormal": dict.fromkeys(CATEGORIES, (self.tokens, 0.4))},
+                    },
+                ),
+                "timeline": ({"at": 0, "drift": {"output_scale": 1, "force": True}},),
+            }
+        )
+        return make_plan(scenario, engine="vllm", model=model)
+
+
+class Half(NamedTuple):
+    """One side of one pair."""
+
+    tokens: int
+    tokens_per_s: float
+    loop_lag_p99_ms: float | None = None
+
+
+class Side(NamedTuple):
+    """A way to do the work."""
+
+    name: str
+    play: Callable[[Plan], Awaitable[Half]]
+
+
+def bench_engine(
+    tell: Callable[[str], None], *, model: str = "smollm2", work: Work | None = None, pairs: int = PAIRS
+) -> Result:
+    """Some minutes. Raises PlanError, EngineError, BenchError.
+
+    The engine prints on file descriptors 1 and 2: see ``live.output.engine_output_to``.
+    """
+    work = work or Work()
+    result = Result("engine", PROTOCOL.format(work=work, pairs=pairs))
+    tell("importing vLLM")
+    preflight(model)
+    rows = asyncio.run(_compare_engine(tell, work, model, pairs))
+    result.rows.extend(rows)
+    result.claims.append(share_claim("throughput_share", rows))
+    return result
+
+
+async def _compare_engine(
+    tell: Callable[[str], None], work: Work, model: str, pairs: int
+) -> list[dict[str, Any]]:
+    async with shared_engine(work.plan(model), tell) as engine:
+
+        async def direct(plan: Plan) -> Half:
+            return await straight(engine, requests_of(plan))
+
+        async def ours(plan: Plan) -> Half:
+            return await through(LiveRun(plan, engine=engine))
+
+        sides = Side("direct", direct), Side("ours", ours)
+        return await compare(tell, engine, work, model, pairs, sides)
+
+
+class SharedEngine(VllmEngine):
+    """Outlives the runs that use it: their stop is not its own."""
+
+    @property
+    def llm(self) -> Any:
+        """vLLM's ``AsyncLLM`` while it is up."""
+        return self._llm
+
+    async def stop(self) -> None:
+        """See ``close``."""
+
+    async def close(self) -> None:
+        await super().stop()
+
+
+@asynccontextmanager
+async def shared_engine(plan: Plan, tell: Callable[[str], None]) -> AsyncIterator[SharedEngine]:
+    """The engine of ``plan``, up. Raises EngineError."""
+    engine = SharedEngine(plan.model, max_num_seqs=plan.capacity)
+    tell(f"starting {engine.detail}")
+    try:
+        await engine.start()
+        tell(f"{engine.detail} is up")
+        yield engine
+    finally:
+        await engine.close()
+
+
+async def compare(
+    tell: Callable[[str], None],
+    engine: SharedEngine,
+    work: Work,
+    model: str,
+    pairs: int,
+    sides: tuple[Side, Side],
+) -> list[dict[str, Any]]:
+    """One row for each pair of halves. Raises BenchError when the sides did not do the same work."""
+    base, ours = sides
+    warm_up = replace(work, requests=work.concurrency, tokens=8).plan(model)
+    for side in sides:
+        tell(f"warming up, {side.name}")
+        await side.play(warm_up)
+    plan, rows = work.plan(model), []
+    for number in range(1, pairs + 1):
+        order = sides if number % 2 else (ours, base)
+        halves = {}
+        for side in order:
+            await engine.llm.reset_prefix_cache()
+            halves[side.name] = half = await side.play(plan)
+            tell(f"pair {number} of {pairs}, {side.name}: {half.tokens_per_s:.1f} tokens/s")
+        one, other = halves[base.name], halves[ours.name]
+        if one.tokens != other.tokens:
+            raise BenchError(f"{base.name} made {one.tokens} tokens and {ours.name} {other.tokens}")
+        rows.append(
+            {
+                "pair": number,
+                "first": order[0].name,
+                "tokens": one.tokens,
+                f"{base.name}_tokens_per_s": one.tokens_per_s,
+                f"{ours.name}_tokens_per_s": other.tokens_per_s,
+                "ratio": other.tokens_per_s / one.tokens_per_s,
+                "loop_lag_p99_ms": other.loop_lag_p99_ms,
+            }
+        )
+    return rows
+
+
+def share_claim(name: str, rows: Sequence[dict[str, Any]]) -> Claim:
+    """On the median of the pairs' ratios."""
+    share = median(row["ratio"] for row in rows)
+    return Claim(name, SHARE, share, share >= SHARE)
+
+
+async def through(run: LiveRun) -> Half:
+    """Play a run to its end. Raises EngineError, BenchError."""
+    began_s = time.perf_counter()
+    await run.start()
+    await run.session.drained.wait()
+    took_s = time.perf_counter() - began_s
+    document = await run.stop()
+    if run.session.failure is not None:
+        raise run.session.failure
+    counts, tokens = document["requests"], document["tokens"]["output"]
+    if not counts["submitted"] == counts["finished"] > 0:
+        raise BenchError(f"{counts['finished']} of {counts['submitted']} requests finished")
+    return Half(tokens, tokens / took_s, document["loop_lag_ms"]["p99"])
+
+
+async def straight(engine: SharedEngine, requests: Sequence[Request]) -> Half:
+    """The same prompts without DriftSched, by as many clients as it keeps in flight. Raises EngineLost."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    llm, waiting = engine.llm, iter(requests)
+
+    async def client() -> int:
+        tokens = 0
+        for request in waiting:
+            async for output in llm.generate(_render(llm, request.prompt), _sampling(request), request.id):
+                tokens += len(output.outputs[0].token_ids)
+        return tokens
+
+    began_s = time.perf_counter()
+    try:
+        tokens = sum(await asyncio.gather(*(client() for _ in range(engine.capacity))))
+    except EngineDeadError as error:
+        raise EngineLost("the engine died") from error
+    return Half(tokens, tokens / (time.perf_counter() - began_s))
+
+
+def requests_of(plan: Plan) -> list[Request]:
+    """What the run's load brings at its very start."""
+    return [action.request for action in plan.workload().take(0.0) if isinstance(action, Submit)]
+
+
+def _render(llm: Any, prompt: str) -> Any:
+    """A prompt as vLLM wants it, in the model's chat template if there is one."""
+    from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+    renderer, tokenizer = llm.renderer, llm.get_tokenizer()
+    how = renderer.default_cmpl_tok_params
+    if tokenizer.chat_template:
+        chat = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        how = renderer.default_chat_tok_params
+    return renderer.render_cmpl([parse_model_prompt(llm.model_config, prompt)], how)[0]
+
+
+def _sampling(request: Request) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=request.sampling.temperature,
+        top_p=request.sampling.top_p,
+        min_tokens=request.forced_tokens,
+        max_tokens=request.forced_tokens,
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
