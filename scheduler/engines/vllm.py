@@ -163,6 +163,9 @@ class VllmEngine:
         resources.input_socket.close(linger=0)
         resources.output_socket.close(linger=0)
         await asyncio.to_thread(resources.ctx.term)
+        # AsyncLLM shuts down once more in __del__, which, held by a cycle, comes when the interpreter is half
+        # gone and vLLM's own functions are None by then.
+        llm.shutdown = _nothing_left
         self._gauges.rest()
 
     def crash(self) -> None:
@@ -325,6 +328,10 @@ class _Gauges:
         return EngineTelemetry(
             self._running, self._waiting, self._kv_use, self._preemptions, self._steps, self._step_ms
         )
+
+
+def _nothing_left(timeout: float | None = None) -> None:
+    """Stands in for the shutdown of an engine that is shut down."""
 
 
 def _children(llm: Any) -> list[BaseProcess]:

@@ -1,0 +1,86 @@
+"""One whole run with the real engine, as a user starts it: command line, vLLM, a switch on the way, run folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from scheduler.engines.models import ModelError, resolve
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+SCENARIO = """
+name: end-to-end
+engine: {kind: vllm, model: smollm2, capacity: 2, args: {max_model_len: 512}}
+tenants:
+  - {name: acme, tier: premium, weight: 5}
+  - {name: lab, tier: batch, weight: 2}
+load:
+  - {tenant: {acme: 1, lab: 1}, arrivals: at-once, count: COUNT, max_tokens: 24}
+timeline:
+  - {at: 100ms, policy: sjf}
+expect:
+  - requests.finished == COUNT
+  - switches.0.queued > 0
+"""
+
+
+@pytest.fixture(autouse=True)
+def real_engine_or_a_loud_skip() -> None:
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("THE REAL ENGINE IS NOT TESTED: vLLM is not installed (pip install 'driftsched[cpu]')")
+    try:
+        resolve("smollm2")
+    except ModelError as error:
+        pytest.skip(f"THE REAL ENGINE IS NOT TESTED: {error}")
+
+
+def command(folder: Path, count: int, *more: str) -> list[str]:
+    scenario = folder / "end-to-end.yaml"
+    scenario.write_text(SCENARIO.replace("COUNT", str(count)))
+    return [sys.executable, "-m", "scheduler.cli", "run", str(scenario), *more]
+
+
+def test_a_run_on_the_real_engine(tmp_path: Path) -> None:
+    argv = command(tmp_path, 10, "--json", "--out", str(tmp_path / "run"))
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)  # and nothing else is on stdout
+    assert document == json.loads((tmp_path / "run" / "run.json").read_text())
+    assert document["engine"] == "vllm"
+    assert "simulated" not in document["engine_detail"]
+    assert document["capacity"] == 4
+    assert document["requests"]["finished"] == document["requests"]["submitted"] == 10
+    assert sum(document["finish"].values()) == 10
+    assert 0 < document["tokens"]["output"] <= 240
+    assert document["switches"][0]["to"] == "sjf"
+    for metric in ("e2e", "ttft", "engine_ttft", "queue_wait", "tpot", "itl"):
+        assert document["latency_s"]["all"][metric]["p99"] > 0, metric
+    assert document["loop_lag_ms"]["p99"] > 0
+    assert document["estimate"]["bias"]
+    assert "Traceback" not in done.stderr
+
+
+def test_no_child_outlives_a_kill(tmp_path: Path) -> None:
+    argv = command(tmp_path, 500)
+    with subprocess.Popen(
+        argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ
+    ) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            if "engine started" in line:
+                break
+        children = psutil.Process(run.pid).children(recursive=True)
+        assert any("EngineCore" in " ".join(child.cmdline()) or child.name() for child in children)
+        run.send_signal(signal.SIGKILL)
+        run.wait(10)
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []
