@@ -1,10 +1,9 @@
-"""One whole run with the real engine, as a user starts it: command line, vLLM, a switch on the way, run folder."""
+"""A whole run with the real engine, as a user starts it: command line, vLLM, a switch, the run folder."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -71,9 +70,7 @@ def test_a_run_on_the_real_engine(tmp_path: Path) -> None:
 
 def test_no_child_outlives_a_kill(tmp_path: Path) -> None:
     argv = command(tmp_path, 500)
-    with subprocess.Popen(
-        argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ
-    ) as run:
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
         assert run.stderr is not None
         for line in run.stderr:
             if "engine started" in line:
