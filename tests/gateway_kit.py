@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -35,7 +36,7 @@ class Served:
         self, path: str, body: object, key: str | None = None, headers: Mapping[str, str] = {}
     ) -> tuple[int, Any, Mapping[str, str]]:
         """(status, JSON, headers); ``body`` is JSON unless it is bytes."""
-        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        raw = io.BytesIO(body if isinstance(body, bytes) else json.dumps(body).encode())
         sent = {"Content-Type": "application/json", **bearer(key), **headers}
         async with self.http.post(self.url + path, data=raw, headers=sent) as answer:
             return answer.status, await answer.json(), answer.headers
