@@ -10,31 +10,46 @@ from pathlib import Path
 from driftui.app import run_dashboard
 from driftui.terminal import own_terminal
 from scheduler.engines.engine import EngineError
+from scheduler.gateway.keys import Keys, check_open
+from scheduler.gateway.server import parse_listen
 from scheduler.live.feed import LocalFeed
 from scheduler.live.output import log_path
 from scheduler.live.run import LiveRun
 from scheduler.plan import Plan
+from scheduler.serve import make_gateway
 
 DRAIN_S = 10.0
 
 
-def run_live(plan: Plan, *, speed: float | None, record: Path | None) -> int:
-    """Returns the exit code. Raises EngineConfigError for what can be known before the screen opens."""
+def run_live(plan: Plan, *, speed: float | None, record: Path | None, listen: str | None = None) -> int:
+    """Returns the exit code; ``listen`` lets clients in beside the scenario's load.
+
+    Raises EngineConfigError for what can be known before the screen opens.
+    """
+    address = None if listen is None else parse_listen(listen)
+    if address is not None:
+        check_open(address[0])
     if not plan.simulated:
         from scheduler.engines.vllm_setup import preflight
 
         print("importing vLLM ...", file=sys.stderr, flush=True)
         preflight(plan.model)  # spawning its helpers fails once the screen owns the terminal
     with own_terminal(log_path()):
-        return asyncio.run(_run(plan, speed, record))
+        return asyncio.run(_run(plan, speed, record, address))
 
 
-async def _run(plan: Plan, speed: float | None, record: Path | None) -> int:
-    run = LiveRun(plan, out=record, speed=speed)
+async def _run(plan: Plan, speed: float | None, record: Path | None, listen: tuple[str, int] | None) -> int:
+    run = LiveRun(plan, out=record, speed=speed, clients=listen is not None)
+    gateway = None
+    if listen is not None:
+        gateway = make_gateway(run, Keys())
+        await gateway.listen(*listen)
     hurry = asyncio.Event()
     starting = asyncio.create_task(_start(run))
 
     async def leave() -> None:
+        if gateway is not None:
+            gateway.drain()
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
         stopping = asyncio.create_task(run.stop(drain_s=DRAIN_S))
@@ -44,6 +59,8 @@ async def _run(plan: Plan, speed: float | None, record: Path | None) -> int:
             run.session.skip_drain()
         hurried.cancel()
         await stopping
+        if gateway is not None:
+            await gateway.close()
 
     code = await run_dashboard(LocalFeed(run), on_quit=leave, on_hurry=hurry.set)
     if run.session.engine_state != "stopping":

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from scheduler.bench.result import BenchError
+from scheduler.cli_bench import add_benches
 from scheduler.core.policies import POLICIES
 from scheduler.engines.engine import EngineConfigError, EngineError
 from scheduler.engines.models import ModelError, available, prepare
@@ -34,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (PlanError, ModelError, EngineConfigError) as error:
         print(f"driftsched: {error}", file=sys.stderr)
         return USAGE
+    except BenchError as error:
+        print(f"driftsched: {error}", file=sys.stderr)
+        return FAILED
     except EngineError as error:
         print(f"driftsched: engine failure: {error}", file=sys.stderr)
         return ENGINE
@@ -66,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "--speed", type=_positive, metavar="X", help="run seconds in a second (simulated engine)"
     )
     live.add_argument("--record", type=Path, metavar="DIR", help="write the run folder")
+    live.add_argument("--listen", metavar="HOST:PORT", help="let clients in too (the OpenAI API)")
     live.set_defaults(command=_live)
 
     run = commands.add_parser(
@@ -82,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--json", action="store_true", help="run.json on stdout, and nothing else")
     run.set_defaults(command=_run)
 
+    serve = commands.add_parser("serve", help="gateway and scheduler, no dashboard")
+    serve.add_argument("--config", metavar="FILE", help="a scenario without load, and keys (docs/gateway.md)")
+    serve.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:8000", help="default: %(default)s")
+    _add_run_options(serve)
+    serve.set_defaults(command=_serve)
+
     check = commands.add_parser("check", help="validate a scenario file")
     check.add_argument("scenario")
     check.set_defaults(command=_check)
@@ -93,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     making.add_argument("name")
     making.set_defaults(command=_models_prepare)
 
+    add_benches(commands)
     commands.add_parser("policies", help="list them").set_defaults(command=_policies)
     commands.add_parser("scenarios", help="list what ships").set_defaults(command=_scenarios)
     return parser
@@ -105,6 +118,7 @@ _LIVE_DEFAULTS: dict[str, Any] = {
     "policy": None,
     "speed": None,
     "record": None,
+    "listen": None,
 }
 
 
@@ -158,7 +172,17 @@ def _live(args: argparse.Namespace) -> int:
         return USAGE
     from driftui.live import run_live
 
-    return run_live(_plan(args, "real"), speed=args.speed, record=args.record)
+    return run_live(_plan(args, "real"), speed=args.speed, record=args.record, listen=args.listen)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from scheduler.gateway.config import default_config, load_config
+    from scheduler.serve import keys_of, serve
+
+    config = default_config() if args.config is None else load_config(args.config)
+    plan = make_plan(config, engine=args.engine, model=args.model, policy=args.policy)
+    serve(plan, keys_of(config), args.listen)
+    return OK
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -9,13 +9,11 @@ from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from scheduler.gateway.keys import DEFAULT_TENANT, BadKey, digest
 from scheduler.load.scenario import Problem, ScenarioError, read_scenario
-from scheduler.load.schema import Scenario, TenantSection
+from scheduler.load.schema import Engine, Scenario, TenantSection
 from scheduler.load.stream import Stream
 
-DEFAULT_LISTEN = "127.0.0.1:8000"
 
-
-def _no_load(value: tuple[Stream, ...]) -> tuple[Stream, ...]:
+def _no_load(value: object) -> object:
     if value:
         raise ValueError("serve gets its load from clients; a scenario is started through the control API")
     return value
@@ -41,7 +39,7 @@ KeySpecs = Annotated[tuple[Annotated[str, AfterValidator(_spec)], ...], BeforeVa
 class ServeConfig(Scenario):
     """A scenario without ``load`` and with keys."""
 
-    load: Annotated[tuple[Stream, ...], AfterValidator(_no_load)] = ()
+    load: Annotated[tuple[Stream, ...], BeforeValidator(_no_load)] = ()
     keys: dict[str, KeySpecs] = {}  # noqa: RUF012 (pydantic copies it)
     """Tenant -> its API keys: env:NAME, or sha256: and the hexadecimal digest; one or a list."""
     operator: KeySpecs = ()
@@ -57,8 +55,10 @@ class ServeConfig(Scenario):
 
 
 def default_config() -> ServeConfig:
-    """One tenant, ``default``, in arrival order."""
-    return ServeConfig(name="serve", tenants=(TenantSection(name=DEFAULT_TENANT),))
+    """One tenant, ``default``, in arrival order; vLLM where a model is given, else the simulated engine."""
+    return ServeConfig(
+        name="serve", engine=Engine(kind="auto"), tenants=(TenantSection(name=DEFAULT_TENANT),)
+    )
 
 
 def load_config(path: str) -> ServeConfig:

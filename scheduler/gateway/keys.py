@@ -10,13 +10,14 @@ from hmac import compare_digest
 from ipaddress import ip_address
 
 from scheduler.gateway.errors import ApiError
+from scheduler.plan import PlanError
 
 DEFAULT_TENANT = "default"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 MIN_KEY_CHARS = 16
 
 
-class BadKey(ValueError):
+class BadKey(PlanError):
     """A key of the config cannot be used; says which, never what it is."""
 
 
@@ -101,6 +102,19 @@ def _presented(authorization: str | None) -> bytes:
     if scheme.lower() != "bearer" or not key:
         raise ApiError(401, "an API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
     return sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+
+
+class ListenError(OSError):
+    """This address cannot be listened on as asked."""
+
+
+def check_open(host: str) -> None:
+    """Raise ListenError for an address that others can reach, where there are no keys."""
+    if not is_loopback(host):
+        raise ListenError(
+            f"listening on {host!a} lets others in: give the tenants keys (`keys:` in serve --config FILE), "
+            "or listen on 127.0.0.1"
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -13,17 +13,13 @@ from scheduler.core.estimate import Counter
 from scheduler.core.types import Tenant
 from scheduler.gateway.completions import MAX_BODY_BYTES, Completions
 from scheduler.gateway.errors import ApiError
-from scheduler.gateway.keys import DEFAULT_TENANT, Keys, is_loopback
+from scheduler.gateway.keys import DEFAULT_TENANT, Keys, ListenError, check_open, is_loopback
 from scheduler.live.run import LiveRun
 
 log = logging.getLogger(__name__)
 
 # aiohttp logs exceptions with their messages, which may quote what a client has sent.
 _silent = logging.Logger("scheduler.gateway.http", logging.CRITICAL + 1)
-
-
-class ListenError(OSError):
-    """This address cannot be listened on as asked."""
 
 
 def parse_listen(text: str) -> tuple[str, int]:
@@ -60,11 +56,8 @@ class Gateway:
 
     async def listen(self, host: str, port: int) -> int:
         """Accept connections; returns the port (for port 0). Raises ListenError."""
-        if not (self.keys.has_tenants or is_loopback(host)):
-            raise ListenError(
-                f"listening on {host} lets others in: give the tenants keys (`keys:` in --config), "
-                "or listen on 127.0.0.1"
-            )
+        if not self.keys.has_tenants:
+            check_open(host)
         # With handler_cancellation a client that goes away ends its handler, and so its request.
         self._runner = web.AppRunner(
             self.app, handler_cancellation=True, access_log=None, logger=_silent, shutdown_timeout=5.0

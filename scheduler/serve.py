@@ -1,0 +1,112 @@
+"""``driftsched serve``: the gateway and the scheduler, without a screen."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import PurePath
+from typing import TextIO
+
+from scheduler.core.estimate import Counter
+from scheduler.engines.models import load_counter, resolve
+from scheduler.gateway.config import ServeConfig
+from scheduler.gateway.keys import Keys
+from scheduler.gateway.server import Gateway, parse_listen
+from scheduler.live.output import Output, engine_output_to, log_path
+from scheduler.live.run import LiveRun
+from scheduler.plan import Plan
+
+DRAIN_S = 30.0
+"""Real seconds that a stopping server gives to what is under way."""
+
+
+def serve(plan: Plan, keys: Keys, listen: str) -> None:
+    """Serve until SIGTERM or Ctrl-C, then drain and stop; a second signal skips the drain.
+
+    Raises ListenError, EngineError (the engine could not be started at all).
+    """
+    host, port = parse_listen(listen)
+    if plan.simulated:
+        output: AbstractContextManager[Output] = nullcontext(Output(sys.stdout, sys.stderr))
+    else:
+        from scheduler.engines.vllm_setup import preflight
+
+        print("importing vLLM ...", file=sys.stderr, flush=True)
+        preflight(plan.model)
+        log = log_path()
+        print(f"the engine's own output goes to {log}", file=sys.stderr)
+        output = engine_output_to(log)
+    gc.collect()
+    gc.freeze()
+    with output as streams:
+        asyncio.run(_serve(plan, keys, host, port, streams.stderr))
+
+
+async def _serve(plan: Plan, keys: Keys, host: str, port: int, stderr: TextIO) -> None:
+    def say(line: str) -> None:
+        print(line, file=stderr, flush=True)
+
+    run = LiveRun(plan, clients=True, endless=True)
+    gateway = make_gateway(run, keys)
+    port = await gateway.listen(host, port)
+    stopping = asyncio.Event()
+
+    def stop() -> None:
+        if stopping.is_set():
+            run.session.skip_drain()
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, stop)
+    shown = f"[{host}]" if ":" in host else host
+    say(f"{gateway.completions.model} on http://{shown}:{port}, the engine is starting")
+    try:
+        await _live(run, gateway, stopping, say)
+    finally:
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(name)
+
+
+async def _live(run: LiveRun, gateway: Gateway, stopping: asyncio.Event, say: Callable[[str], None]) -> None:
+    """Start the engine, serve, and stop in DESIGN's order whatever happens in between."""
+    starting = asyncio.create_task(run.start())
+    given_up = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait([starting, given_up], return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            say(f"ready: {run.engine.detail}, {run.engine.capacity} requests at a time")
+            await given_up
+    finally:
+        gateway.drain()
+        starting.cancel()
+        given_up.cancel()
+        await asyncio.gather(starting, given_up, return_exceptions=True)
+        waiting = run.scheduler.books.totals.queued + run.scheduler.books.totals.in_flight
+        say(f"stopping: {waiting} requests get up to {DRAIN_S:g} s" if waiting else "stopping")
+        await run.stop(drain_s=DRAIN_S)
+        await gateway.close()
+        say("stopped")
+
+
+def make_gateway(run: LiveRun, keys: Keys) -> Gateway:
+    """With the name of the model that clients use, never a path, and the best counter of prompts."""
+    plan = run.plan
+    name = PurePath(plan.model).name if plan.model.startswith((".", "/", "~")) else plan.model
+    return Gateway(run, keys, model=name, count=_counter(plan))
+
+
+def _counter(plan: Plan) -> Counter:
+    if plan.served_counter is not None:
+        return plan.served_counter
+    return plan.counter if plan.simulated else load_counter(resolve(plan.model))
+
+
+def keys_of(config: ServeConfig) -> Keys:
+    """Raises BadKey."""
+    return Keys(config.keys, config.operator)
