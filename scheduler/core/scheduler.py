@@ -85,10 +85,11 @@ class Scheduler:
                 f"request {request.id} is {request.state.value}; only new ones are submitted"
             )
         request.estimate = self.estimator.estimate(request)
-        totals = self.books.totals
+        books = self.books
+        totals = books.totals
         totals.submitted += 1
         tenant.submitted += 1
-        request.cost = self.books.estimated_cost(request)
+        request.cost = books.estimated_cost(request)
         reason = admission.admit(request, tenant, totals, self.limits, self.max_model_len)
         if reason:
             request.reason = reason
@@ -125,15 +126,12 @@ class Scheduler:
             return self._dispatched(slots.handout.popleft(), now)
         limit = self.limits.max_in_flight
         room = inf if limit is None else limit - totals.in_flight
-        if self.paused or not totals.queued or room <= 0:
-            slots.stop_waiting()
-            return None
-        replica = slots.pick()
+        replica = None if self.paused or not totals.queued or room <= 0 else slots.pick()
         if replica is None:
-            slots.stop_waiting()
+            slots.waiting_since_s = None  # no micro-batch waits to fill
             return None
         if self._suspects:
-            slots.stop_waiting()
+            slots.waiting_since_s = None  # no micro-batch waits to fill
             return self._dispatch_suspect(replica, now)
         if self._queue.policy.lapses:
             self._queue.lapse(now)
@@ -247,7 +245,7 @@ class Scheduler:
         else:
             state, kind = State.FAILED, Kind.FAILED
             request.reason = request.reason or "engine_error"
-        tenant = self._free(request)
+        tenant = self._free(request) if self._room else self.books.freed(request)
         actual = self.books.actual_cost(request)
         self._queue.policy.on_settle(request, actual - request.charged)
         request.charged = actual
@@ -478,6 +476,8 @@ class Scheduler:
         expiries = self._expiries
         while expiries and expiries[0][2].ticket != expiries[0][1]:
             heappop(expiries)
+        if self.slots.batch is None:
+            return expiries[0][0] if expiries else inf
         return min(expiries[0][0] if expiries else inf, self.slots.next_timer())
 
     def _running(self, request_id: str) -> tuple[Request, Replica]:

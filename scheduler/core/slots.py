@@ -106,10 +106,6 @@ class Slots:
         self.handout = deque(r for r in self.handout if r.replica != replica_index)
         return self.replicas[replica_index].lose()
 
-    def stop_waiting(self) -> None:
-        """Nothing can be dispatched now: no micro-batch waits to fill."""
-        self.waiting_since_s = None
-
     def next_timer(self) -> float:
         """When a waiting micro-batch must close; inf when none waits."""
         if self.batch is None or self.waiting_since_s is None:

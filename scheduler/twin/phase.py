@@ -54,7 +54,10 @@ class Phase:
         self._prefill_s = profile.per_prefill_token_s * prefill
         self._zero_s = start_s + self._prefill_s
         self.steps = steps
-        self.end_s = self.at(steps)
+        if self._flat_steps == steps:
+            self.end_s = self._zero_s + steps * self._flat_step_s
+        else:
+            self.end_s = self.at(steps)
 
     def cut(self, steps: int) -> None:
         """End it after that many steps, which may be no more than it has."""

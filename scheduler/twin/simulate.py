@@ -57,51 +57,67 @@ class Simulation:
     def run(self) -> None:
         """Until nothing is left to happen."""
         scheduler, workload, gpus = self.scheduler, self._workload, self._gpus
+        next_timer, next_time, next_dispatch = (
+            scheduler.next_timer,
+            workload.next_time,
+            scheduler.next_dispatch,
+        )
+        only = gpus[0] if len(gpus) == 1 else None
+        running = self._running
         instants = 0
         while not self.stopped:
-            event_s = gpus[0].next_event() if len(gpus) == 1 else min(gpu.next_event() for gpu in gpus)
-            load_s = workload.next_time()
-            now = min(event_s, load_s, scheduler.next_timer())
-            if self._restarts:
-                now = min(now, self._restarts[0][0])
+            event_s = only.next_event() if only is not None else min(gpu.next_event() for gpu in gpus)
+            load_s, timer_s = next_time(), next_timer()
+            now = event_s if event_s < load_s else load_s
+            if timer_s < now:
+                now = timer_s
+            if self._restarts and self._restarts[0][0] < now:
+                now = self._restarts[0][0]
             if now == inf:
                 return
-            self.now = now = max(now, self.now)
+            if now < self.now:
+                now = self.now
+            self.now = now
             if event_s <= now:
                 self._completions(now)
-            if self._restarts and self._restarts[0][0] <= now:
+            if self._restarts:
                 self._restart(now)
-            for request in scheduler.expire(now):
-                self._ended(request, now)
+            if timer_s <= now:
+                for request in scheduler.expire(now):
+                    self._ended(request, now)
             if load_s <= now:
                 for action in workload.take(now):
-                    self._act(action, now)
-            while (dispatch := scheduler.next_dispatch(now)) is not None:
-                request = dispatch.request
+                    if type(action) is not Submit:
+                        self._act(action, now)
+                    elif scheduler.submit(action.request, now) is not None:
+                        self._ended(action.request, now)
+            while (dispatch := next_dispatch(now)) is not None:
+                request, replica = dispatch
                 tokens, finish = answer(request)
-                self._running[request.id] = (request, finish)
-                gpus[dispatch.replica].start(request.id, request.prompt_tokens, tokens, now, request.tenant)
-            if scheduler.idle:
+                running[request.id] = (request, finish)
+                gpus[replica].start(request.id, request.prompt_tokens, tokens, now, request.tenant)
+            if not running and scheduler.idle:
                 workload.on_drained(now)
             instants += 1
             if self._on_progress is not None and instants % _PROGRESS_EVERY == 0:
                 self._on_progress(now)
 
     def _completions(self, now: float) -> None:
-        scheduler = self.scheduler
+        on_complete, running = self.scheduler.on_complete, self._running
         for gpu in self._gpus:
-            for event in gpu.advance(now):
-                request, finish = self._running[event.request_id]
-                if event.kind == "first":
-                    scheduler.on_first_token(event.request_id, event.at_s)
+            for at_s, request_id, kind, tokens, first_token_s, gaps in gpu.advance(now):
+                if kind == "first":
+                    self.scheduler.on_first_token(request_id, at_s)
                     continue
-                del self._running[event.request_id]
+                request, finish = running.pop(request_id)
                 if request.first_token_s is None:
-                    request.first_token_s = event.first_token_s
-                request.last_token_s = event.at_s
-                request.gaps = dict(event.gaps) if event.gaps is not None else None
-                for ended in scheduler.on_complete(event.request_id, now, Outcome(finish, event.tokens)):
-                    self._ended(ended, now)
+                    request.first_token_s = first_token_s
+                request.last_token_s = at_s
+                if gaps is not None:
+                    request.gaps = dict(gaps)
+                for ended in on_complete(request_id, now, Outcome(finish, tokens)):
+                    self._on_ended(ended)
+                    self._workload.on_ended(ended, now)
 
     def _ended(self, request: Request, now: float) -> None:
         self._on_ended(request)
@@ -110,9 +126,6 @@ class Simulation:
     def _act(self, action: object, now: float) -> None:
         scheduler = self.scheduler
         match action:
-            case Submit(request):
-                if scheduler.submit(request, now) is not None:
-                    self._ended(request, now)
             case Cancel(request_id):
                 self._cancel(request_id, now)
             case SwitchPolicy(spec):
