@@ -116,12 +116,13 @@ class TwoClass(Policy):
     """Short answers first, but only two sizes are told apart: FIFO inside a class bounds the waiting.
 
     A request is short if its budget is at or below the q-quantile of the last 512, its own included; the
-    class is decided once, at enqueue or swap.
+    class is decided once, at enqueue or swap. q is a little above one half: at one half the median request
+    is the last of the short ones, and where many budgets are nearly equal it just misses them.
     """
 
     kind: ClassVar[str] = "two-class"
-    summary: ClassVar[str] = "the shorter half (q) before the longer half, oldest first inside"
-    q: float = 0.5
+    summary: ClassVar[str] = "the shorter share q before the rest, oldest first inside"
+    q: float = 0.55
     sizes: RecentSizes = field(default_factory=RecentSizes, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -172,23 +173,18 @@ class Packed(TwoClass):
     summary: ClassVar[str] = "micro-batches of like lengths around the oldest short request; else two-class"
 
     def take(self, queue: ReadyQueue, n: int) -> Iterable[Request]:
-        anchor: Request | None = None
-        while n > 0 and (anchor is None or anchor.attempts):  # what is retried goes first
-            anchor = queue.pop()
-            if anchor is None:
-                return
+        while n > 0 and (anchor := queue.pop()) is not None:
             n -= 1
+            retried = anchor.attempts > 0
             yield anchor
-        if anchor is None or n <= 0:
+            if retried:
+                continue  # what is retried goes first, and is no anchor
+            size = anchor.estimate.budget
+            for request in sorted(queue, key=lambda r: (abs(r.estimate.budget - size), r.ticket)):
+                if n > 0 and queue.pick(request):
+                    n -= 1
+                    yield request
             return
-        size = anchor.estimate.budget
-        nearest = sorted(queue, key=lambda r: (abs(r.estimate.budget - size), r.ticket))
-        for request in nearest:
-            if n <= 0:
-                return
-            if queue.pick(request):
-                n -= 1
-                yield request
 
 
 DEFAULT_DEADLINE_S: Mapping[str, float] = {"premium": 30.0, "standard": 60.0, "batch": 300.0}
