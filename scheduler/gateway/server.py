@@ -14,6 +14,7 @@ from scheduler.core.types import Tenant
 from scheduler.gateway.completions import MAX_BODY_BYTES, Completions
 from scheduler.gateway.errors import ApiError
 from scheduler.gateway.keys import DEFAULT_TENANT, Keys, ListenError, check_open, is_loopback
+from scheduler.gateway.metrics import CONTENT_TYPE, Metrics
 from scheduler.live.run import LiveRun
 
 log = logging.getLogger(__name__)
@@ -42,11 +43,13 @@ class Gateway:
             run.scheduler.add_tenant(Tenant(DEFAULT_TENANT))
         self.completions = Completions(run, keys, model=model, count=count)
         self.app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_guard(keys)])
+        self.metrics = Metrics(run, model=model)
         api = self.completions
         self.app.add_routes(
             [
                 web.get("/health", self._health),
                 web.get("/ready", self._ready),
+                web.get("/metrics", self._metrics),
                 web.get("/v1/models", api.models),
                 web.get("/v1/models/{model:.+}", api.model_by_name),
                 web.post("/v1/completions", api.completions),
@@ -89,6 +92,11 @@ class Gateway:
         """200 while requests are accepted."""
         self.completions.check_up()
         return web.json_response({"status": self._run.session.engine_state})
+
+    async def _metrics(self, http: web.Request) -> web.Response:
+        """Names and volumes of all tenants: the operator's."""
+        self.keys.operator(http.headers.get("Authorization"))
+        return web.Response(body=self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
 
 def _guard(keys: Keys) -> Middleware:
