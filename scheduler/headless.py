@@ -16,12 +16,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from scheduler.live.output import Output, engine_output_to, log_path
 from scheduler.live.run import LiveRun
+from scheduler.load.traces import scan
 from scheduler.plan import Plan
 from scheduler.virtual import VirtualRun
 
 
 def run_headless(plan: Plan, *, clock: str, out: Path | None, text: bool) -> dict[str, Any]:
     """Run to the end or to Ctrl-C; returns run.json. Raises EngineError, OSError (the run folder)."""
+    _tell_malformed(plan, sys.stderr)
     if clock == "virtual":
         return _run_virtual(plan, out, text)
     if plan.simulated:
@@ -38,6 +40,18 @@ def run_headless(plan: Plan, *, clock: str, out: Path | None, text: bool) -> dic
             # Imported while the engine is being built, vLLM would outlive its modules and say so at exit.
             preflight(plan.model)
         return asyncio.run(_run_live(plan, out, text, streams.stderr))
+
+
+def _tell_malformed(plan: Plan, stderr: TextIO) -> None:
+    """Rows of traces that are left out; too many of them were refused before."""
+    tenants = frozenset(tenant.name for tenant in plan.tenants)
+    for stream in plan.scenario.load:
+        if stream.trace is not None:
+            found = scan(stream.trace, None if stream.tenant else tenants)
+            if found.bad:
+                total = found.rows + found.bad
+                what = f"{found.bad} of {total} rows are malformed and left out: {found.named}"
+                print(f"{Path(stream.trace.file).name!r}: {what}", file=stderr, flush=True)
 
 
 def _run_virtual(plan: Plan, out: Path | None, text: bool) -> dict[str, Any]:

@@ -91,10 +91,24 @@ class Plan:
             batch=self.batch,
             limits=scenario.limits.limits,
             max_inflight_tokens=self._kv_tokens() if reserve == "kv" else reserve,
-            max_model_len=self.profile.max_model_len if self.profile else None,
+            max_model_len=self.max_model_len,
             metrics=WindowMetrics(tenant.name for tenant in tenants) if windows else None,
             emit=emit,
         )
+
+    @property
+    def max_model_len(self) -> int | None:
+        """Longest prompt + max_tokens that the simulated engine takes; None where a real one decides.
+
+        As with vLLM, `engine.args.max_model_len` goes before the profile's, and never above what the KV cache
+        holds: a longer request could never run.
+        """
+        if self.profile is None:
+            return None
+        asked = self.scenario.engine.args.get("max_model_len", self.profile.max_model_len)
+        if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+            raise PlanError(f"engine.args.max_model_len: {asked!r:.40} is no number of tokens above 0")
+        return min(asked, self.profile.kv_tokens)
 
     def _kv_tokens(self) -> float | None:
         return self.profile.kv_tokens if self.profile else None

@@ -46,6 +46,7 @@ class Summary(NamedTuple):
     rows: int
     bad: int
     last_s: float  # of the run, since the stream's start
+    named: str = ""  # the first malformed rows: their lines, and what is wrong
 
 
 OnBad = Callable[[int, str], None]
@@ -86,7 +87,7 @@ def scan(trace: Trace, tenants: frozenset[str] | None = None) -> Summary:
         raise TraceError(f"{name!r}: {found}, allowed is a share of {trace.max_bad_share:g}: {named}")
     if not count:
         raise TraceError(f"{name!r}: no request is left between `from` and `until`")
-    return Summary(count, bad_count, last_s)
+    return Summary(count, bad_count, last_s, named)
 
 
 def _in_range(parsed: Iterator[Row], trace: Trace) -> Iterator[Row]:
