@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.core.events import Event, Kind
+from scheduler.core.types import Request
 from scheduler.plan import Plan, run_header
 from scheduler.record.expect import evaluate
 from scheduler.record.recorder import Recorder
@@ -19,7 +20,9 @@ from scheduler.twin.steplog import StepLog
 
 
 class VirtualRun:
-    """``out`` is the run folder, None for none. ``on_progress`` is told the virtual time now and then."""
+    """``out`` is the run folder, None for none. ``on_progress`` is told the virtual time now and then, ``on_ended``
+    each request that has ended.
+    """
 
     def __init__(
         self,
@@ -28,6 +31,7 @@ class VirtualRun:
         out: Path | None = None,
         text: bool = False,
         on_progress: Callable[[float], None] | None = None,
+        on_ended: Callable[[Request], None] | None = None,
     ) -> None:
         assert plan.profile is not None
         self.plan = plan
@@ -54,10 +58,17 @@ class VirtualRun:
             self.scheduler,
             [gpu],
             plan.workload(),
-            on_ended=self.tally.add,
+            on_ended=self.tally.add if on_ended is None else self._both(on_ended),
             emit=emit,
             on_progress=on_progress,
         )
+
+    def _both(self, on_ended: Callable[[Request], None]) -> Callable[[Request], None]:
+        def tell(request: Request) -> None:
+            self.tally.add(request)
+            on_ended(request)
+
+        return tell
 
     def run(self) -> dict[str, Any]:
         """To the end, or to ``stop``; returns run.json."""

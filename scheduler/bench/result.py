@@ -22,6 +22,7 @@ class Claim:
     ok: bool
     tolerance: float = 0.0
     paper: float | None = None
+    needs: str = ""  # what it takes for this to hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,12 @@ class Result:
         lines.append("")
         for claim in self.claims:
             verdict = "reached" if claim.ok else "NOT reached"
-            lines.append(f"{claim.id}: {_cell(claim.ours)} (target {_cell(claim.target)}): {verdict}")
+            aim = f"target {_cell(claim.target)}"
+            if claim.paper is not None:
+                aim = f"paper {_cell(claim.paper)}, tolerance {_cell(claim.tolerance)}"
+            lines.append(f"{claim.id}: {_cell(claim.ours)} ({aim}): {verdict}")
+            if claim.needs:
+                lines.append(f"    needs {claim.needs}")
         return "\n".join([*lines, "", self.protocol])
 
 

@@ -57,11 +57,8 @@ class Simulation:
     def run(self) -> None:
         """Until nothing is left to happen."""
         scheduler, workload, gpus = self.scheduler, self._workload, self._gpus
-        next_timer, next_time, next_dispatch = (
-            scheduler.next_timer,
-            workload.next_time,
-            scheduler.next_dispatch,
-        )
+        next_time, next_timer = workload.next_time, scheduler.next_timer
+        next_dispatch = scheduler.next_dispatch
         only = gpus[0] if len(gpus) == 1 else None
         running = self._running
         instants = 0
