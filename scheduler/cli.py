@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from scheduler.headless import run_headless
 from scheduler.load.scenario import ScenarioError, load_scenario, shipped_scenarios
 from scheduler.plan import ENGINES, Plan, PlanError, make_plan, package_version
 from scheduler.record.report import summary
+
+KEY_VARIABLE = "DRIFTSCHED_OPERATOR_KEY"
 
 OK, FAILED, USAGE, ENGINE, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -94,6 +97,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_options(serve)
     serve.set_defaults(command=_serve)
 
+    attach = commands.add_parser(
+        "attach",
+        help="the dashboard on a running serve",
+        epilog=f"The operator's key is read from {KEY_VARIABLE}.",
+    )
+    attach.add_argument("url", metavar="URL", help="such as http://127.0.0.1:8000")
+    attach.set_defaults(command=_attach)
+
     check = commands.add_parser("check", help="validate a scenario file")
     check.add_argument("scenario")
     check.set_defaults(command=_check)
@@ -167,12 +178,25 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _live(args: argparse.Namespace) -> int:
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not _on_terminal():
         print("driftsched: live needs a terminal; for scripts there is `driftsched run`", file=sys.stderr)
         return USAGE
     from driftui.live import run_live
 
     return run_live(_plan(args, "real"), speed=args.speed, record=args.record, listen=args.listen)
+
+
+def _on_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _attach(args: argparse.Namespace) -> int:
+    if not _on_terminal():
+        print("driftsched: attach needs a terminal; scripts ask the control API", file=sys.stderr)
+        return USAGE
+    from driftui.attach import run_attached
+
+    return run_attached(args.url, os.environ.get(KEY_VARIABLE))
 
 
 def _serve(args: argparse.Namespace) -> int:

@@ -51,6 +51,7 @@ async def _serve(plan: Plan, keys: Keys, host: str, port: int, stderr: TextIO) -
         print(line, file=stderr, flush=True)
 
     run = LiveRun(plan, clients=True, endless=True)
+    run.notices.listeners.append(lambda notice: say(f"{notice.kind}: {_printable(notice.text)}"))
     gateway = make_gateway(run, keys)
     port = await gateway.listen(host, port)
     stopping = asyncio.Event()
@@ -92,6 +93,11 @@ async def _live(run: LiveRun, gateway: Gateway, stopping: asyncio.Event, say: Ca
         await run.stop(drain_s=DRAIN_S)
         await gateway.close()
         say("stopped")
+
+
+def _printable(text: str) -> str:
+    """Notices may hold names out of files."""
+    return text if text.isprintable() else ascii(text)
 
 
 def make_gateway(run: LiveRun, keys: Keys) -> Gateway:

@@ -12,6 +12,7 @@ from aiohttp.web_protocol import RequestPayloadError
 from scheduler.core.estimate import Counter
 from scheduler.core.types import Tenant
 from scheduler.gateway.completions import MAX_BODY_BYTES, Completions
+from scheduler.gateway.control import Control
 from scheduler.gateway.errors import ApiError
 from scheduler.gateway.keys import DEFAULT_TENANT, Keys, ListenError, check_open, is_loopback
 from scheduler.gateway.metrics import CONTENT_TYPE, Metrics
@@ -56,6 +57,8 @@ class Gateway:
                 web.post("/v1/chat/completions", api.chat),
             ]
         )
+
+        self.app.add_routes(Control(run, keys, self.completions).routes())
 
     async def listen(self, host: str, port: int) -> int:
         """Accept connections; returns the port (for port 0). Raises ListenError."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from scheduler.core.events import Event, Kind
 from scheduler.live.view import Notice
@@ -18,6 +18,7 @@ class Notices:
     def __init__(self) -> None:
         self._kept: deque[Notice] = deque(maxlen=_KEPT)
         self._seq = 0
+        self.listeners: list[Callable[[Notice], None]] = []  # told of every notice at once
 
     def on_event(self, event: Event) -> None:
         """Most events are no news to an operator."""
@@ -27,7 +28,10 @@ class Notices:
 
     def add(self, at_s: float, kind: str, text: str, *, marker: bool = False) -> None:
         self._seq += 1
-        self._kept.append(Notice(self._seq, at_s, time.time(), kind, text, marker))
+        notice = Notice(self._seq, at_s, time.time(), kind, text, marker)
+        self._kept.append(notice)
+        for listen in self.listeners:
+            listen(notice)
 
     def after(self, seq: int) -> Sequence[Notice]:
         """Those with a higher number, oldest first."""

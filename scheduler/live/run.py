@@ -60,9 +60,9 @@ class LiveRun:
         self._summary = Summary()
         self._watch = Watch()
         self._sampling: asyncio.Task[None] | None = None
-        self.scheduler = plan.scheduler(capacity=self.engine.capacity, emit=self._on_event, windows=True)
+        self.scheduler = plan.scheduler(capacity=self.engine.capacity, emit=self.on_event, windows=True)
         self.session = Session(
-            self.scheduler, self.engine, self.clock, on_ended=self._on_ended, on_event=self._on_event
+            self.scheduler, self.engine, self.clock, on_ended=self._on_ended, on_event=self.on_event
         )
         self.load = plan.workload()
         if out is not None:
@@ -81,7 +81,7 @@ class LiveRun:
         await self.session.start()
         self.lag.start()
         self._sampling = self._loop.create_task(self._sample(machine))
-        self._on_event(Event(0.0, Kind.SCENARIO, None, {"what": f"{self.plan.scenario.name} started"}))
+        self.on_event(Event(0.0, Kind.SCENARIO, None, {"what": f"{self.plan.scenario.name} started"}))
         self.session.add_load(self.load)
 
     async def stop(self, *, drain_s: float = 0.0, interrupted: bool = False) -> dict[str, Any]:
@@ -112,7 +112,8 @@ class LiveRun:
         document["expect"] = evaluate(self.plan.scenario.expect, document)
         return document
 
-    def _on_event(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
+        """To the list of events and the log; whoever steers the run from outside tells it here."""
         if event.kind is Kind.DISPATCHED:
             self.lag.begin()
         self.notices.on_event(event)
@@ -142,7 +143,7 @@ class LiveRun:
                 self.recorder.telemetry(row)
             now = self.clock.now()
             for event in self._watch.look(self.scheduler, now):
-                self._on_event(event)
+                self.on_event(event)
             await asyncio.sleep(TELEMETRY_S)
 
     def _row(self, sample: Sample) -> Mapping[str, float | None]:

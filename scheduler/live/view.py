@@ -35,7 +35,7 @@ class View:
     engine: EngineTelemetry
     engine_kind: str  # sim, vllm, openai, ray
     engine_detail: str  # "simulated NVIDIA L4, Qwen1.5-1.8B-Chat"
-    engine_state: str  # starting, ready, restarting, dead, stopping
+    engine_state: str  # starting, ready, restarting, dead, stopping; unreachable when attached
     simulated: bool
     speed: float  # of the run's clock against the wall, 1 on a real engine
     scenario: str  # name; "" when none

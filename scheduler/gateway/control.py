@@ -1,0 +1,250 @@
+"""The control API, for the operator's key only: look at a run and steer it, as the dashboard does.
+
+Every change says who asked for it (``by``), in the list of events and in the event log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Annotated, TypeVar
+
+from aiohttp import web
+from pydantic import Field, ValidationError
+
+from scheduler.core.events import Event, Kind
+from scheduler.core.lifecycle import UnknownTenant
+from scheduler.gateway.completions import Completions, read_body
+from scheduler.gateway.errors import ApiError, bad
+from scheduler.gateway.keys import Keys
+from scheduler.gateway.params import read_json
+from scheduler.gateway.wire import notices_to_json, view_to_json
+from scheduler.live.feed import LocalFeed
+from scheduler.live.run import LiveRun
+from scheduler.live.view import CommandError, Notice
+from scheduler.load.fields import Positive, Section
+from scheduler.load.schema import LimitsSection
+
+KEEP_ALIVE_S = 15.0
+"""An event stream says something at least so often, so that a dead connection is noticed."""
+
+By = Annotated[str, Field(pattern=r"^[A-Za-z0-9._@ -]{1,32}$")]
+
+
+class Verb(Section):
+    """A body of the control API."""
+
+    by: By = "operator"
+
+
+class SetPolicy(Verb):
+    """A hot swap."""
+
+    policy: Annotated[str, Field(max_length=200)]
+
+
+class StartScenario(Verb):
+    """A shipped scenario's load, from now on. Files of the server are not for the network to read."""
+
+    scenario: Annotated[str, Field(max_length=64)]
+
+
+class StartBurst(Verb):
+    """Extra arrivals of one tenant of the scenario under way."""
+
+    tenant: str
+    rate: Positive
+    seconds: Positive
+
+
+class SetLimits(Verb, LimitsSection):
+    """Bounds over all tenants; those not given are lifted."""
+
+
+class SetTenant(Verb):
+    """What is not given stays; limits are replaced as a whole."""
+
+    weight: Positive | None = None
+    limits: LimitsSection | None = None
+
+
+class SetDraining(Verb):
+    """Refuse new requests, or accept them again."""
+
+    draining: bool = True
+
+
+V = TypeVar("V", bound=Verb)
+
+
+class Control:
+    """Handlers over a ``LocalFeed`` of the run."""
+
+    def __init__(
+        self, run: LiveRun, keys: Keys, completions: Completions, feed: LocalFeed | None = None
+    ) -> None:
+        self._run = run
+        self._keys = keys
+        self._completions = completions
+        self._feed = feed or LocalFeed(run)
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/control/view", self.view),
+            web.get("/control/events", self.events),
+            web.get("/control/policies", self.policies),
+            web.get("/control/scenarios", self.scenarios),
+            web.get("/control/estimator", self.estimator),
+            web.post("/control/policy", self.set_policy),
+            web.post("/control/policy/undo", self.undo_policy),
+            web.post("/control/pause", self.pause),
+            web.post("/control/resume", self.resume),
+            web.post("/control/scenario", self.start_scenario),
+            web.delete("/control/scenario", self.stop_scenario),
+            web.post("/control/burst", self.burst),
+            web.put("/control/limits", self.set_limits),
+            web.patch("/control/tenants/{name}", self.set_tenant),
+            web.post("/control/drain", self.drain),
+        ]
+
+    # -- looking -------------------------------------------------------------------------------------
+
+    def _operator(self, http: web.Request) -> None:
+        self._keys.operator(http.headers.get("Authorization"))
+
+    async def view(self, http: web.Request) -> web.Response:
+        """The whole picture, and the notices since ``after``."""
+        self._operator(http)
+        notices = self._feed.notices(_after(http))
+        body = {"view": view_to_json(self._feed.view()), "notices": notices_to_json(notices)}
+        return web.json_response(body)
+
+    async def events(self, http: web.Request) -> web.StreamResponse:
+        """Notices as server-sent events, from ``after`` (or Last-Event-ID) on, while somebody reads."""
+        self._operator(http)
+        seen = _after(http)
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+        )
+        bell = asyncio.Event()
+
+        def ring(notice: Notice) -> None:
+            bell.set()
+
+        listeners = self._run.notices.listeners
+        listeners.append(ring)
+        try:
+            await response.prepare(http)
+            while self._run.session.engine_state != "stopping":
+                bell.clear()
+                for notice in notices_to_json(self._feed.notices(seen)):
+                    seen = notice["seq"]
+                    await response.write(f"id: {seen}\ndata: {json.dumps(notice)}\n\n".encode())
+                try:
+                    async with asyncio.timeout(KEEP_ALIVE_S):
+                        await bell.wait()
+                except TimeoutError:
+                    await response.write(b": still here\n\n")
+        except ConnectionError:
+            pass  # nobody reads any more
+        finally:
+            listeners.remove(ring)
+        return response
+
+    async def policies(self, http: web.Request) -> web.Response:
+        self._operator(http)
+        return web.json_response(dict(self._feed.policies()))
+
+    async def scenarios(self, http: web.Request) -> web.Response:
+        self._operator(http)
+        return web.json_response(dict(self._feed.scenarios()))
+
+    async def estimator(self, http: web.Request) -> web.Response:
+        """All that was learned about lengths."""
+        self._operator(http)
+        return web.json_response(self._run.scheduler.estimator.state())
+
+    # -- steering ------------------------------------------------------------------------------------
+
+    async def set_policy(self, http: web.Request) -> web.Response:
+        verb = await self._read(http, SetPolicy)
+        return self._do(lambda: self._feed.switch_policy(verb.policy, by=verb.by))
+
+    async def undo_policy(self, http: web.Request) -> web.Response:
+        verb = await self._read(http, Verb)
+        return self._do(lambda: self._feed.undo_policy(by=verb.by))
+
+    async def pause(self, http: web.Request) -> web.Response:
+        verb = await self._read(http, Verb)
+        return self._do(lambda: self._feed.pause(by=verb.by))
+
+    async def resume(self, http: web.Request) -> web.Response:
+        verb = await self._read(http, Verb)
+        return self._do(lambda: self._feed.resume(by=verb.by))
+
+    async def start_scenario(self, http: web.Request) -> web.Response:
+        verb = await self._read(http, StartScenario)
+        if verb.scenario not in self._feed.scenarios():
+            raise bad(f"scenario must be one of {', '.join(self._feed.scenarios())}", "scenario")
+        return self._do(lambda: self._feed.inject(verb.scenario, by=verb.by))
+
+    async def stop_scenario(self, http: web.Request) -> web.Response:
+        verb = await self._read(http, Verb)
+        self._run.session.stop_loads()
+        return self._tell(Kind.SCENARIO, "loads stopped", verb)
+
+    async def burst(self, http: web.Request) -> web.Response:
+        verb = await self._read(http, StartBurst)
+        return self._do(lambda: self._feed.burst(verb.tenant, verb.rate, verb.seconds, by=verb.by))
+
+    async def set_limits(self, http: web.Request) -> web.Response:
+        verb = await self._read(http, SetLimits)
+        self._run.scheduler.set_limits(verb.limits, self._run.clock.now(), by=verb.by)
+        self._run.session.pump()
+        return _done()
+
+    async def set_tenant(self, http: web.Request) -> web.Response:
+        verb = await self._read(http, SetTenant)
+        name, limits = http.match_info["name"], verb.limits.limits if verb.limits else None
+        try:
+            self._run.scheduler.books.tenant(name)
+        except UnknownTenant:
+            raise ApiError(404, "there is no such tenant", code="unknown_tenant") from None
+        return self._do(lambda: self._feed.set_tenant(name, weight=verb.weight, limits=limits, by=verb.by))
+
+    async def drain(self, http: web.Request) -> web.Response:
+        verb = await self._read(http, SetDraining)
+        self._completions.draining = verb.draining
+        return self._tell(Kind.SCENARIO, "draining" if verb.draining else "accepting requests again", verb)
+
+    async def _read(self, http: web.Request, model: type[V]) -> V:
+        self._operator(http)
+        try:
+            return model.model_validate(read_json(await read_body(http)) if http.can_read_body else {})
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise bad(f"{where or 'the body'}: {first['msg']}", where or None) from None
+
+    def _do(self, verb: Callable[[], None]) -> web.Response:
+        try:
+            verb()
+        except CommandError as error:
+            raise bad(str(error)) from None
+        return _done()
+
+    def _tell(self, kind: Kind, what: str, verb: Verb) -> web.Response:
+        self._run.on_event(Event(self._run.clock.now(), kind, None, {"what": what, "by": verb.by}))
+        return _done()
+
+
+def _done() -> web.Response:
+    return web.json_response({"ok": True})
+
+
+def _after(http: web.Request) -> int:
+    text = http.query.get("after") or http.headers.get("Last-Event-ID") or "0"
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise bad("after must be the number of a notice", "after")
+    return int(text)

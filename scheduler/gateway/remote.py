@@ -1,0 +1,180 @@
+"""A run elsewhere as the ``Feed`` of a dashboard here: what ``driftsched attach URL`` looks at."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote, urlsplit
+
+import aiohttp
+
+from scheduler.core.policies import policy_from
+from scheduler.core.types import Limits
+from scheduler.gateway.wire import WireError, notices_from_json, view_from_json
+from scheduler.live.view import CommandError, Notice, View
+
+POLL_S = 0.25
+RETRY_S = 1.0
+TIMEOUT_S = 5.0
+_KEPT = 500
+
+
+class AttachError(OSError):
+    """There is no run to attach to at this address; says why."""
+
+
+class RemoteFeed:
+    """See ``view.Feed``. ``async with`` connects; a task keeps the latest view until the block ends.
+
+    Verbs are sent in the background: what the server refuses comes back as a notice of kind "error".
+    """
+
+    def __init__(self, url: str, key: str | None = None) -> None:
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            raise AttachError("attach needs an address such as http://127.0.0.1:8000")
+        self._url = url.rstrip("/")
+        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._notices: deque[Notice] = deque(maxlen=_KEPT)
+        self._seq = 0  # ours: the server's begins anew when it does
+        self._seen = 0  # the server's
+        self._lost = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        """Raises AttachError."""
+        self._http = aiohttp.ClientSession(
+            headers=self._headers, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)
+        )
+        try:
+            self._view = view_from_json((first := await self._ask("GET", "/control/view"))["view"])
+            self._take_notices(first)
+            self._policies: dict[str, str] = await self._ask("GET", "/control/policies")
+            self._scenarios: dict[str, str] = await self._ask("GET", "/control/scenarios")
+        except (aiohttp.ClientError, TimeoutError, CommandError, WireError, KeyError, TypeError) as error:
+            await self._http.close()
+            why = str(error) or type(error).__name__
+            raise AttachError(f"cannot attach to {self._url}: {why}") from error
+        self._spawn(self._follow())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._http.close()
+
+    async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The JSON of an answer. Raises CommandError with the server's words for a refusal."""
+        async with self._http.request(method, self._url + path, json=body) as answer:
+            try:
+                told = await answer.json()
+            except ValueError:
+                raise CommandError(f"status {answer.status}, and no JSON") from None
+            if answer.status != 200:
+                error = told.get("error") if isinstance(told, dict) else None
+                raise CommandError(str(error["message"]) if error else f"status {answer.status}")
+            return told
+
+    async def _follow(self) -> None:
+        """Fetch views, until cancelled; a server that is away is asked again every second."""
+        while True:
+            try:
+                told = await self._ask("GET", f"/control/view?after={self._seen}")
+                view = view_from_json(told["view"])
+                if view.snapshot.now < self._view.snapshot.now:
+                    self._seen = 0  # another run: its notices count from 1 again
+                self._view = view
+                self._take_notices(told)
+            except (aiohttp.ClientError, TimeoutError, CommandError, WireError, KeyError, TypeError) as error:
+                if not self._lost:
+                    self._lost = True
+                    self._note("error", f"no word from {self._url}: {str(error) or type(error).__name__}")
+                await asyncio.sleep(RETRY_S)
+            else:
+                if self._lost:
+                    self._lost = False
+                    self._note("engine", f"{self._url} is back")
+                await asyncio.sleep(POLL_S)
+
+    def _take_notices(self, told: Mapping[str, Any]) -> None:
+        for notice in notices_from_json(told["notices"]):
+            self._seen = max(self._seen, notice.seq)
+            self._seq += 1
+            self._notices.append(notice._replace(seq=self._seq))
+
+    def _note(self, kind: str, text: str) -> None:
+        self._seq += 1
+        now_s = self._view.snapshot.now
+        self._notices.append(Notice(self._seq, now_s, time.time(), kind, text, False))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _send(self, method: str, path: str, **body: Any) -> None:
+        async def send() -> None:
+            try:
+                await self._ask(method, path, body)
+            except (aiohttp.ClientError, TimeoutError, CommandError) as error:
+                self._note("error", f"refused: {str(error) or type(error).__name__}")
+
+        self._spawn(send())
+
+    # -- Feed ----------------------------------------------------------------------------------------
+
+    def view(self) -> View:
+        return replace(self._view, engine_state="unreachable") if self._lost else self._view
+
+    def notices(self, after: int = 0) -> Sequence[Notice]:
+        return [notice for notice in self._notices if notice.seq > after]
+
+    def policies(self) -> Mapping[str, str]:
+        return self._policies
+
+    def scenarios(self) -> Mapping[str, str]:
+        return self._scenarios
+
+    def switch_policy(self, spec: str, by: str = "operator") -> None:
+        try:
+            policy_from(spec)
+        except ValueError as error:
+            raise CommandError(str(error)) from error
+        self._send("POST", "/control/policy", policy=spec, by=by)
+
+    def undo_policy(self, by: str = "operator") -> None:
+        self._send("POST", "/control/policy/undo", by=by)
+
+    def inject(self, scenario: str, by: str = "operator") -> None:
+        if scenario not in self._scenarios:
+            raise CommandError(f"the server has {', '.join(self._scenarios)}; files stay where they are")
+        self._send("POST", "/control/scenario", scenario=scenario, by=by)
+
+    def burst(self, tenant: str, rate: float, seconds: float, by: str = "operator") -> None:
+        self._send("POST", "/control/burst", tenant=tenant, rate=rate, seconds=seconds, by=by)
+
+    def pause(self, by: str = "operator") -> None:
+        self._send("POST", "/control/pause", by=by)
+
+    def resume(self, by: str = "operator") -> None:
+        self._send("POST", "/control/resume", by=by)
+
+    def set_tenant(
+        self,
+        name: str,
+        *,
+        weight: float | None = None,
+        limits: Limits | None = None,
+        by: str = "operator",
+    ) -> None:
+        sent = None if limits is None else asdict(limits)
+        if sent is not None:
+            sent["ttl"] = sent.pop("ttl_s")
+        self._send("PATCH", f"/control/tenants/{quote(name, safe='')}", weight=weight, limits=sent, by=by)

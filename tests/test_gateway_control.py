@@ -1,0 +1,179 @@
+"""The control API, and ``attach``: the same verbs and the same view over the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from math import inf, isnan, nan
+
+import pytest
+from fake_feed import FakeFeed
+from gateway_kit import ACME, OPERATOR, Served, bearer, completion, serving, two_keys
+
+from driftui.app import DriftApp
+from scheduler.core.types import Limits
+from scheduler.gateway.control import Control
+from scheduler.gateway.remote import AttachError, RemoteFeed
+from scheduler.gateway.wire import WireError, notices_from_json, view_from_json, view_to_json
+from scheduler.live.view import CommandError
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    async with serving(keys=two_keys(), speed=20.0) as served:
+        yield served
+
+
+async def ask(served: Served, method: str, path: str, body: object = None, key: str = OPERATOR) -> int:
+    async with served.http.request(method, served.url + path, json=body, headers=bearer(key)) as answer:
+        await answer.json()
+        return answer.status
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 (nothing rings for a test)
+            await asyncio.sleep(0.005)
+
+
+def test_a_view_survives_the_wire() -> None:
+    view = FakeFeed().view()
+    sent = json.loads(json.dumps(view_to_json(view), allow_nan=False))
+    assert repr(view_from_json(sent)) == repr(view)
+
+
+def test_what_is_no_view_is_refused() -> None:
+    for data in (None, [], {}, {"snapshot": 5}):
+        with pytest.raises(WireError):
+            view_from_json(data)
+    with pytest.raises(WireError):
+        notices_from_json([{"seq": "x"}])
+
+
+def test_nan_and_infinity_are_text_on_the_wire() -> None:
+    from dataclasses import replace
+
+    sent = view_to_json(replace(FakeFeed().view(), speed=inf, loop_lag_p99_ms=nan))
+    assert (sent["speed"], sent["loop_lag_p99_ms"]) == ("inf", "nan")
+    assert isnan(view_from_json(sent).loop_lag_p99_ms)
+
+
+async def test_every_address_wants_the_operator(served: Served) -> None:
+    routes = Control(served.run, two_keys(), served.gateway.completions).routes()
+    assert len(routes) > 10
+    for route in routes:
+        path = route.path.replace("{name}", "acme")
+        assert await ask(served, route.method, path, {}, ACME) == 403, path
+        assert await ask(served, route.method, path, {}, "wrong") == 401, path
+
+
+async def test_policy_and_who_asked_for_it(served: Served) -> None:
+    assert await ask(served, "POST", "/control/policy", {"policy": "sjf", "by": "alice"}) == 200
+    await until(lambda: served.run.scheduler.policy.name == "sjf")
+    assert served.run.session.switches[-1]["by"] == "alice"
+    assert await ask(served, "POST", "/control/policy/undo", {}) == 200
+    await until(lambda: served.run.scheduler.policy.name == "fifo")
+    assert await ask(served, "POST", "/control/policy", {"policy": "nonsense"}) == 400
+    assert await ask(served, "POST", "/control/policy", {"policy": "sjf", "by": "\x1b[2J"}) == 400
+    assert await ask(served, "POST", "/control/policy", {"polcy": "sjf"}) == 400
+
+
+async def test_pause_resume_limits_tenants_drain(served: Served) -> None:
+    scheduler = served.run.scheduler
+    assert await ask(served, "POST", "/control/pause", {}) == 200
+    assert scheduler.paused
+    assert await ask(served, "POST", "/control/resume", {}) == 200
+    assert not scheduler.paused
+    assert await ask(served, "PUT", "/control/limits", {"max_queued": 7, "ttl": "5s"}) == 200
+    assert scheduler.limits == Limits(max_queued=7, ttl_s=5.0)
+    change = {"weight": 3, "limits": {"max_in_flight": 2}}
+    assert await ask(served, "PATCH", "/control/tenants/acme", change) == 200
+    config = scheduler.books.tenant("acme").config
+    assert (config.weight, config.limits) == (3.0, Limits(max_in_flight=2))
+    assert await ask(served, "PATCH", "/control/tenants/nobody", {}) == 404
+    assert await ask(served, "PATCH", "/control/tenants/acme", {"weight": -1}) == 400
+    assert await ask(served, "POST", "/control/drain", {}) == 200
+    assert (await served.post("/v1/completions", completion(), ACME))[0] == 503
+    assert await ask(served, "POST", "/control/drain", {"draining": False}) == 200
+    assert (await served.post("/v1/completions", completion(), ACME))[0] == 200
+
+
+async def test_a_scenario_is_started_and_stopped(served: Served) -> None:
+    assert await ask(served, "POST", "/control/scenario", {"scenario": "demo", "by": "bob"}) == 200
+    assert served.run.session.loads
+    assert any("injected by bob" in notice.text for notice in served.run.notices.after(0))
+    assert await ask(served, "DELETE", "/control/scenario", {}) == 200
+    assert not served.run.session.loads
+    for elsewhere in ("/etc/hostname", "../demo", "nonsense"):
+        assert await ask(served, "POST", "/control/scenario", {"scenario": elsewhere}) == 400
+
+
+async def test_events_stream(served: Served) -> None:
+    url = f"{served.url}/control/events?after=0"
+    async with asyncio.timeout(5), served.http.get(url, headers=bearer(OPERATOR)) as answer:
+        await ask(served, "POST", "/control/pause", {"by": "carol"})
+        while True:
+            line = await answer.content.readline()
+            if b"paused by carol" in line:
+                assert json.loads(line.removeprefix(b"data: "))["kind"] == "pause"
+                break
+    await until(lambda: not served.run.notices.listeners)
+
+
+async def test_attached_a_run_looks_and_is_steered_as_at_home(served: Served) -> None:
+    async with RemoteFeed(served.url, OPERATOR) as feed:
+        assert feed.view().engine_detail == served.run.engine.detail
+        assert "demo" in feed.scenarios()
+        assert "sjf" in feed.policies()
+        feed.switch_policy("sjf", by="dana")
+        await until(lambda: feed.view().snapshot.policy == "sjf")
+        assert any("dana" in notice.text for notice in feed.notices())
+        feed.undo_policy()
+        feed.pause()
+        await until(lambda: feed.view().snapshot.paused and feed.view().snapshot.policy == "fifo")
+        feed.resume()
+        feed.set_tenant("acme", weight=5.0, limits=Limits(max_queued=3, ttl_s=2.0))
+        await until(lambda: served.run.scheduler.books.tenant("acme").config.limits == Limits(3, ttl_s=2.0))
+        feed.inject("demo")
+        await until(lambda: feed.view().scenario == "demo")
+        feed.burst("nobody", 1.0, 1.0)
+        await until(lambda: any(n.kind == "error" and "unknown tenant" in n.text for n in feed.notices()))
+        with pytest.raises(CommandError):
+            feed.switch_policy("nonsense")
+        with pytest.raises(CommandError):
+            feed.inject("/etc/hostname")
+        numbers = [notice.seq for notice in feed.notices()]
+        assert numbers == list(range(1, len(numbers) + 1))
+
+
+async def test_attach_says_why_not(served: Served) -> None:
+    for url, key, what in (
+        (served.url, ACME, "operator"),
+        (served.url, None, "key"),
+        ("http://127.0.0.1:1", OPERATOR, "cannot attach"),
+        ("nonsense", None, "such as http"),
+    ):
+        with pytest.raises(AttachError, match=what):
+            async with RemoteFeed(url, key):
+                pass
+
+
+async def test_a_server_that_goes_away_is_shown(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scheduler.gateway.remote.RETRY_S", 0.01)
+    async with RemoteFeed(served.url, OPERATOR) as feed:
+        monkeypatch.setattr(feed, "_url", "http://127.0.0.1:1")
+        await until(lambda: feed.view().engine_state == "unreachable")
+        monkeypatch.setattr(feed, "_url", served.url)
+        await until(lambda: feed.view().engine_state == "ready")
+        assert [notice.kind for notice in feed.notices()][-2:] == ["error", "engine"]
+
+
+async def test_the_dashboard_opens_on_it(served: Served) -> None:
+    async with RemoteFeed(served.url, OPERATOR) as feed:
+        app = DriftApp(feed, auto_refresh=False)
+        async with app.run_test(size=(120, 40)) as pilot:
+            app.tick()
+            await pilot.pause()
+            await pilot.press("P")
+            await until(lambda: served.run.scheduler.paused)
