@@ -1,0 +1,118 @@
+"""``driftsched bench``: its part of the command line. A bench is imported when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scheduler.bench.result import Result
+
+if TYPE_CHECKING:
+    from scheduler.bench.engine import Work
+
+
+def add_benches(commands: Any) -> None:
+    """Add ``bench`` to the parser's commands; each sets ``command``, which returns the exit code."""
+    bench = commands.add_parser("bench", help="measure: every performance claim, with its protocol")
+    benches = bench.add_subparsers(title="benches", metavar="BENCH", required=True)
+
+    core = benches.add_parser("core", help="the scheduler alone, beside a bare heapq; a minute")
+    core.set_defaults(command=_bench_core)
+
+    engine = benches.add_parser("engine", help="tokens/s beside the same prompts straight to vLLM; minutes")
+    engine.add_argument("--model", default="smollm2", metavar="M", help="default: smollm2")
+    _add_work_options(engine)
+    engine.set_defaults(command=_bench_engine)
+
+    screen = benches.add_parser("screen", help="what the dashboard costs, on a pseudo-terminal; minutes")
+    screen.add_argument("--refreshes", type=_whole, metavar="N", help="default: 480, the demo once")
+    screen.add_argument("--model", metavar="M", help="also tokens/s of this model's engine, beside headless")
+    _add_work_options(screen)
+    screen.set_defaults(command=_bench_screen)
+
+    paper = benches.add_parser("paper", help="the paper's whole experiment on the simulated GPU; minutes")
+    paper.add_argument("--seeds", type=_whole, default=5, metavar="N", help="runs of each cell; default: 5")
+    paper.add_argument("--paper-faithful", action="store_true", help="keep the paper's quirks")
+    paper.set_defaults(command=_bench_paper)
+
+    for parser in (core, engine, screen, paper):
+        parser.add_argument(
+            "--out", type=Path, metavar="DIR", help="also write the document to DIR/bench-NAME.json"
+        )
+        parser.add_argument("--json", action="store_true", help="the document on stdout, and nothing else")
+
+
+def _add_work_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pairs", type=_whole, default=5, metavar="N", help="of halves; default: 5")
+    parser.add_argument("--requests", type=_whole, metavar="N", help="of each half; default: 64")
+    parser.add_argument("--tokens", type=_whole, metavar="N", help="median answer; default: 96")
+    parser.add_argument("--concurrency", type=_whole, metavar="N", help="the engine's batch; default: 16")
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a whole number above 0 is needed")
+    return value
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _bench_core(args: argparse.Namespace) -> int:
+    from scheduler.bench.core import bench_core
+
+    return _show(bench_core(_tell), args)
+
+
+def _bench_engine(args: argparse.Namespace) -> int:
+    from scheduler.bench.engine import bench_engine
+    from scheduler.live.output import engine_output_to, log_path
+
+    with engine_output_to(log_path()) as output:
+
+        def tell(line: str) -> None:
+            print(line, file=output.stderr, flush=True)
+
+        result = bench_engine(tell, model=args.model, work=_work(args), pairs=args.pairs)
+    return _show(result, args)
+
+
+def _bench_screen(args: argparse.Namespace) -> int:
+    from driftui.bench import REFRESHES, bench_screen
+
+    refreshes = args.refreshes or REFRESHES
+    result = bench_screen(_tell, refreshes=refreshes, model=args.model, work=_work(args), pairs=args.pairs)
+    return _show(result, args)
+
+
+def _bench_paper(args: argparse.Namespace) -> int:
+    from scheduler.bench.paper import bench_paper
+    from scheduler.headless import counting
+
+    with counting("paper", "runs", sys.stderr) as progress:
+        result = bench_paper(
+            _tell, seeds=args.seeds, faithful=args.paper_faithful, out=args.out, progress=progress
+        )
+    return _show(result, args)
+
+
+def _work(args: argparse.Namespace) -> Work:
+    from scheduler.bench.engine import Work
+
+    given = {name: getattr(args, name) for name in ("requests", "tokens", "concurrency")}
+    return Work(**{name: value for name, value in given.items() if value is not None})
+
+
+def _show(result: Result, args: argparse.Namespace) -> int:
+    """A claim that was missed is a result, not a failure: the document says so."""
+    document = json.dumps(result.document(), indent=1)
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / f"bench-{result.bench}.json").write_text(document + "\n", encoding="utf-8")
+    print(document if args.json else result.text())
+    return 0
