@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from scheduler.core.estimate import Counter, count_words, estimator_from
+from scheduler.core.estimate import Counter, count_words
+from scheduler.core.estimators import estimator_from
 from scheduler.core.events import Emit
 from scheduler.core.metrics import WindowMetrics
 from scheduler.core.policies import policy_from
@@ -21,6 +22,7 @@ from scheduler.engines.clock import Clock
 from scheduler.engines.engine import Engine, EngineConfigError
 from scheduler.engines.models import load_counter, resolve
 from scheduler.engines.simulated import SimulatedEngine
+from scheduler.load.prior import shipped_prior
 from scheduler.load.scenario import Scenario
 from scheduler.load.workload import Workload
 from scheduler.twin.profile import Profile, load_profile, profiles
@@ -85,6 +87,8 @@ class Plan:
                 counter=self.counter,
                 calibrate=scenario.estimator.calibrate,
                 faithful=scenario.paper,
+                statistic=scenario.estimator.statistic,
+                prior=shipped_prior(),
             ),
             tenants,
             capacities=(self.capacity if capacity is None else capacity,),

@@ -11,15 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.core.estimate import (
-    ESTIMATORS,
     Oracle,
     PaperEstimator,
     classify,
     count_words,
-    estimator_from,
     input_factor,
     runtime_class,
 )
+from scheduler.core.estimators import ESTIMATORS, estimator_from
 from scheduler.core.types import CATEGORIES, Outcome, Request
 
 # A prompt of each category, by its label; ten words each.
@@ -310,5 +309,5 @@ def test_estimators_by_name(kind: str) -> None:
 
 
 def test_an_unknown_estimator() -> None:
-    with pytest.raises(ValueError, match="unknown estimator 'crystal ball'; allowed: paper, oracle"):
+    with pytest.raises(ValueError, match="unknown estimator 'crystal ball'; allowed: paper, tenant, learned, oracle"):
         estimator_from("crystal ball")

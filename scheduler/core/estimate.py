@@ -204,23 +204,3 @@ class Oracle:
     def restore(self, state: Mapping[str, Any]) -> None:
         if state.get("kind") != "oracle":
             raise ValueError("not a state of the oracle")
-
-
-ESTIMATORS: Mapping[str, str] = {
-    "paper": "keyword category x learned bias (EMA per category)",
-    "oracle": "true lengths, in virtual time only: the limit of what estimates can give",
-}
-"""Name -> one line that says what it does."""
-
-
-def estimator_from(
-    kind: str, *, counter: Counter = count_words, calibrate: bool = True, faithful: bool = False
-) -> Estimator:
-    """A fresh estimator by name. Raises ValueError that lists what is allowed."""
-    match kind:
-        case "paper":
-            return PaperEstimator(counter=counter, calibrate=calibrate, faithful=faithful)
-        case "oracle":
-            return Oracle(counter=counter)
-        case _:
-            raise ValueError(f"unknown estimator {kind!r}; allowed: {', '.join(ESTIMATORS)}")

@@ -215,8 +215,7 @@ class Scheduler:
         """
         request, replica = self._running(request_id)
         replica.end(request)
-        request.output_tokens = outcome.output_tokens
-        request.finish = outcome.finish
+        request.finish, request.output_tokens = outcome
         if self.slots.batch is None:
             self._settle(request, now)
             return (request,)
@@ -341,11 +340,10 @@ class Scheduler:
     def _retry(self, request: Request, now: float) -> None:
         self._free(request)
         self.books.retried(request)
-        request.output_tokens = 0
+        request.output_tokens = request.batch_size = 0
         request.first_token_s = request.last_token_s = None
         request.gaps = None
         request.replica = request.batch_id = -1
-        request.batch_size = 0
         self._enqueue(request, now)
         if self._emit is not None:
             self._emit(Event(now, Kind.RETRIED, request, NO_DETAIL))

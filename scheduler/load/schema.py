@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from scheduler.core.estimate import ESTIMATORS
+from scheduler.core.estimators import ESTIMATORS
 from scheduler.core.types import Limits, Slo, Tenant
 from scheduler.load.fields import (
     Count,
@@ -67,7 +67,9 @@ class Estimator(Section):
     kind: str = "paper"
     counter: Literal["whitespace", "tokenizer"] = "whitespace"
     calibrate: bool = True
-    """Learn from completions."""
+    """Learn from completions; of the paper's estimator."""
+    statistic: Literal["median", "mean"] = "median"
+    """What `tenant` keeps of each tenant's answers."""
 
     @model_validator(mode="after")
     def _known(self) -> Self:

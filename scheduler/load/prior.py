@@ -1,0 +1,75 @@
+"""The shipped prior of the ``learned`` estimator: reading it, and training one (tools/train_prior.py)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from math import log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.core.features import BUCKETS, DENSE, read
+from scheduler.core.learned import Prior
+
+PRIOR_FILE = Path(__file__).parent.parent / "data" / "prior.json"
+RIDGE = 150.0
+WORD_SCALE = 6.0  # how much a word may weigh beside a cue
+UNIT = 1e-4  # of the words' weights in the file
+
+Matrix = NDArray[np.float64]
+
+
+@cache
+def shipped_prior() -> Prior:
+    """Raises ValueError when the features were changed without training anew."""
+    return Prior.from_document(json.loads(PRIOR_FILE.read_text(encoding="utf-8")))
+
+
+def read_lengths(file: Path) -> tuple[list[str], list[dict[str, int]]]:
+    """Prompts, and the tokens of each model's answer. Raises ValueError naming the line."""
+    prompts, lengths = [], []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        row = json.loads(line)
+        tokens = row.get("output_tokens") if isinstance(row, dict) else None
+        if not isinstance(tokens, dict) or not isinstance(row.get("prompt"), str):
+            raise ValueError(f"{file.name!r} line {number}: needs prompt, and output_tokens for each model")
+        prompts.append(row["prompt"])
+        lengths.append(tokens)
+    return prompts, lengths
+
+
+def train(prompts: Sequence[str], lengths: Sequence[dict[str, int]]) -> dict[str, Any]:
+    """The prior as its file holds it. ``lengths[i]`` has the same models for every prompt."""
+    models = sorted(lengths[0])
+    logs = np.array([[log(row[model]) for model in models] for row in lengths])
+    target = (logs - logs.mean(axis=0)).mean(axis=1)
+    dense = np.array([read(prompt).dense for prompt in prompts])
+    mean, scale = dense.mean(axis=0), np.maximum(dense.std(axis=0), 0.05)
+    design = np.hstack([(dense - mean) / scale, WORD_SCALE * _word_matrix(prompts)])
+    # In its dual form: prompts are far fewer than features.
+    dual: Matrix = np.linalg.solve(design @ design.T + RIDGE * np.eye(len(prompts)), target)
+    weights = design.T @ dual
+    fitted = design @ weights
+    return {
+        "features": list(DENSE),
+        "level": round(float(logs.mean() - fitted.mean()), 4),
+        "spread": round(float((logs - logs.mean(axis=0) - fitted[:, None]).std()), 4),
+        "mean": [round(float(x), 5) for x in mean],
+        "scale": [round(float(x), 5) for x in scale],
+        "dense": [round(float(x), 5) for x in weights[: len(DENSE)]],
+        "unit": UNIT,
+        "words": [round(float(x) * WORD_SCALE / UNIT) for x in weights[len(DENSE) :]],
+    }
+
+
+def _word_matrix(prompts: Sequence[str]) -> Matrix:
+    matrix: Matrix = np.zeros((len(prompts), BUCKETS))
+    for row, prompt in zip(matrix, prompts, strict=True):
+        features = read(prompt)
+        for bucket in features.buckets:
+            row[bucket] += features.share
+    return matrix
