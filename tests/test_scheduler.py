@@ -470,7 +470,7 @@ def picture(scheduler: Scheduler) -> dict[str, Any]:
                 dataclasses.asdict(b) for b in (scheduler.books.totals, *scheduler.books.tenants.values())
             ],
             "requests": [dataclasses.asdict(r) for r in scheduler.active()],
-            "queue": [r.id for r in scheduler._queue],
+            "queue": [r.id for r in scheduler.waiting.queue],
             "slots": [(list(r.running), r.reserved_tokens, r.up) for r in scheduler.slots.replicas],
             "learned": scheduler.estimator.state(),
             "windows": {name: vars(window) for name, window in scheduler.metrics.tenants.items()},
@@ -535,9 +535,9 @@ def test_check_finds_what_is_wrong(harm: str) -> None:
     scheduler.check()
     match harm:
         case "lose":
-            scheduler._queue.pop()
+            scheduler.waiting.queue.pop()
         case "double":
-            scheduler._queue.push(next(iter(scheduler._queue)))
+            scheduler.waiting.queue.push(next(iter(scheduler.waiting.queue)))
         case _:
             scheduler.books.totals.submitted += 1
     with pytest.raises(AssertionError):

@@ -8,12 +8,11 @@ None, and it comes back at ``next_timer()``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from heapq import heappop, heappush
 from math import inf
 from typing import Any
 
 from scheduler.core import admission
-from scheduler.core.books import Books, TenantBooks, TokenCost
+from scheduler.core.books import Books, TokenCost
 from scheduler.core.estimate import Estimator
 from scheduler.core.events import NO_DETAIL, Emit, Event, Kind
 from scheduler.core.lifecycle import (
@@ -25,10 +24,10 @@ from scheduler.core.lifecycle import (
 )
 from scheduler.core.metrics import WindowMetrics
 from scheduler.core.policy import Policy
-from scheduler.core.queue import ReadyQueue
 from scheduler.core.slots import MicroBatch, Replica, Slots
 from scheduler.core.swap import Swap, SwapRecord
 from scheduler.core.types import Dispatch, Limits, Outcome, Rejected, Request, State, Tenant
+from scheduler.core.waiting import WaitingRoom
 
 
 class Scheduler:
@@ -57,15 +56,11 @@ class Scheduler:
         self.books = Books(cost)
         self.slots = Slots(capacities, batch)
         self.paused = False
-        self.swap: Swap | None = None
+        self.waiting = WaitingRoom(policy)
         self.swaps: list[SwapRecord] = []
         self._emit = emit
         self._active: dict[str, Request] = {}  # queued or in flight
-        self._room: dict[str, int] = {}  # tenant -> further requests that may run, where limited
-        self._queue = ReadyQueue(policy, self._room)
-        self._suspects: list[Request] = []  # queued requests that were aboard two crashes
-        self._expiries: list[tuple[float, int, Request]] = []
-        self._tickets = self._dispatches = 0
+        self._dispatches = 0
         policy.bind(self.books.configs)
         for tenant in tenants:
             self.add_tenant(tenant)
@@ -100,28 +95,21 @@ class Scheduler:
         own, overall, asked = tenant.config.limits.ttl_s, self.limits.ttl_s, request.ttl_s
         if own is not None or overall is not None or asked is not None:
             ttl_s = min(own or inf, overall or inf, asked or inf)
-            heappush(self._expiries, (request.arrival_s + ttl_s, request.ticket, request))
+            self.waiting.expire_at(request.arrival_s + ttl_s, request)
         if self._emit is not None:
             self._emit(Event(now, Kind.QUEUED, request, NO_DETAIL))
         return None
 
     def _enqueue(self, request: Request, now: float) -> None:
         move(request, State.QUEUED)
-        self._tickets += 1
-        request.ticket = self._tickets
         self.books.enqueued(request, now)
-        if request.attempts > 1:
-            self._suspects.append(request)
-            return
-        self._queue.push(request)
-        if self.swap is not None:
-            self.swap.queue.push(request)
+        self.waiting.enter(request)
 
     # -- dispatch ------------------------------------------------------------------------------------
 
     def next_dispatch(self, now: float) -> Dispatch | None:
         """The next request to start, and where; it is running from now on. Call until None."""
-        slots, totals = self.slots, self.books.totals
+        slots, totals, queue = self.slots, self.books.totals, self.waiting.queue
         if slots.handout:
             return self._dispatched(slots.handout.popleft(), now)
         limit = self.limits.max_in_flight
@@ -130,30 +118,30 @@ class Scheduler:
         if replica is None:
             slots.waiting_since_s = None  # no micro-batch waits to fill
             return None
-        if self._suspects:
+        if self.waiting.suspects:
             slots.waiting_since_s = None  # no micro-batch waits to fill
             return self._dispatch_suspect(replica, now)
-        if self._queue.policy.lapses:
-            self._queue.lapse(now)
+        if queue.policy.lapses:
+            queue.lapse(now)
         if slots.batch is not None:
             return self._dispatch_batch(replica, room, now)
         if self.max_inflight_tokens is not None:
-            head = self._queue.peek()
+            head = queue.peek()
             if head is not None and not replica.fits(head, self.max_inflight_tokens):
                 return None
-        request = self._queue.pop()
+        request = queue.pop()
         if request is None:
             return None  # all that waits belongs to tenants at their limit
         self._start(request, replica, now)
         return self._dispatched(request, now)
 
     def _dispatch_batch(self, replica: Replica, room: float, now: float) -> Dispatch | None:
-        slots = self.slots
+        slots, queue = self.slots, self.waiting.queue
         assert slots.batch is not None
         if not slots.batch_closes(self.books.totals.queued, now):
             return None
         batch = []
-        for request in self._queue.policy.take(self._queue, int(min(slots.batch.size, replica.free, room))):
+        for request in queue.policy.take(queue, int(min(slots.batch.size, replica.free, room))):
             self._start(request, replica, now)
             batch.append(request)
         if not batch:
@@ -165,10 +153,7 @@ class Scheduler:
         """A request that was aboard two crashes runs by itself, so that it can take nobody with it."""
         if self.books.totals.in_flight:
             return None
-        request = self._suspects.pop(0)
-        request.ticket = -1
-        if request.tenant in self._room:
-            self._room[request.tenant] -= 1
+        request = self.waiting.pop_suspect()
         replica.alone = request
         self._start(request, replica, now)
         return self._dispatched(request, now)
@@ -179,15 +164,15 @@ class Scheduler:
         return Dispatch(request, request.replica)
 
     def _start(self, request: Request, replica: Replica, now: float) -> None:
-        if self.swap is not None:
-            self.swap.queue.forget(request)
+        if self.waiting.swap is not None:
+            self.waiting.swap.queue.forget(request)
         self.books.dispatched(request, now)
         move(request, State.RUNNING)
         self._dispatches += 1
         if not request.attempts:
             request.dispatched_s = now
             request.charged = request.cost
-            self._queue.policy.on_dispatch(request, request.cost)
+            self.policy.on_dispatch(request, request.cost)
         request.attempts += 1
         replica.start(request)
 
@@ -244,9 +229,10 @@ class Scheduler:
         else:
             state, kind = State.FAILED, Kind.FAILED
             request.reason = request.reason or "engine_error"
-        tenant = self._free(request) if self._room else self.books.freed(request)
+        tenant = self.books.freed(request)
+        self.waiting.give_room(request.tenant)
         actual = self.books.actual_cost(request)
-        self._queue.policy.on_settle(request, actual - request.charged)
+        self.policy.on_settle(request, actual - request.charged)
         request.charged = actual
         if request.backlogged:
             tenant.served_by_weight += actual / tenant.config.weight
@@ -258,14 +244,6 @@ class Scheduler:
             self.metrics.on_observed(request, self.estimator)
         del self._active[request.id]
         self._end(request, state, now, kind)
-
-    def _free(self, request: Request) -> TenantBooks:
-        tenant = request.tenant
-        if tenant in self._room:
-            self._room[tenant] += 1
-            if self._room[tenant] == 1:
-                self._wake(tenant)
-        return self.books.freed(request)
 
     def _end(self, request: Request, state: State, now: float, kind: Kind) -> None:
         move(request, state)
@@ -298,24 +276,17 @@ class Scheduler:
     def expire(self, now: float) -> list[Request]:
         """End what has waited past its TTL; returns those requests."""
         expired: list[Request] = []
-        while self._expiries and self._expiries[0][0] <= now:
-            _, ticket, request = heappop(self._expiries)
-            if request.ticket == ticket:
-                self._drop(request, State.EXPIRED, now, Kind.EXPIRED)
-                expired.append(request)
+        for request in self.waiting.expired(now):
+            self._drop(request, State.EXPIRED, now, Kind.EXPIRED)
+            expired.append(request)
         return expired
 
     def _drop(self, request: Request, state: State, now: float, kind: Kind) -> None:
         """End a request that waits."""
-        request.ticket = -1
-        if request in self._suspects:
-            self._suspects.remove(request)
-        self._queue.forget(request)
-        if self.swap is not None:
-            self.swap.queue.forget(request)
+        self.waiting.remove(request)
         self.books.left_queue(request, now)
         if request.charged:  # it ran on an engine that was lost
-            self._queue.policy.on_settle(request, -request.charged)
+            self.policy.on_settle(request, -request.charged)
             request.charged = 0.0
         del self._active[request.id]
         self._end(request, state, now, kind)
@@ -338,7 +309,8 @@ class Scheduler:
         return ended
 
     def _retry(self, request: Request, now: float) -> None:
-        self._free(request)
+        self.books.freed(request)
+        self.waiting.give_room(request.tenant)
         self.books.retried(request)
         request.output_tokens = request.batch_size = 0
         request.first_token_s = request.last_token_s = None
@@ -362,17 +334,18 @@ class Scheduler:
         The old policy orders until ``swap_step`` has returned True. A second swap supersedes the first,
         but carries on a change of estimator that has not reached all that waits.
         """
-        reestimate = self.swap.reestimate if self.swap else None
+        superseded = self.swap
+        policy.bind(self.books.configs)
+        swap = self.waiting.begin_swap(policy, self._active.values(), now, by)
         if estimator is not None:
             self.estimator = estimator
-            reestimate = self._reestimate
-        suspects = set(self._suspects)
-        waiting = [r for r in self._active.values() if r.ticket >= 0 and r not in suspects]
-        policy.bind(self.books.configs)
-        self.swap = Swap(ReadyQueue(policy, self._room), waiting, self._tickets, now, by, reestimate)
-        detail = {"from": self.policy.describe(), "to": policy.describe(), "queued": len(waiting), "by": by}
+            swap.reestimate = self._reestimate
+        elif superseded is not None:
+            swap.reestimate = superseded.reestimate
+        queued = len(swap.waiting)
+        detail = {"from": self.policy.describe(), "to": policy.describe(), "queued": queued, "by": by}
         self._tell(now, Kind.SWAP_REQUESTED, detail)
-        return len(waiting)
+        return queued
 
     def swap_step(self, now: float, max_items: int = 1000) -> bool:
         """Re-rank up to ``max_items`` more; True once the new policy orders (or no swap is under way)."""
@@ -382,10 +355,8 @@ class Scheduler:
         if not swap.step(max_items):
             return False
         source, policy = self.policy, swap.queue.policy
-        self.swap = None
-        self._queue = swap.queue
-        in_flight = (r for replica in self.slots.replicas for r in (*replica.running.values(), *replica.held))
-        policy.restore((*in_flight, *swap.queue.retried, *self._suspects))
+        replicas = self.slots.replicas
+        self.waiting.end_swap(swap, (r for one in replicas for r in (*one.running.values(), *one.held)))
         record = SwapRecord(swap.requested_s, now, source.describe(), policy.describe(), swap.ranked, swap.by)
         self.swaps.append(record)
         detail = {"from": record.source, "to": record.target, "queued": record.queued, "by": record.by}
@@ -414,24 +385,15 @@ class Scheduler:
         self.books.add_tenant(tenant)
         if self.metrics is not None:
             self.metrics.add_tenant(tenant.name)
-        if tenant.limits.max_in_flight is not None:
-            self._room[tenant.name] = tenant.limits.max_in_flight
+        self.waiting.set_room(tenant.name, tenant.limits.max_in_flight)
 
     def set_tenant(self, tenant: Tenant, now: float, *, by: str = "") -> None:
         """Change weight, SLO or limits of a tenant; what waits keeps its tier. Raises UnknownTenant."""
         books = self.books.tenant(tenant.name)
         books.config = self.books.configs[tenant.name] = tenant
         limit = tenant.limits.max_in_flight
-        self._room.pop(tenant.name, None)
-        if limit is not None:
-            self._room[tenant.name] = limit - books.in_flight
-        self._wake(tenant.name)
+        self.waiting.set_room(tenant.name, None if limit is None else limit - books.in_flight)
         self._tell(now, Kind.TENANT, {"tenant": tenant.name, "weight": tenant.weight, "by": by})
-
-    def _wake(self, tenant: str) -> None:
-        self._queue.wake(tenant)
-        if self.swap is not None:
-            self.swap.queue.wake(tenant)
 
     def pause(self, now: float, *, by: str = "") -> None:
         """Dispatch nothing more; what runs goes on."""
@@ -454,7 +416,12 @@ class Scheduler:
     @property
     def policy(self) -> Policy:
         """The policy that orders now."""
-        return self._queue.policy
+        return self.waiting.queue.policy
+
+    @property
+    def swap(self) -> Swap | None:
+        """The swap that is under way."""
+        return self.waiting.swap
 
     @property
     def idle(self) -> bool:
@@ -471,12 +438,8 @@ class Scheduler:
 
     def next_timer(self) -> float:
         """When to call expire() and next_dispatch() again whatever else happens; inf for never."""
-        expiries = self._expiries
-        while expiries and expiries[0][2].ticket != expiries[0][1]:
-            heappop(expiries)
-        if self.slots.batch is None:
-            return expiries[0][0] if expiries else inf
-        return min(expiries[0][0] if expiries else inf, self.slots.next_timer())
+        expiry_s = self.waiting.next_expiry_s()
+        return expiry_s if self.slots.batch is None else min(expiry_s, self.slots.next_timer())
 
     def _running(self, request_id: str) -> tuple[Request, Replica]:
         request = self._active.get(request_id)
@@ -492,9 +455,9 @@ class Scheduler:
         self.books.check(active)
         self.slots.check([r for r in active if r.state in (State.RUNNING, State.ABORTING)])
         queued = sorted(r.ticket for r in active if r.state is State.QUEUED)
-        waiting = sorted(r.ticket for r in (*self._queue, *self._suspects))
+        waiting = sorted(r.ticket for r in self.waiting)
         assert waiting == queued, "the queue holds just what is queued"
         assert len(set(waiting)) == len(waiting), "no request waits twice"
-        for name, room in self._room.items():
+        for name, room in self.waiting.room.items():
             books = self.books.tenants[name]
             assert room == (books.config.limits.max_in_flight or 0) - books.in_flight, name

@@ -31,25 +31,24 @@ class Swap:
         last_ticket: int,
         now: float,
         by: str,
-        reestimate: Callable[[Request], None] | None = None,
     ) -> None:
         self.queue = queue
         self.requested_s = now
         self.by = by
         self.ranked = 0
-        self._waiting = waiting
+        self.waiting = waiting
         self._last_ticket = last_ticket
         self._moved = 0
-        self.reestimate = reestimate  # set when the estimator changes, too
+        self.reestimate: Callable[[Request], None] | None = None  # set when the estimator changes, too
 
     @property
     def share_done(self) -> float:
-        return self._moved / len(self._waiting) if self._waiting else 1.0
+        return self._moved / len(self.waiting) if self.waiting else 1.0
 
     def step(self, max_items: int) -> bool:
         """Rank up to ``max_items`` more; True once nothing is left."""
-        end = min(len(self._waiting), self._moved + max_items)
-        for request in self._waiting[self._moved : end]:
+        end = min(len(self.waiting), self._moved + max_items)
+        for request in self.waiting[self._moved : end]:
             # It may have left the queue since, or left and come back (a retry is pushed to both).
             if not 0 <= request.ticket <= self._last_ticket:
                 continue
@@ -58,4 +57,4 @@ class Swap:
             self.queue.push(request)
             self.ranked += 1
         self._moved = end
-        return end == len(self._waiting)
+        return end == len(self.waiting)

@@ -1,0 +1,117 @@
+"""Everything that waits: the queue that orders, the one that a swap is filling, suspects, TTLs, room.
+
+The two queues share ``room`` and the requests' tickets, so what leaves one is dead in the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import heappop, heappush
+from math import inf
+
+from scheduler.core.policy import Policy
+from scheduler.core.queue import ReadyQueue
+from scheduler.core.swap import Swap
+from scheduler.core.types import Request
+
+
+class WaitingRoom:
+    """Who waits and in which order; knows nothing of slots, estimates and books."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.room: dict[str, int] = {}  # tenant -> further requests that may run, where limited
+        self.queue = ReadyQueue(policy, self.room)
+        self.swap: Swap | None = None
+        self.suspects: list[Request] = []  # aboard two crashes; they run alone
+        self._tickets = 0
+        self._expiries: list[tuple[float, int, Request]] = []
+
+    # -- in and out ----------------------------------------------------------------------------------
+
+    def enter(self, request: Request) -> None:
+        """Give it a ticket and a place."""
+        self._tickets += 1
+        request.ticket = self._tickets
+        if request.attempts > 1:
+            self.suspects.append(request)
+            return
+        self.queue.push(request)
+        if self.swap is not None:
+            self.swap.queue.push(request)
+
+    def pop_suspect(self) -> Request:
+        """The first suspect, whatever its tenant's limit."""
+        request = self.suspects.pop(0)
+        request.ticket = -1
+        if request.tenant in self.room:
+            self.room[request.tenant] -= 1
+        return request
+
+    def remove(self, request: Request) -> None:
+        """It waits no longer, wherever it stood."""
+        request.ticket = -1
+        if request in self.suspects:
+            self.suspects.remove(request)
+        self.queue.forget(request)
+        if self.swap is not None:
+            self.swap.queue.forget(request)
+
+    # -- TTLs ----------------------------------------------------------------------------------------
+
+    def expire_at(self, when_s: float, request: Request) -> None:
+        """It may wait until then."""
+        heappush(self._expiries, (when_s, request.ticket, request))
+
+    def expired(self, now: float) -> Iterator[Request]:
+        """What still waits and may not any more; the caller removes each before it takes the next."""
+        while self._expiries and self._expiries[0][0] <= now:
+            _, ticket, request = heappop(self._expiries)
+            if request.ticket == ticket:
+                yield request
+
+    def next_expiry_s(self) -> float:
+        """inf for never."""
+        expiries = self._expiries
+        while expiries and expiries[0][2].ticket != expiries[0][1]:
+            heappop(expiries)
+        return expiries[0][0] if expiries else inf
+
+    # -- in-flight limits of tenants -----------------------------------------------------------------
+
+    def set_room(self, tenant: str, room: int | None) -> None:
+        """So many more of this tenant may run; None for no limit."""
+        self.room.pop(tenant, None)
+        if room is not None:
+            self.room[tenant] = room
+        self._wake(tenant)
+
+    def give_room(self, tenant: str) -> None:
+        """One of its requests runs no longer."""
+        if tenant in self.room:
+            self.room[tenant] += 1
+            if self.room[tenant] == 1:
+                self._wake(tenant)
+
+    def _wake(self, tenant: str) -> None:
+        self.queue.wake(tenant)
+        if self.swap is not None:
+            self.swap.queue.wake(tenant)
+
+    # -- swaps ---------------------------------------------------------------------------------------
+
+    def begin_swap(self, policy: Policy, active: Iterable[Request], now: float, by: str) -> Swap:
+        """Start filling a queue under ``policy``; a swap that is under way is given up."""
+        suspects = set(self.suspects)
+        waiting: Sequence[Request] = [r for r in active if r.ticket >= 0 and r not in suspects]
+        self.swap = Swap(ReadyQueue(policy, self.room), waiting, self._tickets, now, by)
+        return self.swap
+
+    def end_swap(self, swap: Swap, in_flight: Iterable[Request]) -> None:
+        """The filled queue orders from now on; its policy takes over the charges of what has run."""
+        self.swap = None
+        self.queue = swap.queue
+        swap.queue.policy.restore((*in_flight, *swap.queue.retried, *self.suspects))
+
+    def __iter__(self) -> Iterator[Request]:
+        yield from self.queue
+        yield from self.suspects
