@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TextIO
 
 from scheduler.core.estimate import Counter
@@ -16,6 +16,7 @@ from scheduler.engines.models import load_counter, resolve
 from scheduler.gateway.config import ServeConfig
 from scheduler.gateway.keys import Keys
 from scheduler.gateway.server import Gateway, parse_listen
+from scheduler.live.journal import Journal
 from scheduler.live.output import Output, engine_output_to, log_path
 from scheduler.live.run import LiveRun
 from scheduler.plan import Plan
@@ -24,10 +25,11 @@ DRAIN_S = 30.0
 """Real seconds that a stopping server gives to what is under way."""
 
 
-def serve(plan: Plan, keys: Keys, listen: str) -> None:
-    """Serve until SIGTERM or Ctrl-C, then drain and stop; a second signal skips the drain.
+def serve(plan: Plan, keys: Keys, listen: str, journal: Path | None = None) -> None:
+    """Serve until SIGTERM or Ctrl-C, then drain and stop; a second signal skips the drain. ``journal`` is
+    the file of the durable jobs; without one there are none.
 
-    Raises ListenError, EngineError (the engine could not be started at all).
+    Raises ListenError, JournalError, EngineError (the engine could not be started at all).
     """
     host, port = parse_listen(listen)
     if plan.simulated:
@@ -43,16 +45,16 @@ def serve(plan: Plan, keys: Keys, listen: str) -> None:
     gc.collect()
     gc.freeze()
     with output as streams:
-        asyncio.run(_serve(plan, keys, host, port, streams.stderr))
+        asyncio.run(_serve(plan, keys, host, port, journal, streams.stderr))
 
 
-async def _serve(plan: Plan, keys: Keys, host: str, port: int, stderr: TextIO) -> None:
+async def _serve(plan: Plan, keys: Keys, host: str, port: int, journal: Path | None, stderr: TextIO) -> None:
     def say(line: str) -> None:
         print(line, file=stderr, flush=True)
 
     run = LiveRun(plan, clients=True, endless=True)
     run.notices.listeners.append(lambda notice: say(f"{notice.kind}: {_printable(notice.text)}"))
-    gateway = make_gateway(run, keys)
+    gateway = make_gateway(run, keys, Journal(journal) if journal is not None else None)
     port = await gateway.listen(host, port)
     stopping = asyncio.Event()
 
@@ -81,6 +83,8 @@ async def _live(run: LiveRun, gateway: Gateway, stopping: asyncio.Event, say: Ca
         await asyncio.wait([starting, given_up], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
+            if gateway.jobs is not None and (kept := await gateway.jobs.recover()):
+                say(f"{kept} jobs from before are taken up")
             say(f"ready: {run.engine.detail}, {run.engine.capacity} requests at a time")
             await given_up
     finally:
@@ -100,11 +104,11 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-def make_gateway(run: LiveRun, keys: Keys) -> Gateway:
+def make_gateway(run: LiveRun, keys: Keys, journal: Journal | None = None) -> Gateway:
     """With the name of the model that clients use, never a path, and the best counter of prompts."""
     plan = run.plan
     name = PurePath(plan.model).name if plan.model.startswith((".", "/", "~")) else plan.model
-    return Gateway(run, keys, model=name, count=_counter(plan))
+    return Gateway(run, keys, model=name, count=_counter(plan), journal=journal)
 
 
 def _counter(plan: Plan) -> Counter:

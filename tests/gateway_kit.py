@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,6 +15,7 @@ from scheduler.core.estimate import count_words
 from scheduler.gateway.config import ServeConfig
 from scheduler.gateway.keys import Keys
 from scheduler.gateway.server import Gateway
+from scheduler.live.journal import Journal
 from scheduler.live.run import LiveRun
 from scheduler.load.schema import Engine, TenantSection
 from scheduler.plan import make_plan
@@ -84,6 +86,7 @@ async def serving(
     capacity: int = 4,
     speed: float = 200.0,
     start: bool = True,
+    journal: Path | None = None,
     **config: Any,
 ) -> AsyncIterator[Served]:
     plan = make_plan(
@@ -92,10 +95,14 @@ async def serving(
         )
     )
     run = LiveRun(plan, clients=True, endless=True)
-    gateway = Gateway(run, keys or Keys(), model=MODEL, count=count_words)
+    gateway = Gateway(
+        run, keys or Keys(), model=MODEL, count=count_words, journal=Journal(journal) if journal else None
+    )
     port = await gateway.listen("127.0.0.1", 0)
     if start:
         await run.start()
+        if gateway.jobs is not None:
+            await gateway.jobs.recover()
     try:
         async with aiohttp.ClientSession() as http:
             yield Served(run, gateway, f"http://127.0.0.1:{port}", http)

@@ -179,7 +179,7 @@ def test_serve_stops_on_sigterm() -> None:
             while not (line := server.stderr.readline()).startswith("ready"):
                 assert line, "it ended before it was ready"
             server.send_signal(signal.SIGTERM)
-            assert server.stderr.read() == "stopping\nstopped\n"
+            assert server.stderr.read() == "stopping\nengine: engine stopped\nstopped\n"
             assert server.wait(10) == 0
         finally:
             server.kill()

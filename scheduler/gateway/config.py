@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from scheduler.gateway.keys import DEFAULT_TENANT, BadKey, digest
+from scheduler.load.fields import beside
 from scheduler.load.scenario import Problem, ScenarioError, read_scenario
 from scheduler.load.schema import Engine, Scenario, TenantSection
 from scheduler.load.stream import Stream
@@ -42,6 +43,8 @@ class ServeConfig(Scenario):
     load: Annotated[tuple[Stream, ...], BeforeValidator(_no_load)] = ()
     keys: dict[str, KeySpecs] = {}  # noqa: RUF012 (pydantic copies it)
     """Tenant -> its API keys: env:NAME, or sha256: and the hexadecimal digest; one or a list."""
+    journal: Annotated[str, AfterValidator(beside)] | None = None
+    """The file of the durable jobs, relative to the config; without one there are no jobs."""
     operator: KeySpecs = ()
     """Keys of the control API and of /metrics, written the same way."""
 

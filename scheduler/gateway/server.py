@@ -14,8 +14,10 @@ from scheduler.core.types import Tenant
 from scheduler.gateway.completions import MAX_BODY_BYTES, Completions
 from scheduler.gateway.control import Control
 from scheduler.gateway.errors import ApiError
+from scheduler.gateway.jobs import Jobs
 from scheduler.gateway.keys import DEFAULT_TENANT, Keys, ListenError, check_open, is_loopback
 from scheduler.gateway.metrics import CONTENT_TYPE, Metrics
+from scheduler.live.journal import Journal
 from scheduler.live.run import LiveRun
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,10 @@ def parse_listen(text: str) -> tuple[str, int]:
 class Gateway:
     """Serves one live run. Handlers are in the files beside this one; here they get their addresses."""
 
-    def __init__(self, run: LiveRun, keys: Keys, *, model: str, count: Counter) -> None:
+    def __init__(
+        self, run: LiveRun, keys: Keys, *, model: str, count: Counter, journal: Journal | None = None
+    ) -> None:
+        """``model`` is what clients call it, ``count`` counts a prompt's tokens; ``journal`` keeps jobs."""
         self.keys = keys
         self._run = run
         self._runner: web.AppRunner | None = None
@@ -59,6 +64,11 @@ class Gateway:
         )
 
         self.app.add_routes(Control(run, keys, self.completions).routes())
+        self.jobs = None if journal is None else Jobs(run, keys, self.completions, journal)
+        if self.jobs is not None:
+            self.app.add_routes(self.jobs.routes())
+        else:
+            self.app.router.add_route("*", "/v1/jobs{rest:.*}", self._no_jobs)
 
     async def listen(self, host: str, port: int) -> int:
         """Accept connections; returns the port (for port 0). Raises ListenError."""
@@ -82,6 +92,9 @@ class Gateway:
         self.completions.draining = True
 
     async def close(self) -> None:
+        """After the run has stopped."""
+        if self.jobs is not None:
+            await self.jobs.close()
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -95,6 +108,10 @@ class Gateway:
         """200 while requests are accepted."""
         self.completions.check_up()
         return web.json_response({"status": self._run.session.engine_state})
+
+    async def _no_jobs(self, http: web.Request) -> web.Response:
+        self.keys.tenant(http.headers.get("Authorization"))
+        raise ApiError(404, "jobs need a journal: driftsched serve --journal FILE", code="no_journal")
 
     async def _metrics(self, http: web.Request) -> web.Response:
         """Names and volumes of all tenants: the operator's."""

@@ -37,13 +37,14 @@ def _name(value: str) -> str:
 
 
 def _file(value: str, info: ValidationInfo) -> str:
-    path = _relative(value, info)
+    path = beside(value, info)
     if not Path(path).is_file():
         raise ValueError(f"no such file: {value!r:.200}; paths are relative to the scenario file")
     return path
 
 
-def _relative(value: str, info: ValidationInfo) -> str:
+def beside(value: str, info: ValidationInfo) -> str:
+    """Paths are relative to the file that names them."""
     return str(Path((info.context or {}).get("folder", ".")) / Path(value).expanduser())
 
 
@@ -54,7 +55,7 @@ def profile_path(value: str, info: ValidationInfo) -> str:
 
 def model_path(value: str, info: ValidationInfo) -> str:
     """A folder beside the scenario stays a path; a shipped or Hugging Face name stays a name."""
-    return _relative(value, info) if value.startswith((".", "/", "~")) else value
+    return beside(value, info) if value.startswith((".", "/", "~")) else value
 
 
 def _policy(value: object) -> str:

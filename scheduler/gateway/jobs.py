@@ -1,0 +1,343 @@
+"""Durable jobs: promised once they are on disk, run like any request, and ended once whatever happens.
+
+A job that was promised and has not ended when the server stops or dies is taken up by the next one: in its
+old order of arrival, past the limits that it has passed before, its time to live counting the downtime.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from typing import Any
+from uuid import uuid4
+
+from aiohttp import web
+
+from scheduler.core.lifecycle import UnknownTenant
+from scheduler.core.types import Request, State
+from scheduler.gateway.completions import Completions, read_body
+from scheduler.gateway.errors import ApiError, bad, ending, turned_away, unavailable
+from scheduler.gateway.keys import Keys
+from scheduler.gateway.params import Body, read_ask, read_json
+from scheduler.live.answer import Answer
+from scheduler.live.journal import Entry, Journal, JournalError
+from scheduler.live.run import LiveRun
+
+KEEP_S = 24 * 3600.0
+KEEP_BYTES = 256 << 20
+"""Results are kept so long, and so many of the latest."""
+
+TIDY_S = 5.0
+"""How often what was learned is saved and old results are forgotten (real seconds)."""
+
+RETRY_S = 1.0
+"""A full disk is asked again after so long."""
+
+IDEMPOTENCY_KEY = "Idempotency-Key"
+_KEY = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class _Job:
+    """One that has not ended."""
+
+    def __init__(self, entry: Entry, request: Request) -> None:
+        self.entry = entry
+        self.request = request
+        self.cancelled = False  # by its client
+        self.task: asyncio.Task[None] | None = None
+
+
+class _Arriving:
+    """Requests with one idempotency key that are here at the same time."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.requests = 0
+
+
+class Jobs:
+    """Handlers of ``/v1/jobs`` over one journal."""
+
+    def __init__(
+        self,
+        run: LiveRun,
+        keys: Keys,
+        completions: Completions,
+        journal: Journal,
+        *,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.journal = journal
+        self._run = run
+        self._keys = keys
+        self._completions = completions
+        self._wall = wall
+        self._live: dict[str, _Job] = {}
+        self._arriving: dict[tuple[str, str], _Arriving] = {}
+        self._tidying: asyncio.Task[None] | None = None
+        self._learned = ""
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/v1/jobs", self.post),
+            web.get("/v1/jobs/{id}", self.get),
+            web.delete("/v1/jobs/{id}", self.delete),
+        ]
+
+    # -- life ----------------------------------------------------------------------------------------
+
+    async def recover(self) -> int:
+        """Take up what an earlier server has promised; returns how many jobs. Raises JournalError."""
+        await self._relearn()
+        entries = await self.journal.unfinished()
+        now_s, wall = self._run.clock.now(), self._wall()
+        for entry in entries:
+            if entry.id in self._live:
+                continue  # it has just come, while we were reading
+            waited_s = max(0.0, wall - entry.accepted) * self._run.clock.speed
+            try:
+                request = await self._request(
+                    entry.id, read_json(entry.body), entry.tenant, {}, arrival_s=now_s - waited_s
+                )
+                request.tier, request.ttl_s, request.acknowledged = entry.tier, entry.ttl_s, True
+                job, answer = _Job(entry, request), Answer(request)
+                rejected = self._run.session.submit(request, answer)
+                if rejected is not None:
+                    raise turned_away(rejected, self._run.engine.max_model_len)
+            except ApiError as error:
+                await self.journal.finish(entry.id, "failed", _bytes(error.body()), self._wall())
+            except UnknownTenant:
+                gone = ApiError(403, "its tenant is gone", code="unknown_tenant")
+                await self.journal.finish(entry.id, "failed", _bytes(gone.body()), self._wall())
+            else:
+                self._follow(job, answer)
+        self._tidying = asyncio.create_task(self._tidy())
+        return len(entries)
+
+    async def _relearn(self) -> None:
+        learned = await self.journal.learned()
+        if learned is None:
+            return
+        try:
+            self._run.scheduler.estimator.restore(json.loads(learned))
+        except ValueError:
+            self._run.notices.add(
+                self._run.clock.now(), "error", "what was learned belongs to another estimator"
+            )
+
+    async def close(self) -> None:
+        """After the run has stopped: what has ended is written, the rest waits for the next server."""
+        if self._tidying is not None:
+            self._tidying.cancel()
+            await asyncio.gather(self._tidying, return_exceptions=True)
+        tasks = [job.task for job in self._live.values() if job.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=RETRY_S)
+        self._learn()
+        await self.journal.close()
+
+    async def _tidy(self) -> None:
+        while True:
+            try:
+                await self.journal.purge(self._wall() - KEEP_S, KEEP_BYTES)
+                if (saved := self._learn()) is not None:
+                    await saved
+            except JournalError as error:
+                self._run.notices.add(self._run.clock.now(), "error", str(error))
+            await asyncio.sleep(TIDY_S)
+
+    def _learn(self) -> asyncio.Future[None] | None:
+        state = json.dumps(self._run.scheduler.estimator.state())
+        if state == self._learned:
+            return None
+        self._learned = state
+        return self.journal.learn(state)
+
+    # -- handlers ------------------------------------------------------------------------------------
+
+    async def post(self, http: web.Request) -> web.Response:
+        """202 and the job once it is on disk; the same key again gives the same job."""
+        arrival_s = self._run.clock.now()
+        tenant = self._keys.tenant(http.headers.get("Authorization"))
+        raw = await read_body(http)
+        body = read_json(raw)
+        key = http.headers.get(IDEMPOTENCY_KEY)
+        if key is not None and not _KEY.fullmatch(key):
+            raise bad(f"{IDEMPOTENCY_KEY} must be 1 to 128 visible ASCII characters", IDEMPOTENCY_KEY)
+        digest = sha256(json.dumps(body, sort_keys=True).encode()).digest()
+        async with self._one_at_a_time(tenant, key):
+            if (
+                key is not None
+                and (known := await self._read(self.journal.find_by_key(tenant, key))) is not None
+            ):
+                if known.body_digest != digest:
+                    raise ApiError(
+                        409,
+                        f"this {IDEMPOTENCY_KEY} came with another body before",
+                        code="idempotency_conflict",
+                    )
+                return web.json_response(self._document(known), status=202)
+            request = await self._request(
+                f"job-{uuid4().hex}", body, tenant, dict(http.headers), arrival_s=arrival_s
+            )
+            entry = Entry(request.id, tenant, key, digest, raw, request.tier, request.ttl_s, self._wall())
+            answer = Answer(request)
+            rejected = self._run.session.submit(request, answer)
+            if rejected is not None:
+                raise turned_away(rejected, self._run.engine.max_model_len)
+            # In this order: a job that ends at once is written after it was promised.
+            promised = self.journal.add(entry)
+            job = _Job(entry, request)
+            try:
+                # A client that goes away now has a job all the same; its key finds it.
+                await asyncio.shield(self._promise(promised, job, answer))
+            except JournalError:
+                raise unavailable(
+                    "jobs cannot be kept now: the journal cannot be written", "journal"
+                ) from None
+        return web.json_response(self._document(entry), status=202)
+
+    async def _promise(self, promised: asyncio.Future[None], job: _Job, answer: Answer) -> None:
+        self._live[job.entry.id] = job
+        try:
+            await promised
+        except JournalError:
+            del self._live[job.entry.id]
+            self._run.session.cancel(job.entry.id)
+            raise
+        self._follow(job, answer)
+
+    async def get(self, http: web.Request) -> web.Response:
+        return web.json_response(self._document(await self._own(http)))
+
+    async def delete(self, http: web.Request) -> web.Response:
+        """Cancel it; what has ended stays as it ended."""
+        entry = await self._own(http)
+        job = self._live.get(entry.id)
+        if job is not None and job.task is not None:
+            job.cancelled = True
+            self._run.session.cancel(entry.id)
+            await asyncio.wait([job.task])
+            if entry.id in self._live:  # it was left for the next server
+                result = {**_cancelled().body(), "timing": _timing(job.request)}
+                await self.journal.finish(entry.id, State.CANCELLED, _bytes(result), self._wall())
+                del self._live[entry.id]
+            entry = await self._own(http)
+        return web.json_response(self._document(entry))
+
+    # -- one job -------------------------------------------------------------------------------------
+
+    async def _request(
+        self, job_id: str, body: Body, tenant: str, headers: dict[str, str], *, arrival_s: float
+    ) -> Request:
+        ask = read_ask(body, chat="messages" in body)
+        if ask.stream:
+            raise bad("a job has no stream; its result is fetched", "stream")
+        request = await self._completions.request_of(ask, tenant, headers, arrival_s=arrival_s)
+        request.id, request.submitted_by = job_id, "job"
+        return request
+
+    def _follow(self, job: _Job, answer: Answer) -> None:
+        self._live[job.entry.id] = job
+        job.task = asyncio.create_task(self._until_its_end(job, answer))
+
+    async def _until_its_end(self, job: _Job, answer: Answer) -> None:
+        text = await answer.whole()
+        request, job_id = job.request, job.entry.id
+        if request.state is State.CANCELLED and not job.cancelled:
+            return  # the server stops or the engine is dead: the next server takes it up
+        error = ending(request)
+        if job.cancelled and request.state is State.CANCELLED:
+            error = _cancelled()
+        result = self._completions.document(request, text) if error is None else error.body()
+        result["timing"] = _timing(request)
+        ended = self._wall()
+        while True:
+            try:
+                await self.journal.finish(job_id, request.state.value, _bytes(result), ended)
+            except JournalError as failed:
+                self._run.notices.add(self._run.clock.now(), "error", str(failed))
+                await asyncio.sleep(RETRY_S)
+            else:
+                del self._live[job_id]
+                return
+
+    async def _own(self, http: web.Request) -> Entry:
+        """The job of this address, if it is the asking tenant's. Raises ApiError 404."""
+        tenant = self._keys.tenant(http.headers.get("Authorization"))
+        entry = await self._read(self.journal.find(tenant, http.match_info["id"]))
+        if entry is None:
+            raise ApiError(404, "you have no such job (results are kept for a day)", code="unknown_job")
+        return entry
+
+    async def _read(self, found: asyncio.Future[Entry | None]) -> Entry | None:
+        try:
+            return await found
+        except JournalError:
+            raise unavailable("the journal cannot be read now", "journal") from None
+
+    def _document(self, entry: Entry) -> dict[str, Any]:
+        """A job as its client sees it; an ending is seen once it is on disk."""
+        document: dict[str, Any] = {"id": entry.id, "object": "job", "created_at": entry.accepted}
+        if entry.result is not None:
+            result = json.loads(entry.result)
+            timing = result.pop("timing", None)
+            told = {"error": result["error"]} if "error" in result else {"result": result}
+            return {**document, "status": entry.status, "ended_at": entry.ended, "timing": timing, **told}
+        job = self._live.get(entry.id)
+        # Cancelled by a server that stops, it waits for the next one.
+        waits = job is None or job.request.state in (State.NEW, State.QUEUED, State.CANCELLED)
+        document["status"] = "queued" if waits else "running"
+        if job is not None and waits:
+            document["place"] = self._place(job.request)
+        return document
+
+    def _place(self, request: Request) -> int:
+        """1 for the next of its tenant's requests, by the policy's order."""
+        scheduler = self._run.scheduler
+        key: Any = scheduler.policy.key
+        own = key(request)
+        waiting = (r for r in scheduler.active() if r.tenant == request.tenant and r.state is State.QUEUED)
+        return 1 + sum(1 for other in waiting if key(other) < own)
+
+    @asynccontextmanager
+    async def _one_at_a_time(self, tenant: str, key: str | None) -> AsyncIterator[None]:
+        """Two requests with the same key, at the same time, are one after the other."""
+        if key is None:
+            yield
+            return
+        arriving = self._arriving.setdefault((tenant, key), _Arriving())
+        arriving.requests += 1
+        try:
+            async with arriving.lock:
+                yield
+        finally:
+            arriving.requests -= 1
+            if not arriving.requests:
+                del self._arriving[tenant, key]
+
+
+def _timing(request: Request) -> dict[str, float | None]:
+    """Run seconds from the arrival; None for what never came."""
+
+    def since(at_s: float | None) -> float | None:
+        return None if at_s is None else round(at_s - request.arrival_s, 6)
+
+    return {
+        "queue_wait_s": since(request.dispatched_s),
+        "ttft_s": since(request.first_token_s),
+        "e2e_s": since(request.ended_s),
+    }
+
+
+def _cancelled() -> ApiError:
+    return ApiError(409, "cancelled by its client", code="cancelled")
+
+
+def _bytes(data: dict[str, Any]) -> bytes:
+    return json.dumps(data).encode()

@@ -1,0 +1,212 @@
+"""The journal of durable jobs: one SQLite file in WAL mode, written by one thread in groups.
+
+What a future of this file reports as done is on disk: ``synchronous=FULL``, one commit for all that came
+while the last one ran. A tail torn by a crash is left out by SQLite's own checksums. The file is 0600: it
+holds prompts and answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, NamedTuple, TypeVar
+
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE jobs (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    tenant TEXT NOT NULL,
+    idempotency_key TEXT,
+    body_digest BLOB NOT NULL,
+    body BLOB NOT NULL,
+    tier TEXT NOT NULL,
+    ttl_s REAL,
+    accepted REAL NOT NULL,
+    ended REAL,
+    status TEXT,
+    result BLOB,
+    UNIQUE (tenant, idempotency_key)
+);
+CREATE INDEX jobs_ended ON jobs (ended);
+CREATE TABLE learned (one INTEGER PRIMARY KEY CHECK (one = 1), state TEXT NOT NULL);
+"""
+_MAX_GROUP = 500  # writes in one commit
+
+
+class JournalError(OSError):
+    """The journal cannot be opened, read or written; says what to do."""
+
+
+class Entry(NamedTuple):
+    """One job as it was promised. Times are wall-clock seconds since the epoch."""
+
+    id: str
+    tenant: str
+    idempotency_key: str | None
+    body_digest: bytes
+    body: bytes  # tenant data
+    tier: str
+    ttl_s: float | None
+    accepted: float
+    ended: float | None = None
+    status: str | None = None  # how it ended
+    result: bytes | None = None  # JSON: the answer or the error; tenant data
+
+
+_COLUMNS = ", ".join(Entry._fields)
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], Any]
+
+
+class Journal:
+    """Methods return futures of the loop; they are carried out in the order of the calls."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create it, for this process alone. Raises JournalError."""
+        self.path = path
+        self._loop = asyncio.get_running_loop()
+        self._todo: SimpleQueue[tuple[Work, asyncio.Future[Any]] | None] = SimpleQueue()
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            path.chmod(0o600)
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
+            _prepare(self._db)
+        except (OSError, sqlite3.Error) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise JournalError(
+                f"journal {str(path)!a}: {why}; it must be a journal of this program, writable, and used by "
+                "one server at a time (a broken one can be moved away)"
+            ) from error
+        self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
+        self._thread.start()
+
+    # -- what is written -----------------------------------------------------------------------------
+
+    def add(self, entry: Entry) -> asyncio.Future[None]:
+        """Promise a job: once this is done, it is kept."""
+        marks = ", ".join("?" * len(entry))
+        return self._ask(lambda db: _run(db, f"INSERT INTO jobs ({_COLUMNS}) VALUES ({marks})", entry))
+
+    def finish(self, job_id: str, status: str, result: bytes, ended: float) -> asyncio.Future[None]:
+        """How it ended; the first ending stays."""
+        sql = "UPDATE jobs SET status = ?, result = ?, ended = ? WHERE id = ? AND ended IS NULL"
+        return self._ask(lambda db: _run(db, sql, (status, result, ended, job_id)))
+
+    def learn(self, state: str) -> asyncio.Future[None]:
+        """What is known about lengths, as JSON."""
+        return self._ask(lambda db: _run(db, "INSERT OR REPLACE INTO learned VALUES (1, ?)", (state,)))
+
+    def purge(self, before: float, keep_bytes: int) -> asyncio.Future[None]:
+        """Forget what ended before this time, and the oldest results over so many bytes."""
+        old = "DELETE FROM jobs WHERE ended < ?"
+        large = (
+            "DELETE FROM jobs WHERE seq IN (SELECT seq FROM (SELECT seq, SUM(LENGTH(body) + LENGTH(result)) "
+            "OVER (ORDER BY ended DESC, seq DESC) AS total FROM jobs WHERE ended NOT NULL) WHERE total > ?)"
+        )
+
+        def work(db: sqlite3.Connection) -> None:
+            _run(db, old, (before,))
+            _run(db, large, (keep_bytes,))
+
+        return self._ask(work)
+
+    # -- what is read --------------------------------------------------------------------------------
+
+    def find(self, tenant: str, job_id: str) -> asyncio.Future[Entry | None]:
+        """A tenant's own job."""
+        return self._ask(lambda db: _one(db, "tenant = ? AND id = ?", (tenant, job_id)))
+
+    def find_by_key(self, tenant: str, key: str) -> asyncio.Future[Entry | None]:
+        return self._ask(lambda db: _one(db, "tenant = ? AND idempotency_key = ?", (tenant, key)))
+
+    def unfinished(self) -> asyncio.Future[list[Entry]]:
+        """All that was promised and has not ended, in its order of arrival."""
+        sql = f"SELECT {_COLUMNS} FROM jobs WHERE ended IS NULL ORDER BY seq"
+        return self._ask(lambda db: [Entry(*row) for row in db.execute(sql)])
+
+    def learned(self) -> asyncio.Future[str | None]:
+        def work(db: sqlite3.Connection) -> str | None:
+            row = db.execute("SELECT state FROM learned").fetchone()
+            return None if row is None else str(row[0])
+
+        return self._ask(work)
+
+    # -- the thread ----------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Write what is still to be written."""
+        self._todo.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _ask(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._todo.put((work, future))
+        return future
+
+    def _write(self) -> None:
+        closing = False
+        while not closing:
+            group = [self._todo.get()]
+            while len(group) < _MAX_GROUP and not self._todo.empty():
+                group.append(self._todo.get())
+            closing = None in group
+            self._commit([item for item in group if item is not None])
+        self._db.close()
+
+    def _commit(self, group: list[tuple[Work, asyncio.Future[Any]]]) -> None:
+        """All of it or nothing."""
+        results: list[Any] = []
+        failure: JournalError | None = None
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            results = [work(self._db) for work, _ in group]
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            failure = JournalError(f"the journal cannot be written: {error}")
+        self._loop.call_soon_threadsafe(_settle, [future for _, future in group], results, failure)
+
+
+def _settle(futures: list[asyncio.Future[Any]], results: list[Any], failure: JournalError | None) -> None:
+    for index, future in enumerate(futures):
+        if future.done():
+            continue  # nobody waits for it any more
+        if failure is not None:
+            future.set_exception(failure)
+        else:
+            future.set_result(results[index])
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    """Raises sqlite3.Error for what is no journal of this version, or in use."""
+    db.execute("PRAGMA locking_mode = EXCLUSIVE")
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    db.execute("BEGIN IMMEDIATE")  # takes the lock, and keeps it
+    if version == 0:
+        for statement in _SCHEMA.split(";"):
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {_VERSION}")
+    elif version != _VERSION:
+        raise sqlite3.DatabaseError(f"it has version {version}, this program writes {_VERSION}")
+    db.execute("COMMIT")
+    (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise sqlite3.DatabaseError("it is damaged")
+
+
+def _run(db: sqlite3.Connection, sql: str, values: tuple[Any, ...]) -> None:
+    db.execute(sql, values)
+
+
+def _one(db: sqlite3.Connection, where: str, values: tuple[Any, ...]) -> Entry | None:
+    row = db.execute(f"SELECT {_COLUMNS} FROM jobs WHERE {where}", values).fetchone()
+    return None if row is None else Entry(*row)

@@ -1,0 +1,327 @@
+"""Durable jobs: promised, run, found again after a crash, ended once, and nobody else's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from gateway_kit import ACME, GLOBEX, Served, chat, completion, serving, two_keys
+
+from scheduler.cli import main
+from scheduler.gateway.completions import DEADLINE
+from scheduler.live.journal import Entry, Journal, JournalError
+from scheduler.load.schema import TenantSection
+
+JOBS = "/v1/jobs"
+LONG = 8000  # tokens: still running when the test has done what it does to it
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.sqlite"
+
+
+async def ended(served: Served, job_id: str, key: str | None = None) -> dict[str, Any]:
+    async with asyncio.timeout(10):
+        while True:
+            status, job = await served.get(f"{JOBS}/{job_id}", key)
+            assert status == 200
+            if job["status"] not in ("queued", "running"):
+                return dict(job)
+            await asyncio.sleep(0.01)
+
+
+# Over HTTP
+
+
+async def test_a_job_from_promise_to_result(path: Path) -> None:
+    async with serving(journal=path) as served:
+        status, job, _ = await served.post(JOBS, chat())
+        assert status == 202
+        assert job["status"] in ("queued", "running")
+        done = await ended(served, job["id"])
+        assert done["status"] == "finished"
+        assert done["result"]["choices"][0]["message"]["content"] == "this text is a placeholder "
+        assert done["result"]["usage"]["completion_tokens"] == 5
+        assert 0 <= done["timing"]["queue_wait_s"] <= done["timing"]["ttft_s"] <= done["timing"]["e2e_s"]
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+
+
+async def test_the_same_key_is_the_same_job_and_another_body_is_409(path: Path) -> None:
+    async with serving(journal=path) as served:
+        headers = {"Idempotency-Key": "order-1"}
+        posts = [served.post(JOBS, completion(), headers=headers) for _ in range(5)]
+        answers = await asyncio.gather(*posts)
+        assert {status for status, _, _ in answers} == {202}
+        assert len({job["id"] for _, job, _ in answers}) == 1
+        assert served.run.scheduler.books.totals.submitted == 1
+        status, body, _ = await served.post(JOBS, completion(max_tokens=6), headers=headers)
+        assert (status, body["error"]["code"]) == (409, "idempotency_conflict")
+        await ended(served, answers[0][1]["id"])
+        status, job, _ = await served.post(JOBS, completion(), headers=headers)
+        assert (status, job["status"]) == (202, "finished")
+        assert (await served.post(JOBS, completion(), headers={"Idempotency-Key": "x" * 129}))[0] == 400
+
+
+async def test_delete_cancels_what_waits_and_what_runs(path: Path) -> None:
+    async with serving(journal=path, capacity=1, speed=1.0) as served:
+        jobs = [(await served.post(JOBS, completion(max_tokens=LONG)))[1] for _ in range(3)]
+        assert (await served.get(f"{JOBS}/{jobs[2]['id']}"))[1]["place"] == 2
+        for job in jobs:
+            async with served.http.delete(f"{served.url}{JOBS}/{job['id']}") as answer:
+                told = await answer.json()
+                assert told["status"] == "cancelled"
+                assert told["error"]["code"] == "cancelled"
+        assert served.run.scheduler.idle
+
+
+async def test_what_a_job_is_refused_for(path: Path) -> None:
+    async with serving(journal=path, tenants=[TenantSection(name="default", max_queued=0)]) as served:
+        assert (await served.post(JOBS, completion(stream=True)))[1]["error"]["param"] == "stream"
+        assert (await served.post(JOBS, completion(tools=[{}])))[1]["error"]["param"] == "tools"
+        assert (await served.post(JOBS, completion(max_tokens=10**9)))[0] == 400
+        assert (await served.post(JOBS, completion()))[0] == 429
+        assert await served.gateway.jobs.journal.unfinished() == []  # type: ignore[union-attr]
+
+
+async def test_without_a_journal_there_are_no_jobs() -> None:
+    async with serving() as served:
+        status, body, _ = await served.post(JOBS, completion())
+        assert (status, body["error"]["code"]) == (404, "no_journal")
+
+
+async def test_another_tenants_job_is_nobodys(path: Path) -> None:
+    async with serving(journal=path, keys=two_keys()) as served:
+        headers = {"Idempotency-Key": "mine"}
+        _, job, _ = await served.post(JOBS, completion(), ACME, headers)
+        address = f"{JOBS}/{job['id']}"
+        assert (await served.get(address, GLOBEX))[0] == 404
+        auth = {"Authorization": f"Bearer {GLOBEX}"}
+        async with served.http.delete(served.url + address, headers=auth) as answer:
+            assert answer.status == 404
+        _, other, _ = await served.post(JOBS, completion(max_tokens=7), GLOBEX, headers)
+        assert other["id"] != job["id"], "keys are each tenant's own"
+        assert (await ended(served, job["id"], ACME))["status"] == "finished"
+        assert (await served.get(address))[0] == 401
+
+
+# From one server to the next
+
+
+async def test_the_next_server_takes_up_what_was_left_in_its_order(path: Path) -> None:
+    tenants = [TenantSection(name="default", max_queued=3)]
+    async with serving(journal=path, capacity=1, speed=1.0, tenants=tenants) as served:
+        jobs = [(await served.post(JOBS, completion(max_tokens=LONG + n)))[1]["id"] for n in range(3)]
+        arrived = {r.id: r.arrival_s for r in served.run.scheduler.active()}
+        now_s = served.run.clock.now()
+    tenants = [TenantSection(name="default", max_queued=1)]
+    async with serving(journal=path, capacity=1, speed=1.0, tenants=tenants) as served:
+        active = list(served.run.scheduler.active())
+        assert [request.id for request in active] == jobs, "past the limit, in order"
+        waited_s = [served.run.clock.now() - request.arrival_s for request in active]
+        assert all(waited > now_s - arrived[id_] for waited, id_ in zip(waited_s, jobs, strict=True))
+        assert (await served.post(JOBS, completion()))[0] == 429, "the limit holds for what is new"
+
+
+async def test_time_to_live_counts_the_downtime(path: Path) -> None:
+    async with serving(journal=path, capacity=1, speed=1.0) as served:
+        served.run.session.pause(by="test")
+        _, job, _ = await served.post(JOBS, completion(), headers={DEADLINE: "300ms"})
+    await asyncio.sleep(0.3)
+    async with serving(journal=path, speed=1.0) as served:
+        assert (await ended(served, job["id"]))["status"] == "expired"
+
+
+async def test_results_and_what_was_learned_are_there_after_a_restart(path: Path) -> None:
+    async with serving(journal=path) as served:
+        _, job, _ = await served.post(JOBS, completion(max_tokens=400))
+        before = await ended(served, job["id"])
+        learned = served.run.scheduler.estimator.state()
+    async with serving(journal=path) as served:
+        assert (await served.get(f"{JOBS}/{job['id']}"))[1] == before
+        assert served.run.scheduler.estimator.state() == learned
+        assert learned["bias"]["short_qa"] > 1.0
+
+
+async def test_a_job_whose_tenant_is_gone_fails(path: Path) -> None:
+    async with serving(journal=path, keys=two_keys()) as served:
+        served.run.session.pause(by="test")
+        _, job, _ = await served.post(JOBS, completion(), ACME)
+    async with serving(journal=path, tenants=[TenantSection(name="globex")]) as served:
+        assert served.gateway.jobs is not None
+        entry = await served.gateway.jobs.journal.find("acme", job["id"])
+        assert entry is not None
+        assert entry.status == "failed"
+
+
+# The journal
+
+
+def entry(name: str, **changes: Any) -> Entry:
+    return Entry(name, "acme", None, b"digest", b"{}", "standard", None, 1.0)._replace(**changes)
+
+
+async def test_the_first_ending_stays(path: Path) -> None:
+    journal = Journal(path)
+    await journal.add(entry("a"))
+    await journal.finish("a", "finished", b"1", 2.0)
+    await journal.finish("a", "failed", b"2", 3.0)
+    found = await journal.find("acme", "a")
+    assert found is not None
+    assert (found.status, found.result, found.ended) == ("finished", b"1", 2.0)
+    assert await journal.unfinished() == []
+    await journal.close()
+
+
+async def test_results_expire_by_age_and_by_size_and_promises_never(path: Path) -> None:
+    journal = Journal(path)
+    for number in range(6):
+        await journal.add(entry(f"j{number}"))
+        if number < 5:
+            await journal.finish(f"j{number}", "finished", b"x" * 100, float(number))
+    await journal.purge(2.0, 210)
+    left = [name for name in (f"j{n}" for n in range(6)) if await journal.find("acme", name)]
+    assert left == ["j3", "j4", "j5"]
+    await journal.close()
+
+
+async def test_a_write_that_fails_is_told_and_the_next_one_works(path: Path) -> None:
+    journal = Journal(path)
+    await journal.add(entry("a"))
+    with pytest.raises(JournalError, match="cannot be written"):
+        await journal.add(entry("a"))
+    await journal.add(entry("b"))
+    assert [each.id for each in await journal.unfinished()] == ["a", "b"]
+    await journal.close()
+
+
+async def test_a_full_disk_is_503_and_no_promise(path: Path) -> None:
+    async with serving(journal=path) as served:
+        assert served.gateway.jobs is not None
+        await served.gateway.jobs.journal.unfinished()
+        served.gateway.jobs.journal._db.execute("PRAGMA max_page_count = 1")
+        pages = served.gateway.jobs.journal._db.execute("PRAGMA page_count").fetchone()[0]
+        served.gateway.jobs.journal._db.execute(f"PRAGMA max_page_count = {pages}")
+        statuses = {(await served.post(JOBS, completion(prompt="x" * 5000)))[0] for _ in range(20)}
+        assert 503 in statuses
+        assert statuses <= {202, 503}
+        served.gateway.jobs.journal._db.execute("PRAGMA max_page_count = 100000")
+        assert (await served.post(JOBS, completion()))[0] == 202
+
+
+async def test_one_server_at_a_time(path: Path) -> None:
+    journal = Journal(path)
+    with pytest.raises(JournalError, match="one server at a time"):
+        Journal(path)
+    await journal.close()
+    await Journal(path).close()
+
+
+def test_what_is_no_journal_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    noise = tmp_path / "noise"
+    noise.write_bytes(random.Random(1).randbytes(10_000))
+    other = tmp_path / "other"
+    with sqlite3.connect(other) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    for path in (noise, other, tmp_path, tmp_path / "no" / "folder"):
+        assert main(["serve", "--listen", "127.0.0.1:0", "--journal", str(path)]) == 2
+        assert "journal" in capsys.readouterr().err
+    assert noise.read_bytes() == random.Random(1).randbytes(10_000), "left as it was"
+
+
+async def test_a_torn_tail_is_cut_off(path: Path, tmp_path: Path) -> None:
+    journal = Journal(path)
+    for number in range(20):
+        await journal.add(entry(f"j{number}"))
+    wal = path.with_name(path.name + "-wal")
+    copy = tmp_path / "copy.sqlite"
+    copy.write_bytes(path.read_bytes())  # noqa: ASYNC240 (small, and nothing else runs)
+    copy.with_name("copy.sqlite-wal").write_bytes(wal.read_bytes()[:-100])
+    await journal.close()
+    recovered = Journal(copy)
+    assert [each.id for each in await recovered.unfinished()] == [f"j{n}" for n in range(19)]
+    await recovered.close()
+
+
+# kill -9
+
+
+@contextmanager
+def server(journal: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "scheduler.cli", "serve", "--journal", str(journal)]
+    with subprocess.Popen(
+        [*command, "--listen", f"127.0.0.1:{port}"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stderr is not None
+            while not (line := process.stderr.readline()).startswith("ready"):
+                assert line, "it ended before it was ready"
+            yield process
+        finally:
+            process.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def post_until_it_dies(url: str, process: subprocess.Popen[str], after_s: float) -> list[str]:
+    """Ids that were acknowledged before kill -9."""
+    acknowledged: list[str] = []
+
+    async def client(http: aiohttp.ClientSession) -> None:
+        while True:
+            try:
+                async with http.post(url + JOBS, json=completion(max_tokens=20)) as answer:
+                    acknowledged.append((await answer.json())["id"])
+            except (aiohttp.ClientError, OSError):
+                return
+
+    async with aiohttp.ClientSession() as http:
+        clients = [asyncio.create_task(client(http)) for _ in range(4)]
+        await asyncio.sleep(after_s)
+        os.kill(process.pid, signal.SIGKILL)
+        await asyncio.gather(*clients)
+    return acknowledged
+
+
+@pytest.mark.slow
+async def test_nothing_acknowledged_is_lost_by_kill_9(path: Path) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    promised: list[str] = []
+    with server(path, port) as process:
+        promised += await post_until_it_dies(url, process, 0.3)
+    assert promised
+    with server(path, port):
+        async with aiohttp.ClientSession() as http:
+            deadline = time.monotonic() + 20
+            for job_id in promised:
+                while True:
+                    async with http.get(f"{url}{JOBS}/{job_id}") as answer:
+                        job = json.loads(await answer.text())
+                    assert answer.status == 200, "lost"
+                    if job["status"] not in ("queued", "running"):
+                        break
+                    assert time.monotonic() < deadline, "not ended"
+                    await asyncio.sleep(0.05)
+                assert job["status"] == "finished"
+                assert job["result"]["usage"]["completion_tokens"] == 20
