@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import inf
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from scheduler.live.output import Output, engine_output_to, log_path
 from scheduler.live.run import LiveRun
@@ -140,3 +140,20 @@ def _bar(title: str, file: TextIO, total_s: float | None) -> Iterator[_Bar]:
     with Progress(*columns, console=Console(file=file), transient=True) as progress:
         total = total_s if total_s is not None and total_s < inf else None
         yield _Bar(progress, progress.add_task(title, total=total, at="0 s"), file)
+
+
+@contextmanager
+def counting(title: str, what: str, file: TextIO) -> Iterator[Callable[[int, int], None]]:
+    """A function to be told (done, total): a progress bar on a terminal, a line each tenth elsewhere."""
+    if not file.isatty():
+
+        def say(done: int, total: int) -> None:
+            if done * 10 // total > (done - 1) * 10 // total:
+                print(f"{title}: {done} of {total} {what}", file=file, flush=True)
+
+        yield say
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(file=file), transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
