@@ -224,6 +224,8 @@ def run_header(plan: Plan, engine_detail: str, capacity: int, clock: str) -> dic
         "clock": clock,
         "policy": plan.policy,
         "estimator": plan.scenario.estimator.kind,
+        "counter": plan.scenario.estimator.counter,
+        "calibrated": plan.scenario.estimator.calibrate,
         "seed": plan.seed,
     }
 

@@ -131,12 +131,22 @@ def valid_paths(
         "class_accuracy",
     )
     classes = dict.fromkeys(("short", "medium", "long"), 0.0)
-    words = ("version", "scenario", "engine", "engine_detail", "dispatch", "clock", "policy", "estimator")
+    words = (
+        "version",
+        "scenario",
+        "engine",
+        "engine_detail",
+        "dispatch",
+        "clock",
+        "policy",
+        "estimator",
+        "counter",
+    )
     switch = {"at_s": 0.0, "from": "", "to": "", "queued": 0.0, "took_ms": 0.0, "by": ""}
     run: dict[str, Any] = {
         **dict.fromkeys(words, ""),
         **dict.fromkeys(("schema", "capacity", "seed", "duration_s", "wall_s"), 0.0),
-        **dict.fromkeys(("paper", "interrupted"), False),
+        **dict.fromkeys(("paper", "interrupted", "calibrated"), False),
         "requests": requests,
         "finish": {"stop": 0.0, "length": 0.0},
         "tokens": tokens,
