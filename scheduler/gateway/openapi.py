@@ -1,0 +1,254 @@
+"""The OpenAPI description of the gateway, kept beside the code it describes.
+
+``python -m scheduler.gateway.openapi > docs/openapi.json`` writes the file; a test compares file, routes and
+this.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from scheduler.core.types import TIERS
+from scheduler.gateway.completions import DEADLINE, PRIORITY
+from scheduler.gateway.jobs import IDEMPOTENCY_KEY
+from scheduler.gateway.params import MAX_STOP_CHARS, MAX_STOPS, ROLES
+
+Json = dict[str, Any]
+
+_ERRORS = {
+    "400": "A parameter is wrong or not supported; `param` names it.",
+    "401": "The API key is missing or not known.",
+    "403": "The key is not allowed to do this.",
+    "404": "There is no such thing.",
+    "408": "The body did not come in time.",
+    "409": "The idempotency key came with another body before.",
+    "413": "The body, or the prompt and max_tokens together, are too large.",
+    "415": "Content-Type must be application/json.",
+    "429": "Full; Retry-After says when to come back.",
+    "500": "The engine failed this request.",
+    "503": "There is no engine, or not yet, or the server is shutting down.",
+}
+
+
+def document() -> Json:
+    """OpenAPI 3.1."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "DriftSched gateway",
+            "version": "1",
+            "description": "OpenAI's completions and chats, durable jobs, control, metrics: gateway.md.",
+        },
+        "security": [{"tenant": []}],
+        "paths": {
+            "/v1/completions": {"post": _generate("Complete a prompt", "Completion")},
+            "/v1/chat/completions": {"post": _generate("Answer a conversation", "Chat")},
+            "/v1/models": {"get": _operation("List the model", "401 403")},
+            "/v1/models/{model}": {"get": _operation("The model by its name", "401 403 404", path="model")},
+            "/v1/jobs": {"post": _post_job()},
+            "/v1/jobs/{id}": {
+                "get": _operation("A job's state, place and result", "401 403 404 503", path="id"),
+                "delete": _operation("Cancel a job", "401 403 404 503", path="id"),
+            },
+            "/health": {"get": _operation("Does the process answer", "503", key=None)},
+            "/ready": {"get": _operation("Are requests accepted", "503", key=None)},
+            "/metrics": {"get": _operation("Figures for Prometheus", "401 403", key="operator", plain=True)},
+            **_control(),
+        },
+        "components": {
+            "securitySchemes": {
+                "tenant": {"type": "http", "scheme": "bearer", "description": "A tenant's API key."},
+                "operator": {"type": "http", "scheme": "bearer", "description": "The operator's key."},
+            },
+            "schemas": {
+                "Completion": _completion(),
+                "Chat": _chat(),
+                "Error": _object(
+                    {
+                        "error": _object(
+                            {
+                                "message": {"type": "string"},
+                                "type": {"type": "string"},
+                                "param": {"type": ["string", "null"]},
+                                "code": {"type": ["string", "null"]},
+                            }
+                        )
+                    }
+                ),
+            },
+        },
+    }
+
+
+def _control() -> Json:
+    steer = "400 401 403 408 413 415"
+    verbs = {
+        ("post", "policy"): ("Swap the policy", {"policy": {"type": "string"}}),
+        ("post", "policy/undo"): ("Back to the policy before", {}),
+        ("post", "pause"): ("Dispatch nothing more", {}),
+        ("post", "resume"): ("Dispatch again", {}),
+        ("post", "scenario"): ("Add the load of a shipped scenario", {"scenario": {"type": "string"}}),
+        ("delete", "scenario"): ("Stop all loads", {}),
+        ("post", "burst"): (
+            "Extra arrivals of one tenant",
+            {"tenant": {"type": "string"}, "rate": _positive(), "seconds": _positive()},
+        ),
+        ("put", "limits"): ("Limits over all tenants", _limits()),
+        ("patch", "tenants/{name}"): (
+            "Weight or limits of one tenant",
+            {"weight": _positive(), "limits": _object(_limits(), closed=True)},
+        ),
+        ("post", "drain"): ("Refuse new requests, or accept them again", {"draining": {"type": "boolean"}}),
+    }
+    looks = {
+        "view": "The whole picture, and the notices after a number",
+        "events": "Notices as server-sent events",
+        "policies": "Policies by name",
+        "scenarios": "Shipped scenarios by name",
+        "estimator": "What was learned about lengths",
+    }
+    paths: Json = {}
+    for name, what in looks.items():
+        operation = _operation(what, "400 401 403", key="operator")
+        if name in ("view", "events"):
+            after = {"type": "integer", "minimum": 0}
+            operation["parameters"] = [{"name": "after", "in": "query", "schema": after}]
+        paths[f"/control/{name}"] = {"get": operation}
+    for (method, name), (what, fields) in verbs.items():
+        path = "name" if "{name}" in name else None
+        operation = _operation(what, f"{steer} 404" if path else steer, key="operator", path=path)
+        by = {"type": "string", "pattern": "^[A-Za-z0-9._@ -]{1,32}$"}
+        operation["requestBody"] = _body(_object({**fields, "by": by}, closed=True), required=False)
+        paths.setdefault(f"/control/{name}", {})[method] = operation
+    return paths
+
+
+def _generate(what: str, schema: str) -> Json:
+    operation = _operation(what, "400 401 403 404 408 413 415 429 500 503")
+    operation["description"] = "With `stream: true` the answer is server-sent events, the last one [DONE]."
+    operation["parameters"] = _headers()
+    operation["requestBody"] = _body({"$ref": f"#/components/schemas/{schema}"})
+    return operation
+
+
+def _post_job() -> Json:
+    operation = _operation("Promise a completion or a chat", "400 401 403 404 408 409 413 415 429 503")
+    operation["responses"]["202"] = {**operation["responses"].pop("200"), "description": "It is on disk."}
+    key = {"type": "string", "pattern": "^[!-~]{1,128}$"}
+    operation["parameters"] = [*_headers(), {"name": IDEMPOTENCY_KEY, "in": "header", "schema": key}]
+    both = [{"$ref": "#/components/schemas/Completion"}, {"$ref": "#/components/schemas/Chat"}]
+    operation["requestBody"] = _body({"oneOf": both})
+    return operation
+
+
+def _operation(
+    what: str, errors: str, *, key: str | None = "tenant", path: str | None = None, plain: bool = False
+) -> Json:
+    content: Json = {"text/plain" if plain else "application/json": {}}
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    operation: Json = {
+        "summary": what,
+        "security": [{key: []}] if key else [],
+        "responses": {
+            "200": {"description": "OK", "content": content},
+            **{code: {"description": _ERRORS[code], "content": error} for code in errors.split()},
+        },
+    }
+    if path:
+        operation["parameters"] = [
+            {"name": path, "in": "path", "required": True, "schema": {"type": "string"}}
+        ]
+    return operation
+
+
+def _headers() -> list[Json]:
+    return [
+        {
+            "name": PRIORITY,
+            "in": "header",
+            "description": "A tier at or below the tenant's own.",
+            "schema": {"type": "string", "enum": list(TIERS)},
+        },
+        {
+            "name": DEADLINE,
+            "in": "header",
+            "description": "Longest time in the queue, such as 30s; past it the request ends with 429.",
+            "schema": {"type": "string"},
+        },
+    ]
+
+
+def _body(schema: Json, *, required: bool = True) -> Json:
+    return {"required": required, "content": {"application/json": {"schema": schema}}}
+
+
+def _object(properties: Json, *, closed: bool = False, required: tuple[str, ...] = ()) -> Json:
+    schema: Json = {"type": "object", "properties": properties}
+    if closed:
+        schema["additionalProperties"] = False
+    if required:
+        schema["required"] = list(required)
+    return schema
+
+
+def _sampling() -> Json:
+    stop: Json = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
+    return {
+        "model": {"type": ["string", "null"]},
+        "max_tokens": {"type": ["integer", "null"], "minimum": 1},
+        "temperature": {"type": ["number", "null"], "minimum": 0, "maximum": 2},
+        "top_p": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1},
+        "seed": {"type": ["integer", "null"], "minimum": -(2**63), "maximum": 2**63 - 1},
+        "stop": {"anyOf": [stop, {"type": "array", "items": stop, "maxItems": MAX_STOPS}, {"type": "null"}]},
+        "n": {"enum": [1, None]},
+        "stream": {"type": ["boolean", "null"]},
+        "stream_options": {
+            "type": ["object", "null"],
+            "properties": {
+                "include_usage": {"type": ["boolean", "null"]},
+                "continuous_usage_stats": {"type": ["boolean", "null"]},
+            },
+            "additionalProperties": False,
+        },
+        "ignore_eos": {"type": ["boolean", "null"]},
+    }
+
+
+def _completion() -> Json:
+    text = {"type": "string", "minLength": 1}
+    one = {"type": "array", "items": text, "minItems": 1, "maxItems": 1}
+    prompt = {"anyOf": [text, one]}
+    return _object({"prompt": prompt, **_sampling()}, required=("prompt",))
+
+
+def _chat() -> Json:
+    part = _object(
+        {"type": {"const": "text"}, "text": {"type": "string"}}, closed=True, required=("type", "text")
+    )
+    content = {"anyOf": [{"type": "string"}, {"type": "array", "items": part, "minItems": 1}]}
+    message = _object({"role": {"enum": list(ROLES)}, "content": content}, required=("role", "content"))
+    fields = {
+        "messages": {"type": "array", "items": message, "minItems": 1},
+        "max_completion_tokens": {"type": ["integer", "null"], "minimum": 1},
+    }
+    return _object({**fields, **_sampling()}, required=("messages",))
+
+
+def _positive() -> Json:
+    return {"type": "number", "exclusiveMinimum": 0}
+
+
+def _limits() -> Json:
+    return {
+        "max_queued": {"type": ["integer", "null"], "minimum": 0},
+        "max_queued_tokens": {"type": ["integer", "null"], "minimum": 0},
+        "max_in_flight": {"type": ["integer", "null"], "minimum": 1},
+        "ttl": {"type": ["number", "string", "null"]},
+    }
+
+
+if __name__ == "__main__":
+    json.dump(document(), sys.stdout, indent=1)
+    print()
