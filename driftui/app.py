@@ -62,7 +62,6 @@ class DriftApp(App[None]):
         self._auto_refresh = auto_refresh
         self._spent_s = 0.0  # CPU spent on the screen since the last tick
         self._refresh_s = REFRESH_S
-        self._due_s = 0.0
         self.register_theme(THEME)
         self.theme = THEME.name
 
@@ -77,14 +76,12 @@ class DriftApp(App[None]):
 
     def on_mount(self) -> None:
         if self._auto_refresh:
-            # One timer samples and draws. It beats faster than we draw, so that the pace can follow the cost.
-            self.set_interval(REFRESH_S / 5, self._beat, name="refresh")
+            self._beat()
 
     def _beat(self) -> None:
-        now_s = time.monotonic()
-        if now_s >= self._due_s:
-            self.tick()
-            self._due_s = now_s + self._refresh_s
+        """Sample and draw, by one timer that is set anew each time: the pace follows the cost."""
+        self.tick()
+        self.set_timer(self._refresh_s, self._beat, name="refresh")
 
     def tick(self) -> None:
         """Sample the feed once and show it."""
