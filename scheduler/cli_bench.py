@@ -38,7 +38,15 @@ def add_benches(commands: Any) -> None:
     paper.add_argument("--paper-faithful", action="store_true", help="keep the paper's quirks")
     paper.set_defaults(command=_bench_paper)
 
-    for parser in (core, engine, screen, paper):
+    estimate = benches.add_parser("estimate", help="every estimator on real prompts and under drift; minutes")
+    estimate.add_argument("--lengths", type=Path, required=True, metavar="FILE", help="JSON lines of prompts")
+    estimate.set_defaults(command=_bench_estimate)
+
+    policies = benches.add_parser("policies", help="every policy under five loads in virtual time; minutes")
+    policies.add_argument("--trace", type=Path, metavar="FILE", help="also an Azure trace (CSV)")
+    policies.set_defaults(command=_bench_policies)
+
+    for parser in (estimate, policies, core, engine, screen, paper):
         parser.add_argument(
             "--out", type=Path, metavar="DIR", help="also write the document to DIR/bench-NAME.json"
         )
@@ -99,6 +107,18 @@ def _bench_paper(args: argparse.Namespace) -> int:
             _tell, seeds=args.seeds, faithful=args.paper_faithful, out=args.out, progress=progress
         )
     return _show(result, args)
+
+
+def _bench_estimate(args: argparse.Namespace) -> int:
+    from scheduler.bench.estimate import bench_estimate
+
+    return _show(bench_estimate(args.lengths, _tell), args)
+
+
+def _bench_policies(args: argparse.Namespace) -> int:
+    from scheduler.bench.policies import bench_policies
+
+    return _show(bench_policies(_tell, trace=args.trace), args)
 
 
 def _work(args: argparse.Namespace) -> Work:

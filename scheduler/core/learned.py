@@ -1,7 +1,7 @@
 """``learned``: the length read off the words of the prompt, by a prior that ships and is adapted online.
 
 The logarithm of the length is the sum of
-- a level, a slope on the prior's score, and a slope on log max_tokens: recursive least squares;
+- a level, a slope on the prior's score, and a slope on log max_tokens: a Kalman filter;
 - what the served model makes of each cue and each hashed word beyond the prior: gradient steps;
 - an offset of the (tenant, category), that of the category where there is little of its own.
 
@@ -23,10 +23,11 @@ from scheduler.core.features import BUCKETS, DENSE, read
 from scheduler.core.types import CATEGORIES, Estimate, Outcome, Request
 
 CLIP = 2.0  # standard deviations: one answer of a page and a half must not move everything
-FORGET = 0.999
-VARIANCE = (0.1, 0.05, 0.01)  # of level and slopes, before anything was seen
-CUE_RATE, WORD_RATE = 0.003, 0.05
-OFFSET_WEIGHT, OFFSET_SPAN = 10, 25  # observations: before it moves freely, and what it remembers
+SLOPE = 1.3  # a ridge regression shrinks its scores
+VARIANCE = (0.05, 0.02, 0.001)  # of level and slopes before anything was seen, in variances of an answer
+WANDER = (1e-4, 1e-5, 0.0)  # what they change per answer
+CUE_RATE, WORD_RATE, OFFSET_RATE = 0.0015, 0.03, 0.0125
+MAX_CUE = 3.0  # standard deviations: late feedback makes large steps overshoot
 TOWARDS_MEAN = 0.12  # of the variance; 0 is the median and 0.5 the mean of a log-normal
 MAX_CELLS = 10_000
 KEPT_PROMPTS, KEPT_CHARS = 2048, 2000
@@ -85,12 +86,12 @@ class LearnedEstimator:
         self.margin = Margin(1.28 * prior.spread)
         self._count = counter
         self._read = lru_cache(KEPT_PROMPTS)(self._look)
-        self._weights = [prior.level, 1.0, 0.0]
+        self._weights = [prior.level, SLOPE, 0.0]
         self._covariance = [[VARIANCE[i] if i == j else 0.0 for j in range(3)] for i in range(3)]
         self._variance = prior.spread**2
         self._cues = [0.0] * len(DENSE)
         self._words = [0.0] * BUCKETS
-        self._offsets: dict[tuple[str, str], tuple[int, float]] = {}  # (count, offset); tenant "" is all
+        self._offsets: dict[tuple[str, str], float] = {}  # by tenant and category; tenant "" is all
 
     @property
     def coverage(self) -> float:
@@ -147,6 +148,7 @@ class LearnedEstimator:
         dense, buckets, share = read(prompt)
         cues = tuple((x - m) / s for x, m, s in zip(dense, prior.mean, prior.scale, strict=True))
         score = sum(map(mul, cues, prior.dense)) + share * sum(map(prior.words.__getitem__, buckets))
+        cues = tuple(max(-MAX_CUE, min(MAX_CUE, cue)) for cue in cues)
         return _Seen(classify(prompt), self._count(prompt), cues, buckets, share, score)
 
     def _inputs(self, seen: _Seen, request: Request) -> tuple[float, float, float]:
@@ -165,19 +167,18 @@ class LearnedEstimator:
         return mu
 
     def _offset(self, tenant: str, category: str) -> float:
-        _, common = self._offsets.get(("", category), (0, 0.0))
-        _, own = self._offsets.get((tenant, category), (0, 0.0))
-        return common + own
+        offsets = self._offsets
+        return offsets.get(("", category), 0.0) + offsets.get((tenant, category), 0.0)
 
     def _learn(self, seen: _Seen, request: Request, error: float) -> None:
         inputs, covariance = self._inputs(seen, request), self._covariance
         gain = [sum(map(mul, row, inputs)) for row in covariance]
-        scale = 1 / (FORGET + sum(map(mul, gain, inputs)))
+        scale = 1 / (1 + sum(map(mul, gain, inputs)))
         for i in range(3):
             self._weights[i] += gain[i] * scale * error
             for j in range(3):
-                covariance[i][j] = (covariance[i][j] - gain[i] * gain[j] * scale) / FORGET
-            covariance[i][i] = min(covariance[i][i], VARIANCE[i])
+                covariance[i][j] -= gain[i] * gain[j] * scale
+            covariance[i][i] += WANDER[i]
         step = CUE_RATE * error
         if seen.cues:
             self._cues = [weight + step * cue for weight, cue in zip(self._cues, seen.cues, strict=True)]
@@ -186,10 +187,8 @@ class LearnedEstimator:
         for bucket in seen.buckets:
             words[bucket] += step
         for key in (("", seen.category), (request.tenant, seen.category)):
-            count, offset = self._offsets.get(key, (0, 0.0))
-            if count or len(self._offsets) < MAX_CELLS:
-                rate = 1 / (OFFSET_WEIGHT + min(count, OFFSET_SPAN))
-                self._offsets[key] = (count + 1, offset + rate * error)
+            if key in self._offsets or len(self._offsets) < MAX_CELLS:
+                self._offsets[key] = self._offsets.get(key, 0.0) + OFFSET_RATE * error
 
     def state(self) -> dict[str, Any]:
         return {
@@ -201,7 +200,7 @@ class LearnedEstimator:
             "covariance": [list(row) for row in self._covariance],
             "cues": list(self._cues),
             "words": [[bucket, weight] for bucket, weight in enumerate(self._words) if weight],
-            "offsets": [[*key, *value] for key, value in self._offsets.items()],
+            "offsets": [[*key, offset] for key, offset in self._offsets.items()],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -215,7 +214,7 @@ class LearnedEstimator:
             words = [0.0] * BUCKETS
             for bucket, weight in state["words"]:
                 words[bucket] = _numbers([weight], 1)[0]
-            offsets = {(str(t), str(c)): (int(n), _numbers([x], 1)[0]) for t, c, n, x in state["offsets"]}
+            offsets = {(str(t), str(c)): _numbers([x], 1)[0] for t, c, x in state["offsets"]}
             if len(covariance) != 3 or variance <= 0 or any(c not in CATEGORIES for _, c in offsets):
                 raise ValueError
         except (KeyError, TypeError, ValueError, IndexError):

@@ -8,6 +8,7 @@ from functools import cache
 from math import log
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,17 @@ Matrix = NDArray[np.float64]
 def shipped_prior() -> Prior:
     """Raises ValueError when the features were changed without training anew."""
     return Prior.from_document(json.loads(PRIOR_FILE.read_text(encoding="utf-8")))
+
+
+@cache
+def trained_on() -> frozenset[int]:
+    """Keys of the prompts that the shipped prior has seen."""
+    return frozenset(json.loads(PRIOR_FILE.read_text(encoding="utf-8"))["prompts"])
+
+
+def prompt_key(prompt: str) -> int:
+    """Tells prompts apart without keeping them."""
+    return crc32(prompt.encode())
 
 
 def read_lengths(file: Path) -> tuple[list[str], list[dict[str, int]]]:
@@ -56,6 +68,7 @@ def train(prompts: Sequence[str], lengths: Sequence[dict[str, int]]) -> dict[str
     fitted = design @ weights
     return {
         "features": list(DENSE),
+        "prompts": sorted(map(prompt_key, prompts)),
         "level": round(float(logs.mean() - fitted.mean()), 4),
         "spread": round(float((logs - logs.mean(axis=0) - fitted[:, None]).std()), 4),
         "mean": [round(float(x), 5) for x in mean],

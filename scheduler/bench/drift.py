@@ -1,0 +1,128 @@
+"""Estimators on requests whose true lengths are known and drift; feedback comes late."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from math import exp
+from random import Random
+from statistics import median
+from typing import Any, Protocol, runtime_checkable
+
+from scheduler.bench.result import Claim
+from scheduler.core.estimate import Estimator
+from scheduler.core.estimators import estimator_from
+from scheduler.core.types import CATEGORIES, TIERS, Outcome, Request
+from scheduler.load.lengths import PROFILES
+from scheduler.load.prior import shipped_prior
+from scheduler.load.prompts import label, prompt_tables
+
+FEEDBACK_DELAY = 32  # requests
+DRIFTS = ("none", "sudden", "gradual")
+REQUESTS, SEEDS = 3000, 3
+MAX_TOKENS = 4096
+# What a tenant makes of the profile's medians, before and after.
+SCALE = {"premium": (0.8, 0.8), "standard": (1.0, 1.0), "batch": (1.2, 2.4)}
+
+
+@runtime_checkable
+class Constant(Protocol):
+    """One value for every request."""
+
+    def value(self) -> float: ...
+
+    def add(self, tokens: int) -> None: ...
+
+
+def feed(
+    estimator: Estimator | Constant, requests: Sequence[Request], answers: Sequence[int]
+) -> tuple[list[float], list[float], float]:
+    """Points, upper estimates (none from a constant), and microseconds per request (median)."""
+    points, uppers, took_us = [], [], []
+    for at, request in enumerate(requests):
+        started = time.perf_counter()
+        if isinstance(estimator, Constant):
+            points.append(estimator.value())
+        else:
+            request.estimate = estimator.estimate(request)
+            points.append(request.estimate.point)
+            uppers.append(request.estimate.upper)
+        if at >= FEEDBACK_DELAY:
+            known = at - FEEDBACK_DELAY
+            if isinstance(estimator, Constant):
+                estimator.add(answers[known])
+            else:
+                estimator.observe(requests[known], Outcome("stop", answers[known]))
+        took_us.append((time.perf_counter() - started) * 1e6)
+    return points, uppers, median(took_us)
+
+
+def drifting(drift: str, seed: int) -> tuple[list[Request], list[int], list[float]]:
+    """Requests, their lengths, and the medians of the distributions they were drawn from."""
+    rng, tables = Random(f"drift/{drift}/{seed}"), prompt_tables()
+    requests, lengths, truths = [], [], []
+    for number in range(REQUESTS):
+        tier, category = rng.choice(TIERS), rng.choice(CATEGORIES)
+        prompt = label(number, tier, category) + rng.choice(tables[category])
+        middle, sigma = PROFILES["mod"][category]
+        progress = number / REQUESTS
+        share = {
+            "none": 0.0,
+            "sudden": float(progress >= 0.5),
+            "gradual": min(1.0, max(0.0, 2 * progress - 0.5)),
+        }
+        before, after = SCALE[tier]
+        truth = middle * before * (after / before) ** share[drift]
+        length = round(truth * exp(rng.gauss(0.0, sigma)))
+        tokens = len(prompt.split())
+        requests.append(Request(str(number), tier, tier, 0.0, tokens, MAX_TOKENS, prompt))
+        lengths.append(min(MAX_TOKENS, max(1, length)))
+        truths.append(truth)
+    return requests, lengths, truths
+
+
+def bench_drift(drift: str) -> tuple[list[dict[str, Any]], list[Claim]]:
+    """Errors against those of the uncorrected formula, in percent; medians over the seeds."""
+    makers: dict[str, Callable[[], Estimator]] = {
+        "paper": lambda: estimator_from("paper"),
+        "tenant": lambda: estimator_from("tenant"),
+        "tenant mean": lambda: estimator_from("tenant", statistic="mean"),
+        "learned": lambda: estimator_from("learned", prior=shipped_prior()),
+    }
+    changes: dict[str, list[tuple[float, float, float | None]]] = {}
+    for seed in range(SEEDS):
+        requests, lengths, truths = drifting(drift, seed)
+        uncorrected, _, _ = feed(estimator_from("paper", calibrate=False), requests, lengths)
+        base = _errors(uncorrected, lengths)
+        for name, make in makers.items():
+            points, uppers, _ = feed(make(), requests, lengths)
+            covered = sum(n <= upper for n, upper in zip(lengths, uppers, strict=True)) / len(lengths)
+            changes.setdefault(name, []).append((*_against(base, _errors(points, lengths)), covered))
+        changes.setdefault("floor", []).append((*_against(base, _errors(truths, lengths)), None))
+    rows = [
+        {
+            "estimator": name,
+            "drift": drift,
+            "mae_percent": median(mae for mae, _, _ in figures),
+            "rmse_percent": median(rmse for _, rmse, _ in figures),
+            "coverage": None if name == "floor" else median(c for _, _, c in figures if c is not None),
+        }
+        for name, figures in changes.items()
+    ]
+    mae = {name: median(mae for mae, _, _ in figures) for name, figures in changes.items()}
+    above = {name: mae[name] - mae["floor"] for name in ("tenant", "learned")}
+    claims = [
+        Claim(f"drift {drift}: {name} points above the floor", 3.0, points, points <= 3.0)
+        for name, points in above.items()
+    ]
+    return rows, claims
+
+
+def _errors(points: Sequence[float], lengths: Sequence[int]) -> tuple[float, float]:
+    errors = [point - length for point, length in zip(points, lengths, strict=True)]
+    count = len(errors)
+    return sum(map(abs, errors)) / count, (sum(e * e for e in errors) / count) ** 0.5
+
+
+def _against(base: tuple[float, float], errors: tuple[float, float]) -> tuple[float, float]:
+    return (errors[0] / base[0] - 1) * 100, (errors[1] / base[1] - 1) * 100

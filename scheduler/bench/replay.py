@@ -1,0 +1,84 @@
+"""A burst of given requests with given estimates through the twin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import inf
+from typing import Any, cast
+
+from scheduler.core.estimate import runtime_class
+from scheduler.core.policies import policy_from
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.types import Estimate, Outcome, Request, Tenant
+from scheduler.load.workload import Submit, Workload
+from scheduler.twin.gpu import Gpu
+from scheduler.twin.profile import load_profile
+from scheduler.twin.simulate import Simulation
+
+RATE = 50.0  # requests/s: far above what the L4 serves
+SLOTS = 32
+
+
+class Replay:
+    """Gives the n-th request the n-th point; learns nothing."""
+
+    name = "replay"
+
+    def __init__(self, points: Sequence[float]) -> None:
+        self._points = iter(points)
+
+    def estimate(self, request: Request) -> Estimate:
+        point, tokens = next(self._points), request.prompt_tokens
+        return Estimate(tokens, point, point, "short_qa", runtime_class(tokens + point), point)
+
+    def observe(self, request: Request, outcome: Outcome) -> None:
+        """A replay stays as it was."""
+
+    def bias(self, tenant: str, category: str) -> float:
+        return 1.0
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """There is nothing to take over."""
+
+
+class Burst:
+    """A workload of ready-made requests, ``RATE`` a second."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self._requests = [replace(request, arrival_s=at / RATE) for at, request in enumerate(requests)]
+        self._next = 0
+
+    def next_time(self) -> float:
+        return self._requests[self._next].arrival_s if self._next < len(self._requests) else inf
+
+    def take(self, now: float) -> list[Submit]:
+        due = []
+        while self.next_time() <= now:
+            due.append(Submit(self._requests[self._next]))
+            self._next += 1
+        return due
+
+    def on_ended(self, request: Request, now: float) -> None:
+        """Nobody waits for an end."""
+
+    def on_drained(self, now: float) -> None:
+        """Nothing follows."""
+
+
+def play(requests: Sequence[Request], estimator: Replay, policy: str) -> list[float]:
+    """E2E latencies in seconds, continuous dispatch."""
+    ended: list[Request] = []
+    scheduler = Scheduler(
+        policy_from(policy),
+        estimator,
+        [Tenant(name) for name in dict.fromkeys(request.tenant for request in requests)],
+        capacities=(SLOTS,),
+    )
+    gpu = Gpu(load_profile("l4", "qwen1.5-1.8b-chat"), SLOTS)
+    workload = cast(Workload, Burst(requests))  # all of it that a Simulation asks for
+    Simulation(scheduler, [gpu], workload, on_ended=ended.append).run()
+    return [(request.ended_s or 0.0) - request.arrival_s for request in ended]
