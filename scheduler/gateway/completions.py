@@ -43,6 +43,8 @@ async def read_body(http: web.Request) -> bytes:
     # A page in somebody's browser can post anything but this type without being asked first.
     if http.content_type != "application/json":
         raise ApiError(415, "Content-Type must be application/json")
+    if http.content.is_eof():
+        return await http.read()  # it came with the headers
     try:
         async with asyncio.timeout(BODY_S):
             return await http.read()

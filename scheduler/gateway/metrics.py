@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import isnan
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
@@ -23,6 +24,15 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 
 _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
+class _Times(NamedTuple):
+    """One tenant's histograms, in the order in which they are made."""
+
+    queue_wait: Histogram
+    ttft: Histogram
+    e2e: Histogram
+    tpot: Histogram
+
+
 class Metrics(Collector):
     """Figures of one live run; definitions are those of docs/metrics.md, times are run seconds."""
 
@@ -31,10 +41,13 @@ class Metrics(Collector):
         self._model = model
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        self._queue_wait = self._histogram("queue_wait_seconds", "Arrival to dispatch.", _SECONDS)
-        self._ttft = self._histogram("ttft_seconds", "Arrival to first token.", _SECONDS)
-        self._e2e = self._histogram("e2e_seconds", "Arrival to last token.", _SECONDS)
-        self._tpot = self._histogram("tpot_seconds", "Time per output token after the first.", _PER_TOKEN)
+        self._histograms = (
+            self._histogram("queue_wait_seconds", "Arrival to dispatch.", _SECONDS),
+            self._histogram("ttft_seconds", "Arrival to first token.", _SECONDS),
+            self._histogram("e2e_seconds", "Arrival to last token.", _SECONDS),
+            self._histogram("tpot_seconds", "Time per output token after the first.", _PER_TOKEN),
+        )
+        self._times: dict[str, _Times] = {}
         self._errors: dict[str, list[float]] = {}  # tenant -> [count, sum of |actual - estimated| tokens]
         self._tokens: dict[str, list[int]] = {}  # tenant -> [prompt, output] of what has ended
         run.observers.append(self.on_ended)
@@ -48,18 +61,22 @@ class Metrics(Collector):
 
     def on_ended(self, request: Request) -> None:
         tenant, arrival_s = request.tenant, request.arrival_s
-        if request.dispatched_s is not None:
-            self._queue_wait.labels(tenant).observe(request.dispatched_s - arrival_s)
-            tokens = self._tokens.setdefault(tenant, [0, 0])
-            tokens[0] += request.prompt_tokens
-            tokens[1] += request.output_tokens
+        if request.dispatched_s is None:
+            return
+        times = self._times.get(tenant)
+        if times is None:  # looking labels up takes longer than observing
+            times = self._times[tenant] = _Times(*(each.labels(tenant) for each in self._histograms))
+        times.queue_wait.observe(request.dispatched_s - arrival_s)
+        tokens = self._tokens.setdefault(tenant, [0, 0])
+        tokens[0] += request.prompt_tokens
+        tokens[1] += request.output_tokens
         if request.state is not State.FINISHED or request.first_token_s is None or request.ended_s is None:
             return
-        self._ttft.labels(tenant).observe(request.first_token_s - arrival_s)
-        self._e2e.labels(tenant).observe(request.ended_s - arrival_s)
+        times.ttft.observe(request.first_token_s - arrival_s)
+        times.e2e.observe(request.ended_s - arrival_s)
         if request.output_tokens > 1:
             span_s = request.ended_s - request.first_token_s
-            self._tpot.labels(tenant).observe(span_s / (request.output_tokens - 1))
+            times.tpot.observe(span_s / (request.output_tokens - 1))
         error = self._errors.setdefault(tenant, [0, 0.0])
         error[0] += 1
         error[1] += abs(request.output_tokens - min(request.estimate.point, request.max_tokens))

@@ -127,7 +127,7 @@ def read_ask(body: Body, *, chat: bool) -> Ask:
         messages=_messages(given) if chat else (),
         max_tokens=max_tokens if newer is None else newer,
         sampling=Sampling(
-            DEFAULT_SAMPLING.temperature if temperature is None else temperature,
+            1.0 if temperature is None else temperature,  # as OpenAI has it
             DEFAULT_SAMPLING.top_p if top_p is None else top_p,
             _integer(given, "seed", -(2**63), 2**63 - 1),
             stop,
