@@ -81,7 +81,7 @@ def drifting(drift: str, seed: int) -> tuple[list[Request], list[int], list[floa
     return requests, lengths, truths
 
 
-def bench_drift(drift: str) -> tuple[list[dict[str, Any]], list[Claim]]:
+def bench_drift(drift: str, seeds: int = SEEDS) -> tuple[list[dict[str, Any]], list[Claim]]:
     """Errors against those of the uncorrected formula, in percent; medians over the seeds."""
     makers: dict[str, Callable[[], Estimator]] = {
         "paper": lambda: estimator_from("paper"),
@@ -90,7 +90,7 @@ def bench_drift(drift: str) -> tuple[list[dict[str, Any]], list[Claim]]:
         "learned": lambda: estimator_from("learned", prior=shipped_prior()),
     }
     changes: dict[str, list[tuple[float, float, float | None]]] = {}
-    for seed in range(SEEDS):
+    for seed in range(seeds):
         requests, lengths, truths = drifting(drift, seed)
         uncorrected, _, _ = feed(estimator_from("paper", calibrate=False), requests, lengths)
         base = _errors(uncorrected, lengths)

@@ -1,0 +1,236 @@
+"""The learned estimator: features by hand, censoring, drift, states; and the prior, on prompts made here."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler.bench.drift import feed
+from scheduler.bench.estimate import spearman
+from scheduler.core.conformal import Margin
+from scheduler.core.features import BUCKETS, DENSE, MAX_CHARS, read
+from scheduler.core.learned import NO_PRIOR, LearnedEstimator, Prior
+from scheduler.core.types import Outcome, Request
+from scheduler.load.prior import read_lengths, shipped_prior, train
+
+np = pytest.importorskip("numpy")
+
+
+def ask(prompt: str, name: str = "r", tenant: str = "acme", max_tokens: int = 4096, **given: Any) -> Request:
+    return Request(name, tenant, "standard", 0.0, 10, max_tokens, prompt, **given)
+
+
+def teach(estimator: LearnedEstimator, prompt: str, tokens: int, finish: str = "stop", **given: Any) -> None:
+    request = ask(prompt, **given)
+    request.estimate = estimator.estimate(request)
+    estimator.observe(request, Outcome(finish, tokens))
+
+
+# -- features ------------------------------------------------------------------------------------------
+
+
+def test_features_by_hand() -> None:
+    features = read('How to write a "short" poem?\nIn 2 lines')
+    by_name = dict(zip(DENSE, features.dense, strict=True))
+    assert by_name["words"] == pytest.approx(math.log1p(9))
+    assert by_name["lines"] == pytest.approx(math.log1p(1))
+    set_ones = {name for name, value in by_name.items() if value == 1.0}
+    assert set_ones == {"many_lines", "quotes", "how_to", "first_how", "write", "brief", "fiction"}
+    assert by_name["asks"] == 0.0, "it does not end with the question"
+    assert by_name["digits"] == pytest.approx(5 / 39)
+    assert len(features.buckets) == 9 + 8
+    assert features.share == pytest.approx(1 / math.sqrt(17))
+    assert all(0 <= bucket < BUCKETS for bucket in features.buckets)
+
+
+@pytest.mark.parametrize("prompt", ["", " ", "\x00\x1b[2J", "?" * 10_000, "word " * 100_000, "\ud800"])
+def test_hostile_prompts_are_read_too(prompt: str) -> None:
+    features = read(prompt)
+    assert all(map(math.isfinite, features.dense))
+    assert features == read(prompt[:MAX_CHARS])
+
+
+# -- learning ------------------------------------------------------------------------------------------
+
+LONG = "Write a detailed essay on topic {}"
+SHORT = "Who is number {}?"
+
+
+def test_it_learns_which_prompts_have_long_answers() -> None:
+    estimator, rng = LearnedEstimator(), random.Random(0)
+    for n in range(300):
+        kind = rng.choice((LONG, SHORT))
+        teach(estimator, kind.format(n), round((800 if kind is LONG else 60) * math.exp(rng.gauss(0, 0.3))))
+    long, short = (estimator.estimate(ask(kind.format("new"))) for kind in (LONG, SHORT))
+    assert 600 < long.point < 1100
+    assert 45 < short.point < 100
+    assert long.point < long.upper < 3 * long.point
+
+
+def test_a_tenant_of_its_own_kind_is_told_apart() -> None:
+    estimator = LearnedEstimator()
+    for n in range(400):
+        teach(estimator, SHORT.format(n), 50, tenant="brief")
+        teach(estimator, SHORT.format(n), 200, tenant="chatty")
+    brief, chatty = (estimator.estimate(ask(SHORT.format("x"), tenant=t)).point for t in ("brief", "chatty"))
+    assert chatty > 2.5 * brief
+    assert estimator.bias("chatty", "short_qa") > estimator.bias("brief", "short_qa")
+
+
+def test_answers_that_were_cut_are_lower_bounds() -> None:
+    """Log-normal answers of median 400, cut at 300: taken as they are, 300 would be the most believed."""
+    estimator, rng = LearnedEstimator(), random.Random(1)
+    for n in range(1500):
+        tokens = round(400 * math.exp(rng.gauss(0, 0.5)))
+        cut = tokens >= 300
+        teach(estimator, SHORT.format(n), min(tokens, 300), "length" if cut else "stop", max_tokens=300)
+    uncut = estimator.estimate(ask(SHORT.format("x"), max_tokens=301))
+    assert uncut.point == 301
+    estimator._weights[2] = 0.0  # only the level, for a cap that was never seen
+    assert 330 < estimator.estimate(ask(SHORT.format("x"))).point < 520
+
+
+@pytest.mark.parametrize("finish", ["abort", "error"])
+def test_a_stream_that_broke_off_early_says_next_to_nothing(finish: str) -> None:
+    estimator = LearnedEstimator()
+    before = estimator.estimate(ask(SHORT)).point
+    for n in range(50):
+        teach(estimator, SHORT.format(n), 5, finish)
+    assert estimator.estimate(ask(SHORT)).point == pytest.approx(before, rel=0.02)
+    for n in range(200):
+        teach(estimator, SHORT.format(n), 3000, finish)
+    assert estimator.estimate(ask(SHORT)).point > 2 * before
+
+
+def test_late_feedback_does_not_make_it_overshoot() -> None:
+    """The same few prompts, each answer known 32 requests later: steps that add up must still settle."""
+    prompts = [LONG.format("x"), SHORT.format("x")] * 1000
+    requests = [ask(prompt, str(n)) for n, prompt in enumerate(prompts)]
+    points, _, _ = feed(LearnedEstimator(), requests, [600, 60] * 1000)
+    late = points[1000:]
+    assert max(late[::2]) < 1.15 * 600
+    assert min(late[::2]) > 0.9 * 600
+    assert max(late[1::2]) < 1.15 * 60
+    assert min(late[1::2]) > 0.9 * 60
+
+
+def test_no_prompt_goes_by_the_label() -> None:
+    estimator = LearnedEstimator()
+    for _ in range(300):
+        teach(estimator, "", 900, category="report")
+        teach(estimator, "", 30, category="short_qa")
+    report, short = (estimator.estimate(ask("", category=c)) for c in ("report", "short_qa"))
+    assert report.category == "report"
+    assert report.point > 3 * short.point
+
+
+def test_never_above_max_tokens() -> None:
+    estimate = LearnedEstimator().estimate(ask(LONG, max_tokens=7))
+    assert (estimate.point, estimate.upper, estimate.uncorrected) == (7, 7, 7)
+
+
+# -- the upper bound -----------------------------------------------------------------------------------
+
+
+def test_the_margin_covers_nine_in_ten_through_drift() -> None:
+    margin, rng = Margin(), random.Random(2)
+    hits = 0
+    for n in range(6000):
+        actual = 100 * math.exp(rng.gauss(0.0 if n < 3000 else 0.7, 0.4 if n < 3000 else 0.8))
+        upper = margin.upper(100.0)
+        hits += actual <= upper
+        margin.observe(upper, actual, censored=False)
+    assert hits / 6000 == pytest.approx(0.9, abs=0.01)
+    assert margin.coverage == pytest.approx(0.9, abs=0.04)
+
+
+def test_a_bound_that_was_not_reached_by_a_broken_stream_is_no_hit() -> None:
+    margin = Margin()
+    margin.observe(100.0, 50.0, censored=True)
+    assert math.isnan(margin.coverage)
+    margin.observe(100.0, 150.0, censored=True)
+    assert margin.coverage == 0.0
+
+
+# -- states --------------------------------------------------------------------------------------------
+
+
+def test_state_round_trips() -> None:
+    estimator, again = LearnedEstimator(), LearnedEstimator()
+    for n in range(40):
+        teach(estimator, (LONG, SHORT)[n % 2].format(n), 20 + 30 * n)
+    again.restore(estimator.state())
+    for prompt in (LONG, SHORT, "something else"):
+        assert again.estimate(ask(prompt)) == estimator.estimate(ask(prompt))
+    assert again.state() == estimator.state()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"kind": "paper"}, {"features": []}, {"weights": [1, 2]}, {"cues": [math.nan] * len(DENSE)}),
+        *({"words": [[BUCKETS, 1.0]]}, {"variance": 0}, {"offsets": [["t", "poem", 1.0]]}, {"margin": None}),
+    ],
+)
+def test_a_state_that_does_not_fit_changes_nothing(change: dict[str, Any]) -> None:
+    estimator = LearnedEstimator()
+    teach(estimator, SHORT, 77)
+    before = estimator.state()
+    with pytest.raises(ValueError, match="not a state of the learned estimator"):
+        estimator.restore({**LearnedEstimator().state(), **change})
+    assert estimator.state() == before
+
+
+# -- the prior -----------------------------------------------------------------------------------------
+
+OPENINGS = {"Write a long story about {}": 900, "List ten ideas for {}": 400, "Is {} a city?": 50}
+WORDS = [f"{a}{b}" for a in ("river", "mountain", "engine", "garden", "window") for b in range(40)]
+
+
+def corpus(rng: random.Random, subjects: list[str]) -> tuple[list[str], list[dict[str, int]]]:
+    prompts, lengths = [], []
+    for subject in subjects:
+        opening, middle = rng.choice(list(OPENINGS.items()))
+        prompts.append(opening.format(subject))
+        lengths.append({m: round(middle * s * math.exp(rng.gauss(0, 0.4))) for m, s in (("a", 1), ("b", 2))})
+    return prompts, lengths
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_prior_knows_unseen_prompts_unless_its_labels_were_shuffled(shuffled: bool) -> None:
+    rng = random.Random(3)
+    known, unseen = corpus(rng, WORDS[:120]), corpus(rng, WORDS[120:])
+    scores = []
+    for _ in range(10 if shuffled else 1):
+        lengths = list(known[1])
+        if shuffled:
+            rng.shuffle(lengths)
+        estimator = LearnedEstimator(prior=Prior.from_document(train(known[0], lengths)))
+        points = np.array([estimator.estimate(ask(prompt)).point for prompt in unseen[0]])
+        scores.append(spearman(points, np.array([row["a"] for row in unseen[1]], float)))
+    mean = sum(scores) / len(scores)
+    assert (abs(mean) < 0.3) if shuffled else (mean > 0.7)
+
+
+def test_the_shipped_prior_fits_the_features_and_tells_kinds_apart() -> None:
+    estimator = LearnedEstimator(prior=shipped_prior())
+    essay = estimator.estimate(ask("Write a detailed essay about the history of the Roman Empire."))
+    word = estimator.estimate(ask("Classify the sentiment of this sentence as positive or negative: I'm ok"))
+    assert essay.point > 1.5 * word.point
+    assert NO_PRIOR.level < 10
+
+
+def test_a_prior_of_other_features_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"run tools/train_prior\.py again"):
+        Prior.from_document({"features": ["words"], "words": []})
+
+
+def test_lengths_that_cannot_be_read_name_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "lengths.jsonl"
+    file.write_text('{"prompt": "a", "output_tokens": {"m": 3}}\n{"prompt": "b", "output_tokens": 3}\n')
+    with pytest.raises(ValueError, match=r"'lengths.jsonl' line 2: needs prompt"):
+        read_lengths(file)
