@@ -106,6 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     attach.add_argument("url", metavar="URL", help="such as http://127.0.0.1:8000")
     attach.set_defaults(command=_attach)
 
+    report = commands.add_parser("report", help="one self-contained page with figures, from run folders")
+    report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="run folders, or their parent")
+    report.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
+    report.add_argument("--figures", type=Path, metavar="DIR", help="also write each figure as PNG and SVG")
+    report.set_defaults(command=_report)
+
     check = commands.add_parser("check", help="validate a scenario file")
     check.add_argument("scenario")
     check.set_defaults(command=_check)
@@ -208,6 +214,23 @@ def _serve(args: argparse.Namespace) -> int:
     plan = make_plan(config, engine=args.engine, model=args.model, policy=args.policy)
     journal = args.journal or (Path(config.journal) if config.journal else None)
     serve(plan, keys_of(config), args.listen, journal)
+    return OK
+
+
+def _report(args: argparse.Namespace) -> int:
+    from scheduler.record.folders import FolderError
+
+    try:
+        from scheduler.record.html import write_report
+    except ModuleNotFoundError as error:
+        print(f"driftsched: the report needs {error.name}: pip install 'driftsched[report]'", file=sys.stderr)
+        return USAGE
+    try:
+        count = write_report(args.folders, args.out, args.figures)
+    except FolderError as error:
+        print(f"driftsched: {error}", file=sys.stderr)
+        return USAGE
+    print(f"{args.out}: {count} figures")
     return OK
 
 

@@ -280,7 +280,8 @@ def _claims(found: Found, counters: Sequence[str], feedback_us: float) -> Iterat
     unpacked = median(_changes(moving["sjf"], moving["fifo"], "p99_s"))
     packing = (
         f"{batches}; batch packing does it: slot use {slots[0]:.2f} to {slots[1]:.2f}, so the backlog drains "
-        f"in {sooner:.0f} % less time; under continuous dispatch, with no packing, P99 changes by {unpacked:+.1f} %"
+        f"in {sooner:.0f} % less time; under continuous dispatch, with no packing, P99 changes by "
+        f"{unpacked:+.1f} %"
     )
     yield near("sjf_p99", -16.0, median(_changes(sjf, fifo, "p99_s")), 4.0, packing)
     fifo_cell = {"dispatch": "static", "counter": "whitespace", "policy": "fifo", "calibrate": True}

@@ -1,0 +1,345 @@
+"""Counterparts of the paper's figures 2 and 4 to 12, drawn with matplotlib from run folders.
+
+Lines and letters are drawn in one marker colour that the page turns into ``currentColor``, so that a figure
+reads in light and dark; on files of their own they are black on white.
+"""
+
+from __future__ import annotations
+
+import io
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from scheduler.core.types import CATEGORIES, RUNTIME_CLASSES, TIERS
+from scheduler.record.folders import RunFolder
+
+INK = "#123456"  # stands for currentColor
+COLOURS = ("#3b8ee0", "#e0812b", "#3aa657", "#c8559f", "#8b7cd8")  # readable on white and on near-black
+_STYLE: Any = {  # Any: matplotlib types the keys as literals
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a tenant may be called $x$
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure, its caption, and the runs it was drawn from."""
+
+    id: str
+    title: str
+    caption: str
+    figure: Figure
+    runs: list[str]
+
+    def svg(self) -> str:
+        """For a page: no size in points, letters in the page's colour."""
+        text = self._save("svg").decode("utf-8")
+        return text[text.index("<svg") :].replace(INK, "currentColor")
+
+    def file(self, kind: str) -> bytes:
+        """``svg`` or ``png``, black on white."""
+        data = self._save(kind, facecolor="white") if kind == "svg" else self._save_black_png()
+        return data.replace(INK.encode(), b"#000000") if kind == "svg" else data
+
+    def _save_black_png(self) -> bytes:
+        for item in self.figure.findobj(lambda artist: hasattr(artist, "set_color")):
+            colour = getattr(item, "get_color", lambda: None)()
+            if isinstance(colour, str) and colour == INK:
+                item.set_color("black")  # type: ignore[attr-defined]
+        return self._save("png", facecolor="white", dpi=150)
+
+    def _save(self, kind: str, **options: Any) -> bytes:
+        data = io.BytesIO()
+        with warnings.catch_warnings(), matplotlib.rc_context({**_STYLE, "svg.hashsalt": self.id}):
+            warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script without a font
+            metadata = {"Date": None} if kind == "svg" else None
+            self.figure.savefig(data, format=kind, transparent=not options, metadata=metadata, **options)
+        return data.getvalue()
+
+
+def pictures(runs: Sequence[RunFolder]) -> Iterator[Picture]:
+    """Every figure that these runs have the data for."""
+    with matplotlib.rc_context(_STYLE):
+        counters = sorted({run.counter for run in runs}, reverse=True)
+        yield from _misclassified(runs)
+        for number, counter in zip((4, 5), counters, strict=False):
+            yield from _categories(number, counter, [run for run in runs if run.counter == counter])
+        for number, counter in zip((6, 7), counters, strict=False):
+            mine = [run for run in runs if run.counter == counter and run.calibrated]
+            yield from _by_policy(
+                f"{number}-bias-{counter}",
+                f"Figure {number}: how the bias settles, {counter} counter",
+                "Learned multiplier of each category after every completion, over run time.",
+                mine,
+                _bias,
+            )
+        main = [run for run in runs if run.counter == counters[0] and run.calibrated]
+        yield from _by_policy(
+            "8-queues",
+            "Figure 8: queue depth by tenant",
+            "Requests waiting, sampled every second.",
+            main,
+            _queues,
+        )
+        yield from _latency(main)
+        for number, counter in zip((10, 11), counters, strict=False):
+            yield from _budgets(number, counter, [run for run in runs if run.counter == counter])
+        yield from _engine_time(main)
+
+
+def plain(text: str) -> str:
+    """A name from outside as a figure may show it: no control characters, no markup, not endless."""
+    shown = "".join(c if unicodedata.category(c)[0] != "C" and c not in "\u2028\u2029" else "?" for c in text)
+    return shown[:40]
+
+
+def _one_per_policy(runs: Sequence[RunFolder]) -> list[RunFolder]:
+    """The paper's regime first: micro-batches where there are any; of several runs of a policy the first."""
+    regime = [run for run in runs if run.static] or list(runs)
+    first: dict[str, RunFolder] = {}
+    for run in regime:
+        if run.rows:
+            first.setdefault(run.policy, run)
+    order = ("fifo", "priority", "weighted", "sjf", "aging")
+    return sorted(
+        first.values(), key=lambda r: (order.index(r.policy) if r.policy in order else 99, r.policy)
+    )
+
+
+def _pair(runs: Sequence[RunFolder]) -> list[RunFolder]:
+    """One run without and one with calibration, alike in policy where possible."""
+    picked = []
+    for calibrated in (False, True):
+        mine = _one_per_policy([run for run in runs if run.calibrated is calibrated])
+        picked += mine[:1]
+    return picked
+
+
+def _figure(columns: int, height: float = 2.6, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(10.0, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(axes.flat)
+
+
+def _names(runs: Sequence[RunFolder]) -> list[str]:
+    return [run.name for run in runs]
+
+
+def _learned(run: RunFolder) -> str:
+    return "calibrated" if run.calibrated else "not calibrated"
+
+
+def _misclassified(runs: Sequence[RunFolder]) -> Iterator[Picture]:
+    shown = _pair(runs)
+    if not shown:
+        return
+    figure, axes = _figure(len(shown))
+    worst = max((row for row in shown[0].rows), key=lambda row: abs(row.actual - row.estimated))
+    for ax, run in zip(axes, shown, strict=True):
+        table = [[0] * len(RUNTIME_CLASSES) for _ in RUNTIME_CLASSES]
+        for row in run.rows:
+            estimated, true = (RUNTIME_CLASSES.index(name) for name in row.classes)
+            table[estimated][true] += 1
+        ax.imshow(table, cmap="Blues", alpha=0.45, aspect="auto")
+        for y, line in enumerate(table):
+            for x, count in enumerate(line):
+                ax.text(x, y, str(count), ha="center", va="center")
+        ax.set_xticks(range(3), RUNTIME_CLASSES)
+        ax.set_yticks(range(3), RUNTIME_CLASSES)
+        ax.set_xlabel("class by the real length")
+        ax.set_ylabel("class by the estimate")
+        right = sum(table[n][n] for n in range(3)) / max(1, sum(map(sum, table)))
+        ax.set_title(f"{plain(run.policy)}, {_learned(run)}: {right:.0%} right")
+    guess, truth = worst.classes
+    caption = (
+        f"Requests by runtime class. The worst guess of the first run: a {worst.category} request put at "
+        f"{worst.estimated:.0f} tokens ({guess}) that took {worst.actual} ({truth})."
+    )
+    yield Picture("2-classes", "Figure 2: misclassification", caption, figure, _names(shown))
+
+
+def _categories(number: int, counter: str, runs: Sequence[RunFolder]) -> Iterator[Picture]:
+    shown = _pair(runs)
+    if not shown:
+        return
+    figure, axes = _figure(len(shown))
+    for ax, run in zip(axes, shown, strict=True):
+        left = [0.0] * len(CATEGORIES)
+        totals = [max(1, sum(row.category == name for row in run.rows)) for name in CATEGORIES]
+        for index, wanted in enumerate(RUNTIME_CLASSES):
+            counts = [
+                sum(row.category == name and row.classes[0] == wanted for row in run.rows)
+                for name in CATEGORIES
+            ]
+            shares = [100.0 * count / total for count, total in zip(counts, totals, strict=True)]
+            ax.barh(range(len(CATEGORIES)), shares, left=left, color=COLOURS[index], label=wanted)
+            left = [a + b for a, b in zip(left, shares, strict=True)]
+        ax.set_yticks(range(len(CATEGORIES)), CATEGORIES)
+        ax.invert_yaxis()
+        ax.set_xlabel("% of the category's requests")
+        ax.set_title(f"{plain(run.policy)}, {_learned(run)}")
+    axes[-1].legend(loc="lower left", bbox_to_anchor=(1.0, 0.0))
+    title = f"Figure {number}: semantic category against runtime class, {counter} counter"
+    caption = "Runtime class by the estimated total budget (at most 128 tokens is short, 512 medium)."
+    yield Picture(f"{number}-categories-{counter}", title, caption, figure, _names(shown))
+
+
+def _by_policy(
+    id_: str, title: str, caption: str, runs: Sequence[RunFolder], draw: Callable[[Axes, RunFolder], None]
+) -> Iterator[Picture]:
+    shown = _one_per_policy(runs)
+    if not shown:
+        return
+    columns = min(3, len(shown))
+    figure, axes = _figure(columns, rows=-(-len(shown) // columns))
+    for ax, run in zip(axes, shown, strict=False):
+        draw(ax, run)
+        ax.set_title(plain(run.policy))
+        ax.set_xlabel("run time, s")
+    for ax in axes[len(shown) :]:
+        ax.set_axis_off()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, max(1, len(labels))))
+    yield Picture(id_, title, caption, figure, _names(shown))
+
+
+def _bias(ax: Axes, run: RunFolder) -> None:
+    ordered = sorted(run.rows, key=lambda row: row.ended_s)
+    for index, category in enumerate(CATEGORIES):
+        mine = [row for row in ordered if row.category == category]
+        ax.plot([r.ended_s for r in mine], [r.bias for r in mine], color=COLOURS[index], lw=1, label=category)
+    ax.axhline(1.0, color=INK, lw=0.5, ls=":")
+    ax.set_ylabel("bias")
+
+
+def _queues(ax: Axes, run: RunFolder) -> None:
+    at = run.depth_columns.index("elapsed_seconds")
+    for index, column in enumerate(c for c in run.depth_columns if c.startswith("tenant:")):
+        place = run.depth_columns.index(column)
+        ax.plot(
+            [row[at] for row in run.depth],
+            [row[place] for row in run.depth],
+            color=COLOURS[index % len(COLOURS)],
+            lw=1,
+            label=f" {plain(column.removeprefix('tenant:'))}",  # a first "_" would hide it from the legend
+        )
+    ax.set_ylabel("requests waiting")
+
+
+def _latency(runs: Sequence[RunFolder]) -> Iterator[Picture]:
+    regimes = [
+        (title, _one_per_policy(mine))
+        for title, mine in (
+            ("micro-batches", [run for run in runs if run.static]),
+            ("continuous", [run for run in runs if not run.static]),
+        )
+        if mine
+    ]
+    if not regimes:
+        return
+    figure, axes = _figure(len(regimes), height=3.0)
+    for ax, (title, shown) in zip(axes, regimes, strict=True):
+        groups = (("all", shown, None), *((tier, shown, tier) for tier in TIERS))
+        width = 0.8 / len(groups)
+        for index, (label, mine, tier) in enumerate(groups):
+            six = [_e2e(run, tier) for run in mine]
+            places = [n + (index - 1.5) * width for n in range(len(mine))]
+            ax.bar(places, [s["p50"] for s in six], width, color=COLOURS[index], label=f"{label}, p50")
+            ax.scatter(
+                places,
+                [s["p99"] for s in six],
+                color=INK,
+                s=9,
+                marker="_",
+                label="p99" if not index else None,
+            )
+        ax.set_xticks(
+            range(len(shown)), [plain(run.policy) for run in shown], rotation=30 if len(shown) > 6 else 0
+        )
+        ax.set_ylabel("end to end, s")
+        ax.set_title(title)
+    top = max(ax.get_ylim()[1] for ax in axes)
+    for ax in axes:
+        ax.set_ylim(0, top)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6)
+    used = [run for _, mine in regimes for run in mine]
+    caption = "Median as a bar, P99 as a dash, over the whole run, for all requests and by tier."
+    yield Picture("9-latency", "Figure 9: end-to-end latency by policy", caption, figure, _names(used))
+
+
+def _e2e(run: RunFolder, tier: str | None) -> dict[str, float]:
+    latency = run.document["latency_s"]
+    figures = latency["all"] if tier is None else latency["tiers"].get(tier)
+    return {key: (figures["e2e"][key] if figures else None) or 0.0 for key in ("p50", "p99")}
+
+
+def _budgets(number: int, counter: str, runs: Sequence[RunFolder]) -> Iterator[Picture]:
+    shown = _pair(runs)
+    if not shown:
+        return
+    figure, axes = _figure(len(shown), height=3.4)
+    top = 1.05 * max(max(row.actual, row.estimated) for run in shown for row in run.rows)
+    for ax, run in zip(axes, shown, strict=True):
+        for index, category in enumerate(CATEGORIES):
+            mine = [row for row in run.rows if row.category == category]
+            ax.scatter(
+                [row.estimated + row.input_tokens for row in mine],
+                [row.actual + row.input_tokens for row in mine],
+                s=5,
+                alpha=0.5,
+                linewidths=0,
+                color=COLOURS[index],
+                label=category,
+                rasterized=True,
+            )
+        ax.axline((0, 0), slope=1, color=INK, lw=0.5, ls=":")
+        ax.set_xlim(0, top)
+        ax.set_ylim(0, top)
+        ax.set_xlabel("estimated total budget, tokens")
+        ax.set_ylabel("observed, tokens")
+        error = sum(abs(row.actual - row.estimated) for row in run.rows) / len(run.rows)
+        ax.set_title(f"{plain(run.policy)}, {_learned(run)}: mean error {error:.0f} tokens")
+    axes[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=3)
+    title = f"Figure {number}: estimated budget against observed length, {counter} counter"
+    caption = "One dot per request, on the dotted line where the estimate was right; max_tokens cuts the top."
+    yield Picture(f"{number}-budget-{counter}", title, caption, figure, _names(shown))
+
+
+def _engine_time(runs: Sequence[RunFolder]) -> Iterator[Picture]:
+    shown = _one_per_policy(runs)
+    if not shown:
+        return
+    figure, (ax,) = _figure(1, height=2.8)
+    boxes = ax.boxplot(
+        [[row.engine_s for row in run.rows] for run in shown],
+        whis=(1, 99),
+        showfliers=False,
+        patch_artist=True,
+        widths=0.5,
+        medianprops={"color": INK},
+        whiskerprops={"color": INK},
+        capprops={"color": INK},
+        boxprops={"edgecolor": INK},
+    )
+    for index, box in enumerate(boxes["boxes"]):
+        box.set_facecolor(COLOURS[index % len(COLOURS)])
+    ax.set_xticks(range(1, len(shown) + 1), [plain(run.policy) for run in shown])
+    ax.set_ylabel("on the engine, s")
+    caption = "Dispatch to the end: box from P25 to P75, whiskers from P1 to P99."
+    yield Picture("12-engine", "Figure 12: time on the engine by policy", caption, figure, _names(shown))

@@ -1,0 +1,118 @@
+"""Run folders read back: what a report needs of run.json, metrics.csv and queue_depth.csv."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scheduler.core.estimate import runtime_class
+
+
+class FolderError(ValueError):
+    """A folder is no run folder, or a file in it cannot be read; says which."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One finished request of metrics.csv."""
+
+    tenant: str
+    tier: str
+    label: str  # the load's own category
+    category: str  # the estimator's
+    ended_s: float
+    e2e_s: float
+    engine_s: float
+    estimated: float
+    actual: int
+    input_tokens: float
+    bias: float  # after learning from it
+
+    @property
+    def classes(self) -> tuple[str, str]:
+        """Runtime class by the estimate, and by the truth."""
+        return runtime_class(self.input_tokens + self.estimated), runtime_class(
+            self.input_tokens + self.actual
+        )
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A recorded run."""
+
+    name: str
+    document: dict[str, Any]
+    rows: list[Row]
+    depth_columns: list[str]
+    depth: list[list[float]]
+
+    @property
+    def policy(self) -> str:
+        return str(self.document["policy"])
+
+    @property
+    def static(self) -> bool:
+        return bool(self.document["dispatch"] != "continuous")
+
+    @property
+    def counter(self) -> str:
+        return str(self.document.get("counter", "whitespace"))
+
+    @property
+    def calibrated(self) -> bool:
+        return bool(self.document.get("calibrated", True))
+
+    @property
+    def simulated(self) -> bool:
+        return bool(self.document["engine"] == "sim")
+
+
+def read_folders(paths: Sequence[Path]) -> list[RunFolder]:
+    """Each path is a run folder, or holds some; in order of their names. Raises FolderError."""
+    found: list[RunFolder] = []
+    for path in paths:
+        inside = (
+            [path] if (path / "run.json").is_file() else sorted(p.parent for p in path.glob("*/run.json"))
+        )
+        if not inside:
+            raise FolderError(
+                f"{path}: no run.json in it or one level below; `--out DIR` of a run writes one"
+            )
+        found.extend(map(read_folder, inside))
+    return found
+
+
+def read_folder(path: Path) -> RunFolder:
+    """Raises FolderError."""
+    try:
+        document = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        with open(path / "metrics.csv", newline="", encoding="utf-8") as file:
+            rows = list(_rows(csv.DictReader(file)))
+        with open(path / "queue_depth.csv", newline="", encoding="utf-8") as file:
+            columns, *depth = csv.reader(file)
+        return RunFolder(path.name, document, rows, columns, [[float(cell) for cell in row] for row in depth])
+    except (OSError, ValueError, KeyError) as error:
+        raise FolderError(f"{path}: not a whole run folder: {error!r:.200}") from error
+
+
+def _rows(lines: Iterable[dict[str, str]]) -> Iterable[Row]:
+    for line in lines:
+        if line["status"] == "finished":
+            budget, estimated = float(line["total_token_budget"]), float(line["estimated_output_tokens"])
+            yield Row(
+                line["tenant_id"],
+                line["priority_tier"],
+                line["job_type"],
+                line["workload_category"],
+                float(line["worker_finish_time"]),
+                float(line["end_to_end_seconds"]),
+                float(line["inference_seconds"]),
+                estimated,
+                int(line["generated_tokens"]),
+                budget - estimated,
+                float(line["feedback_new_bias"]),
+            )

@@ -1,0 +1,179 @@
+"""``driftsched report``: one self-contained page of run folders; nothing is fetched when it is opened."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from scheduler.record.figures import Picture, pictures, plain
+from scheduler.record.folders import RunFolder, read_folders
+
+
+def write_report(folders: Sequence[Path], out: Path, figures: Path | None = None) -> int:
+    """Write the page, and each figure as PNG and SVG to ``figures``; returns how many figures there are.
+
+    Raises FolderError, OSError.
+    """
+    runs = read_folders(folders)
+    drawn = list(pictures(runs))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page(runs, drawn), encoding="utf-8")
+    if figures is not None:
+        figures.mkdir(parents=True, exist_ok=True)
+        for picture in drawn:
+            for kind in ("svg", "png"):
+                (figures / f"figure-{picture.id}.{kind}").write_bytes(picture.file(kind))
+    return len(drawn)
+
+
+def page(runs: Sequence[RunFolder], drawn: Sequence[Picture]) -> str:
+    """The whole document."""
+    by_name = {run.name: run for run in runs}
+    sections = "".join(_section(picture, by_name) for picture in drawn)
+    simulated = sum(run.simulated for run in runs)
+    kinds = sorted({str(run.document["engine_detail"]) for run in runs})
+    lead = f"{len(runs)} runs, {simulated} of them simulated: {'; '.join(kinds)}."
+    return (
+        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width"><title>DriftSched report</title>'
+        f"<style>{_CSS}</style></head><body><main><h1>DriftSched report</h1><p>{_text(lead)}</p>"
+        f"<h2>Runs</h2>{_table(_RUN_COLUMNS, runs)}<h2>Tenants</h2>{_tenants(runs)}{sections}"
+        f"<footer>Figures are counterparts of those in arXiv 2606.02982, numbered alike.</footer></main>"
+        f"<script>{_SCRIPT}</script></body></html>\n"
+    )
+
+
+def _text(value: object) -> str:
+    """Hostile text, cleaned and escaped."""
+    return escape(_long(str(value)))
+
+
+def _long(text: str) -> str:
+    """As ``plain``, without its limit, line by line."""
+    return "\n".join("".join(map(plain, line)) for line in text.split("\n"))
+
+
+def _section(picture: Picture, runs: dict[str, RunFolder]) -> str:
+    commands = "\n".join(dict.fromkeys(reproduce(runs[name]) for name in picture.runs))
+    sources = ", ".join(picture.runs)
+    return (
+        f"<section><h2>{_text(picture.title)}</h2><figure>{picture.svg()}"
+        f"<figcaption>{_text(picture.caption)}</figcaption></figure>"
+        f"<details><summary>Drawn from {len(picture.runs)} runs; how to reproduce</summary>"
+        f"<p>{_text(sources)}</p><pre>{_text(commands)}</pre></details></section>"
+    )
+
+
+def reproduce(run: RunFolder) -> str:
+    """The command that makes this run again. A scenario by its name: shipped, or a file of the user's."""
+    document = run.document
+    words = ["driftsched", "run", str(document["scenario"]), "--policy", str(document["policy"])]
+    words += ["--seed", str(document["seed"]), "--clock", str(document["clock"]), "--out", run.name]
+    command = shlex.join(words)
+    if document["scenario"] == "paper":
+        faithful = " --paper-faithful" if document["paper"] else ""
+        return f"driftsched bench paper{faithful} --out DIR  # {run.name}"
+    return command
+
+
+def _number(*path: str, scale: float = 1.0) -> Callable[[RunFolder], Any]:
+    def read(run: RunFolder) -> Any:
+        value: Any = run.document
+        for key in path:
+            value = value[key]
+        return None if value is None else value * scale
+
+    return read
+
+
+def _word(key: str) -> Callable[[RunFolder], Any]:
+    return lambda run: run.document.get(key, "")
+
+
+_RUN_COLUMNS: dict[str, Callable[[RunFolder], Any]] = {
+    "run": lambda run: run.name,
+    "policy": _word("policy"),
+    "dispatch": _word("dispatch"),
+    "counter": _word("counter"),
+    "calibrated": lambda run: "yes" if run.calibrated else "no",
+    "seed": _word("seed"),
+    "finished": _number("requests", "finished"),
+    "tokens/s": _number("tokens", "output_per_s"),
+    "e2e p50 s": _number("latency_s", "all", "e2e", "p50"),
+    "e2e p99 s": _number("latency_s", "all", "e2e", "p99"),
+    "ttft p50 s": _number("latency_s", "all", "ttft", "p50"),
+    "mae": _number("estimate", "mae"),
+    "rmse": _number("estimate", "rmse"),
+    "class right %": _number("estimate", "class_accuracy", scale=100.0),
+    "fairness": _number("fairness", "jain"),
+    "SLOs met %": _number("goodput", "slo_share", scale=100.0),
+}
+
+
+def _table(columns: dict[str, Callable[[RunFolder], Any]], runs: Sequence[RunFolder]) -> str:
+    return _html_table(list(columns), [[read(run) for read in columns.values()] for run in runs])
+
+
+def _tenants(runs: Sequence[RunFolder]) -> str:
+    lines = []
+    for run in runs:
+        for name, figures in run.document["latency_s"]["tenants"].items():
+            e2e, ttft = figures["e2e"], figures["ttft"]
+            done = figures["requests"]["finished"]
+            tokens = figures["tokens"]["output"]
+            lines.append([run.name, name, done, tokens, e2e["p50"], e2e["p99"], ttft["p50"], ttft["p99"]])
+    names = ["run", "tenant", "finished", "tokens", "e2e p50 s", "e2e p99 s", "ttft p50 s", "ttft p99 s"]
+    return _html_table(names, lines)
+
+
+def _html_table(names: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    head = "".join(f"<th scope=col tabindex=0>{escape(name)}</th>" for name in names)
+    body = "".join(f"<tr>{''.join(map(_cell, line))}</tr>" for line in lines)
+    return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "<td>–</td>"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        shown = f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.3g}"
+        return f'<td class=n data-v="{value!r}">{shown}</td>'
+    return f"<td>{_text(value)}</td>"
+
+
+_CSS = """
+:root{color-scheme:light dark;--ink:#1b1f24;--dim:#5a6370;--line:#d5dae1;--back:#fff;--row:#f3f5f8}
+@media(prefers-color-scheme:dark){:root{--ink:#dfe4ea;--dim:#98a2b0;--line:#343b45;--back:#14171b;--row:#1c2026}}
+body{margin:0;font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--back)}
+main{max-width:1080px;margin:0 auto;padding:1.5rem 1rem 4rem}
+h1{font-size:1.5rem}h2{font-size:1.1rem;margin:2.2rem 0 .6rem}
+figure{margin:0}figure svg{width:100%;height:auto;color:var(--ink)}
+figcaption,footer,summary{color:var(--dim);font-size:.9rem}
+.wide{overflow:auto;max-height:28rem;border:1px solid var(--line);border-radius:6px}
+table{border-collapse:collapse;width:100%;font-size:.82rem}
+th{position:sticky;top:0;background:var(--row);cursor:pointer;text-align:left;white-space:nowrap}
+th[aria-sort=ascending]::after{content:" ▲"}th[aria-sort=descending]::after{content:" ▼"}
+th,td{padding:.3rem .6rem;border-bottom:1px solid var(--line)}
+td{white-space:nowrap}td.n{text-align:right;font-variant-numeric:tabular-nums}
+pre{overflow:auto;background:var(--row);padding:.6rem;border-radius:6px;font-size:.8rem}
+"""
+
+_SCRIPT = """
+document.querySelectorAll("th").forEach(th=>{
+  const sort=()=>{
+    const body=th.closest("table").tBodies[0],at=th.cellIndex,up=th.getAttribute("aria-sort")!=="ascending";
+    const key=row=>{const c=row.cells[at];return c.dataset.v===undefined?c.textContent:+c.dataset.v};
+    const order=(a,b)=>{const x=key(a),y=key(b);
+      return typeof x==="number"&&typeof y==="number"?x-y:String(x).localeCompare(String(y))};
+    const rows=[...body.rows].sort((a,b)=>up?order(a,b):order(b,a));
+    th.parentNode.querySelectorAll("th").forEach(o=>o.removeAttribute("aria-sort"));
+    th.setAttribute("aria-sort",up?"ascending":"descending");
+    body.append(...rows);
+  };
+  th.addEventListener("click",sort);
+  th.addEventListener("keydown",e=>{if(e.key==="Enter"||e.key===" "){e.preventDefault();sort()}});
+});
+"""

@@ -1,0 +1,114 @@
+"""``driftsched report``: one page that needs nothing else, with hostile names made harmless."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from scheduler.bench.experiment import Cell, run_cell
+from scheduler.cli import main
+from scheduler.load.scenario import load_scenario
+from scheduler.plan import make_plan
+from scheduler.record.folders import FolderError, read_folders
+from scheduler.virtual import VirtualRun
+
+pytest.importorskip("matplotlib", reason="the `report` extra is not installed")
+
+HOSTILE = """
+name: hostile
+engine: {kind: sim, capacity: 4}
+tenants:
+  - {name: "<script>alert(1)</script>$x_{", tier: premium}
+  - {name: "_hidden & evil", tier: batch}
+load:
+  - {tenant: {"<script>alert(1)</script>$x_{": 1, "_hidden & evil": 1}, arrivals: at-once, count: 40}
+"""
+
+
+class Page(HTMLParser):
+    """What a browser would run or fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small share of the paper's matrix."""
+    out = tmp_path_factory.mktemp("runs")
+    for policy in ("fifo", "sjf"):
+        for calibrate in (True, False):
+            run_cell(Cell("static", policy, "whitespace", calibrate, 0, True, scale=0.03), out)
+    run_cell(Cell("continuous", "fifo", "whitespace", True, 0, True, scale=0.03), out)
+    return out
+
+
+def test_one_page_with_every_figure_and_nothing_to_fetch(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, figures = tmp_path / "report.html", tmp_path / "figures"
+    assert main(["report", str(folder), "--out", str(out), "--figures", str(figures)]) == 0
+    assert "7 figures" in capsys.readouterr().out
+    text = out.read_text(encoding="utf-8")
+    page = Page(text)
+    assert [int(n) for n in re.findall(r"<h2>Figure (\d+)", text)] == [2, 4, 6, 8, 9, 10, 12]
+    assert page.tags.count("svg") == 7
+    assert page.links
+    assert all(link.startswith(("#", "data:")) for link in page.links)
+    assert "@import" not in text
+    assert "#123456" not in text
+    assert "prefers-color-scheme:dark" in text
+    assert text.count("driftsched bench paper --paper-faithful --out DIR") >= 7
+    names = {path.name for path in figures.iterdir()}
+    assert {"figure-9-latency.png", "figure-9-latency.svg"} <= names
+    assert len(names) == 14
+    assert (figures / "figure-9-latency.png").read_bytes().startswith(b"\x89PNG")
+    assert "#123456" not in (figures / "figure-9-latency.svg").read_text(encoding="utf-8")
+
+
+def test_hostile_tenant_names_are_shown_and_do_nothing(tmp_path: Path) -> None:
+    (tmp_path / "hostile.yaml").write_text(HOSTILE, encoding="utf-8")
+    plan = make_plan(load_scenario(str(tmp_path / "hostile.yaml")), clock="virtual")
+    VirtualRun(plan, out=tmp_path / "run").run()
+    for file in (tmp_path / "run").iterdir():  # a folder that comes from somewhere else
+        file.write_text(file.read_text(encoding="utf-8").replace("& evil", "& \u202eevil"), encoding="utf-8")
+    out = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "run"), "--out", str(out)]) == 0
+    text = out.read_text(encoding="utf-8")
+    assert Page(text).tags.count("script") == 1  # ours
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;$x_{" in text
+    assert "_hidden &amp; ?evil" in text
+    assert "\u202e" not in text
+
+
+def test_reading_back(folder: Path) -> None:
+    runs = read_folders([folder])
+    assert runs[0].name == "continuous-fifo-whitespace-calibrated-seed0"
+    assert len(runs) == 5
+    for run in runs:
+        assert len(run.rows) == run.document["requests"]["finished"] == 90
+        right = sum(estimated == true for estimated, true in (row.classes for row in run.rows))
+        assert right / 90 == pytest.approx(run.document["estimate"]["class_accuracy"])
+
+
+@pytest.mark.parametrize("spoiled", ["run.json", "metrics.csv", "queue_depth.csv"])
+def test_a_folder_that_is_not_whole(
+    folder: Path, tmp_path: Path, spoiled: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = read_folders([folder])[0].name
+    for file in (folder / source).iterdir():
+        (tmp_path / file.name).write_bytes(b"\xff{" if file.name == spoiled else file.read_bytes())
+    with pytest.raises(FolderError, match="not a whole run folder"):
+        read_folders([tmp_path])
+    assert main(["report", str(tmp_path / "nowhere")]) == 2
+    assert "no run.json" in capsys.readouterr().err
