@@ -54,13 +54,14 @@ SHAPE = (
 DENSE = (*SHAPE, *(f"first_{name}" for name in FIRST_WORDS), *CUES)
 """Names of the dense features, in order."""
 
-_WORD = re.compile(r"[a-z0-9']+")
+_WORD = re.compile(rb"[a-z0-9']+")
 _UPPER, _DIGIT = re.compile(r"[A-Z]"), re.compile(r"[0-9]")
 _HOW_TO = ("how to", "how do", "how can")
 
 
-def _places(words: Mapping[str, str], start: int) -> dict[str, int]:
-    return {word: start + place for place, group in enumerate(words.values()) for word in group.split()}
+def _places(words: Mapping[str, str], start: int) -> dict[bytes, int]:
+    groups = enumerate(words.values(), start)
+    return {word.encode(): place for place, group in groups for word in group.split()}
 
 
 _FIRST = _places(FIRST_WORDS, len(SHAPE))
@@ -79,7 +80,7 @@ def read(prompt: str) -> Features:
     """O(min(prompt, MAX_CHARS))."""
     text = prompt[:MAX_CHARS]
     lower = text.lower()
-    words = _WORD.findall(lower)
+    words = _WORD.findall(lower.encode(errors="replace"))
     chars, end, lines = max(1, len(text)), text.rstrip()[-1:], text.count("\n")
     length = log1p(len(words))
     dense = [0.0] * len(DENSE)
@@ -103,6 +104,6 @@ def read(prompt: str) -> Features:
     for place in filter(None, map(_CUE.get, words)):
         dense[place] = 1.0
     del words[MAX_WORDS:]
-    terms = {*words, *map(" ".join, pairwise(words))}
-    buckets = tuple(sorted(crc32(term.encode()) % BUCKETS for term in terms))
-    return Features(tuple(dense), buckets, 1 / sqrt(max(1, len(terms))))
+    terms = dict.fromkeys([*words, *map(b" ".join, pairwise(words))])  # each once, in a fixed order
+    buckets = tuple([crc32(term) % BUCKETS for term in terms])
+    return Features(tuple(dense), buckets, 1 / sqrt(len(terms) or 1))

@@ -11,10 +11,10 @@ expected of a normal variable above that bound (Tobit), close to zero where more
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from math import erfc, exp, isfinite, log, pi, sqrt
-from operator import mul
+from math import copysign, erfc, exp, isfinite, log, pi, sqrt
+from operator import mul, sub, truediv
 from typing import Any, NamedTuple
 
 from scheduler.core.conformal import Margin
@@ -70,7 +70,7 @@ class _Seen(NamedTuple):
 
     category: str
     input_tokens: int
-    cues: tuple[float, ...]  # standardised
+    cues: Sequence[float]  # standardised
     buckets: tuple[int, ...]
     share: float
     score: float  # the prior's, beyond its level
@@ -146,9 +146,9 @@ class LearnedEstimator:
     def _look(self, prompt: str) -> _Seen:
         prior = self.prior
         dense, buckets, share = read(prompt)
-        cues = tuple((x - m) / s for x, m, s in zip(dense, prior.mean, prior.scale, strict=True))
+        cues = list(map(truediv, map(sub, dense, prior.mean), prior.scale))
         score = sum(map(mul, cues, prior.dense)) + share * sum(map(prior.words.__getitem__, buckets))
-        cues = tuple(max(-MAX_CUE, min(MAX_CUE, cue)) for cue in cues)
+        cues = [cue if -MAX_CUE < cue < MAX_CUE else copysign(MAX_CUE, cue) for cue in cues]
         return _Seen(classify(prompt), self._count(prompt), cues, buckets, share, score)
 
     def _inputs(self, seen: _Seen, request: Request) -> tuple[float, float, float]:
