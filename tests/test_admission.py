@@ -27,6 +27,8 @@ FULL: dict[str, Any] = {
     "tokens_full": lambda: make_scheduler(limits=Limits(max_queued_tokens=60)),
     "tenant_queue_full": lambda: with_limits(Limits(max_queued=2)),
     "tenant_tokens_full": lambda: with_limits(Limits(max_queued_tokens=60)),
+    "tenant_requests_per_minute": lambda: with_limits(Limits(requests_per_minute=2)),
+    "tenant_tokens_per_minute": lambda: with_limits(Limits(tokens_per_minute=40)),
 }
 
 
@@ -49,7 +51,7 @@ def test_each_reason_is_reached_at_its_bound_and_not_before(reason: str) -> None
     scheduler.check()
 
 
-@pytest.mark.parametrize("reason", [r for r in REASONS if r != "too_long"])
+@pytest.mark.parametrize("reason", [r for r in REASONS if r.endswith("_full")])
 def test_room_that_is_made_is_used(reason: str) -> None:
     scheduler = FULL[reason]()
     submit_all(scheduler, [make_request("1"), make_request("2")])
@@ -57,7 +59,7 @@ def test_room_that_is_made_is_used(reason: str) -> None:
     assert scheduler.submit(make_request("3"), 1.0) is None
 
 
-@pytest.mark.parametrize("reason", ["tenant_queue_full", "tenant_tokens_full"])
+@pytest.mark.parametrize("reason", [r for r in REASONS if r.startswith("tenant_")])
 def test_a_full_tenant_leaves_its_neighbours_alone(reason: str) -> None:
     scheduler = FULL[reason]()
     submit_all(scheduler, [make_request("1"), make_request("2")])

@@ -11,6 +11,8 @@ REASONS = (
     "tokens_full",  # the overall limit of queued tokens
     "tenant_queue_full",
     "tenant_tokens_full",
+    "tenant_requests_per_minute",
+    "tenant_tokens_per_minute",
 )
 """Every reason for which a request is turned away."""
 
@@ -21,6 +23,7 @@ def admit(
     totals: Totals,
     limits: Limits,
     max_model_len: int | None,
+    now: float,
 ) -> str:
     """The reason to turn this request away, one of REASONS, or "" to let it wait."""
     if max_model_len is not None and request.prompt_tokens + request.max_tokens > max_model_len:
@@ -39,11 +42,19 @@ def admit(
         return "tenant_queue_full"
     if own.max_queued_tokens is not None and tenant.queued_tokens + request.cost > own.max_queued_tokens:
         return "tenant_tokens_full"
-    return ""
+    if own.requests_per_minute is None and own.tokens_per_minute is None:
+        return ""
+    return tenant.pace.admit(
+        own, request.prompt_tokens + min(request.estimate.point, request.max_tokens), now
+    )
 
 
-def rejection(reason: str, queued: int, dispatch_interval_s: float) -> Rejected:
-    """Come back when about half of what waits now has been dispatched; never for a prompt too long."""
+def rejection(reason: str, tenant: TenantBooks, queued: int, dispatch_interval_s: float) -> Rejected:
+    """Come back when about half of what waits now has been dispatched; when there is room in the minute;
+    never for a prompt too long.
+    """
     if reason == "too_long":
         return Rejected(reason, float("inf"))
+    if reason.endswith("_per_minute"):
+        return Rejected(reason, tenant.pace.retry_after_s)
     return Rejected(reason, max(0.1, queued / 2 * dispatch_interval_s))

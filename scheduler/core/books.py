@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from scheduler.core.lifecycle import UnknownTenant
+from scheduler.core.pace import Pace
 from scheduler.core.types import ENDED, Request, State, Tenant
 
 
@@ -37,6 +38,7 @@ class TenantBooks(Totals):
     """One tenant's counts, and what fairness is judged by (docs/metrics.md)."""
 
     config: Tenant = field(kw_only=True)
+    pace: Pace = field(default_factory=Pace)
     backlogged_since_s: float | None = None
     backlogged_s: float = 0.0  # time with something queued; closed intervals only
     served_by_weight: float = 0.0  # cost of requests dispatched out of a backlog, over the weight then

@@ -85,11 +85,11 @@ class Scheduler:
         totals.submitted += 1
         tenant.submitted += 1
         request.cost = books.estimated_cost(request)
-        reason = admission.admit(request, tenant, totals, self.limits, self.max_model_len)
+        reason = admission.admit(request, tenant, totals, self.limits, self.max_model_len, now)
         if reason:
             request.reason = reason
             self._end(request, State.REJECTED, now, Kind.REJECTED)
-            return admission.rejection(reason, totals.queued, now / max(1, self._dispatches))
+            return admission.rejection(reason, tenant, totals.queued, now / max(1, self._dispatches))
         self._active[request.id] = request
         self._enqueue(request, now)
         own, overall, asked = tenant.config.limits.ttl_s, self.limits.ttl_s, request.ttl_s

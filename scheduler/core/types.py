@@ -146,6 +146,9 @@ class Limits:
     max_queued_tokens: int | None = None  # estimated cost, prompt + output tokens
     max_in_flight: int | None = None  # requests
     ttl_s: float | None = None  # longest time in the queue
+    # What may come within a minute, of one tenant (not bounded overall); tokens by the estimate.
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from scheduler.live.feed import LocalFeed
 from scheduler.live.run import LiveRun
 from scheduler.live.view import CommandError, Notice
 from scheduler.load.fields import Positive, Section
-from scheduler.load.schema import LimitsSection
+from scheduler.load.schema import LimitsSection, TenantLimits
 
 KEEP_ALIVE_S = 15.0
 """An event stream says something at least so often, so that a dead connection is noticed."""
@@ -66,7 +66,7 @@ class SetTenant(Verb):
     """What is not given stays; limits are replaced as a whole."""
 
     weight: Positive | None = None
-    limits: LimitsSection | None = None
+    limits: TenantLimits | None = None
 
 
 class SetDraining(Verb):

@@ -98,7 +98,7 @@ def _control() -> Json:
         ("put", "limits"): ("Limits over all tenants", _limits()),
         ("patch", "tenants/{name}"): (
             "Weight or limits of one tenant",
-            {"weight": _positive(), "limits": _object(_limits(), closed=True)},
+            {"weight": _positive(), "limits": _object({**_limits(), **_rates()}, closed=True)},
         ),
         ("post", "drain"): ("Refuse new requests, or accept them again", {"draining": {"type": "boolean"}}),
     }
@@ -238,6 +238,11 @@ def _chat() -> Json:
 
 def _positive() -> Json:
     return {"type": "number", "exclusiveMinimum": 0}
+
+
+def _rates() -> Json:
+    each = {"type": ["integer", "null"], "minimum": 1}
+    return {"requests_per_minute": each, "tokens_per_minute": each}
 
 
 def _limits() -> Json:

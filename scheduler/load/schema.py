@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 from typing import Annotated, Any, Literal, Self
 
@@ -106,7 +107,23 @@ class LimitsSection(Section):
         return Limits(self.max_queued, self.max_queued_tokens, self.max_in_flight, self.ttl_s)
 
 
-class TenantSection(LimitsSection):
+class TenantLimits(LimitsSection):
+    """Bounds of one tenant; more may be set than over all."""
+
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    """Prompt tokens and estimated output tokens."""
+
+    @property
+    def limits(self) -> Limits:
+        return replace(
+            super().limits,
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
+        )
+
+
+class TenantSection(TenantLimits):
     """One tenant."""
 
     name: Name
@@ -136,7 +153,7 @@ class Drift(Section):
     """Make a real engine answer exactly as long as drawn; the run is then labelled forced lengths."""
 
 
-class TenantChange(LimitsSection):
+class TenantChange(TenantLimits):
     """New weight or limits of a tenant; what is not given stays."""
 
     name: str

@@ -8,6 +8,7 @@ in memory at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from heapq import heappop, heappush, heapreplace
 from itertools import count
 from math import inf
@@ -234,12 +235,7 @@ class Workload:
         """Limits that the item does not name stay as the scenario, or an earlier item, set them."""
         tenant = self._tenants[change.name]
         old, new = tenant.limits, change.limits
-        merged = Limits(
-            old.max_queued if new.max_queued is None else new.max_queued,
-            old.max_queued_tokens if new.max_queued_tokens is None else new.max_queued_tokens,
-            old.max_in_flight if new.max_in_flight is None else new.max_in_flight,
-            old.ttl_s if new.ttl_s is None else new.ttl_s,
-        )
+        merged = replace(old, **{name: value for name, value in asdict(new).items() if value is not None})
         weight = tenant.weight if change.weight is None else change.weight
         self._tenants[change.name] = Tenant(tenant.name, tenant.tier, weight, tenant.slo, merged)
         return ChangeTenant(change.name, change.weight, None if merged == old else merged)
