@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from scheduler.core.types import CATEGORIES, RUNTIME_CLASSES, TIERS
@@ -116,9 +117,12 @@ def _one_per_policy(runs: Sequence[RunFolder]) -> list[RunFolder]:
         if run.rows:
             first.setdefault(run.policy, run)
     order = ("fifo", "priority", "weighted", "sjf", "aging")
-    return sorted(
-        first.values(), key=lambda r: (order.index(r.policy) if r.policy in order else 99, r.policy)
-    )
+
+    def place(run: RunFolder) -> tuple[int, str]:
+        name = run.policy.split(" ")[0]
+        return (order.index(name) if name in order else len(order), run.policy)
+
+    return sorted(first.values(), key=place)
 
 
 def _pair(runs: Sequence[RunFolder]) -> list[RunFolder]:
@@ -155,7 +159,9 @@ def _misclassified(runs: Sequence[RunFolder]) -> Iterator[Picture]:
         for row in run.rows:
             estimated, true = (RUNTIME_CLASSES.index(name) for name in row.classes)
             table[estimated][true] += 1
-        ax.imshow(table, cmap="Blues", alpha=0.45, aspect="auto")
+        most = max(1, max(map(max, table)))
+        shades = [[(*to_rgb(COLOURS[0]), 0.7 * count / most) for count in line] for line in table]
+        ax.imshow(shades, aspect="auto")  # see-through where there is little, on any background
         for y, line in enumerate(table):
             for x, count in enumerate(line):
                 ax.text(x, y, str(count), ha="center", va="center")
@@ -214,7 +220,9 @@ def _by_policy(
     for ax in axes[len(shown) :]:
         ax.set_axis_off()
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, max(1, len(labels))))
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(6, max(1, len(labels))), markerscale=3
+    )
     yield Picture(id_, title, caption, figure, _names(shown))
 
 
@@ -222,7 +230,9 @@ def _bias(ax: Axes, run: RunFolder) -> None:
     ordered = sorted(run.rows, key=lambda row: row.ended_s)
     for index, category in enumerate(CATEGORIES):
         mine = [row for row in ordered if row.category == category]
-        ax.plot([r.ended_s for r in mine], [r.bias for r in mine], color=COLOURS[index], lw=1, label=category)
+        times, biases = [row.ended_s for row in mine], [row.bias for row in mine]
+        # Dots: a line would join completions that a policy sets hundreds of seconds apart.
+        ax.plot(times, biases, ".", ms=2, color=COLOURS[index], label=category, rasterized=True)
     ax.axhline(1.0, color=INK, lw=0.5, ls=":")
     ax.set_ylabel("bias")
 
