@@ -33,10 +33,10 @@ PROTOCOL = (
     f"unless it says oracle; medians over {len(SEEDS)} seeds. burst: the paper's stress phase after "
     "its learning phase (2000 requests; burst_all: all 3000), lengths near. busy_idle: 40 s at "
     "11.5/s, 40 s at 3/s. heavy: Poisson 3.9/s, heavy-tailed lengths. noisy_X: X floods with 4 times "
-    "its share of saturation, the others send 0.9 of theirs; calm_X: X sends just its share. "
-    "full_stack: static micro-batches of 32 under FIFO, as in the paper, and continuous dispatch with "
-    "32 and 128 slots; continuous FIFO stands beside them. SLO: 20 s premium, 40 s standard, from "
-    "arrival to the last token."
+    "its share of saturation, the others send 0.9 of theirs; calm_X: X sends just its share. full "
+    "stack (all 3000 requests): static micro-batches of 32 under FIFO, as in the paper, and "
+    "continuous dispatch with 32 and 128 slots; continuous FIFO stands beside them. SLO: 20 s "
+    "premium, 40 s standard, from arrival to the last token."
 )
 
 
@@ -84,9 +84,9 @@ def _loads(trace: Path | None) -> dict[str, Load]:
             _made({"bursts": {"rate": 11.5, "base": 3, "busy": 40.0, "idle": 40.0}}, "near", 1800.0), POLICIES
         ),
         "heavy": Load(_made({"poisson": 3.9}, "heavy", 1800.0), POLICIES),
-        "static_32": Load(static, ("fifo", "sjf", "packed", ORACLE), "stress"),
-        "continuous_32": Load(burst, ("fifo", "two-class"), "stress"),
-        "continuous_128": Load(wide, ("fifo", "two-class"), "stress"),
+        "static_32": Load(static, ("fifo", "sjf", "packed", ORACLE)),
+        "continuous_32": Load(burst, ("fifo", "two-class")),
+        "continuous_128": Load(wide, ("fifo", "two-class")),
     }
     for flooder in SHARE:
         loads[f"calm_{flooder}"] = Load(_neighbours(flooder, 1.0), ("fifo", "fair", "fair+two-class"))
