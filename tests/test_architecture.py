@@ -14,7 +14,15 @@ FILES = sorted([*ROOT.glob("scheduler/**/*.py"), *ROOT.glob("driftui/**/*.py")])
 
 # The parts of scheduler/, ground floor first; other files directly in scheduler/ (cli.py, what it runs) are
 # above them and driftui is on top. Rooms of one floor may see each other.
-FLOORS = [("core",), ("load", "twin", "record"), ("engines",), ("plan",), ("live", "virtual"), ("gateway",), ("bench",)]
+FLOORS = [
+    ("core",),
+    ("load", "twin", "record"),
+    ("engines",),
+    ("plan",),
+    ("live", "virtual"),
+    ("gateway",),
+    ("bench",),
+]
 CLI, TOP = len(FLOORS), len(FLOORS) + 1
 
 SANS_IO = [path for path in FILES if path.parts[-2] == "core" or path.parts[-2:] == ("twin", "gpu.py")]

@@ -309,5 +309,7 @@ def test_estimators_by_name(kind: str) -> None:
 
 
 def test_an_unknown_estimator() -> None:
-    with pytest.raises(ValueError, match="unknown estimator 'crystal ball'; allowed: paper, tenant, learned, oracle"):
+    with pytest.raises(
+        ValueError, match="unknown estimator 'crystal ball'; allowed: paper, tenant, learned, oracle"
+    ):
         estimator_from("crystal ball")
