@@ -1,0 +1,131 @@
+"""Virtual time: repeatable, the same figures recorded or not, and shortcuts that change nothing."""
+
+from __future__ import annotations
+
+import random
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler.core.estimate import PaperEstimator, classify, count_words
+from scheduler.load.scenario import Scenario, load_scenario
+from scheduler.plan import make_plan
+from scheduler.twin.gpu import Gpu
+from scheduler.twin.profile import Profile
+from scheduler.twin.steplog import StepLog
+from scheduler.virtual import VirtualRun
+
+BUSY = """
+name: busy
+seed: 3
+engine: {kind: sim, capacity: 8}
+policy: sjf
+tenants:
+  - {name: acme, tier: premium, weight: 5, slo: {ttft: 2s, e2e: 20s}, max_queued: 30}
+  - {name: lab, tier: batch, weight: 2, ttl: 12s}
+load:
+  - {tenant: {acme: 2, lab: 1}, arrivals: {poisson: 4.0}, for: 60s, patience: 25s}
+timeline:
+  - {at: 20s, policy: fair}
+  - {at: 30s, fault: {engine: crash}}
+"""
+
+
+def scenario(folder: Path, text: str = BUSY) -> Scenario:
+    (folder / "busy.yaml").write_text(text, encoding="utf-8")
+    return load_scenario(str(folder / "busy.yaml"))
+
+
+def steady(document: dict[str, Any]) -> dict[str, Any]:
+    """Without what the wall clock decides."""
+    for switch in document["switches"]:
+        switch["took_ms"] = 0.0
+    return document | {"wall_s": 0.0}
+
+
+def test_a_run_is_the_same_recorded_or_not_token_gaps_included(tmp_path: Path) -> None:
+    """Recorded, gaps are counted request by request; unrecorded, at the end and all at once."""
+    plan = make_plan(scenario(tmp_path), clock="virtual")
+    recorded = steady(VirtualRun(plan, out=tmp_path / "run").run())
+    assert all(recorded["requests"][kind] for kind in ("cancelled", "expired", "retried"))
+    assert recorded["latency_s"]["all"]["itl"]["p50"] > 0
+    assert steady(VirtualRun(plan).run()) == recorded
+
+
+def test_one_seed_gives_one_log(tmp_path: Path) -> None:
+    """Line by line, but for the hashes of prompts, whose key is each run's own, and the time swaps took."""
+    plan = make_plan(scenario(tmp_path), clock="virtual")
+    logs = []
+    for name in ("first", "second"):
+        VirtualRun(plan, out=tmp_path / name).run()
+        lines = (tmp_path / name / "events.jsonl").read_text(encoding="utf-8").splitlines()
+        logs.append([line for line in lines if '"e":"switched"' not in line])
+    first, second = ([line.split('"prompt_hash"')[0] for line in log] for log in logs)
+    assert len(first) > 500
+    assert first == second
+
+
+def test_in_a_micro_batch_all_tokens_come_at_once(tmp_path: Path) -> None:
+    text = BUSY.replace("policy: sjf", "policy: sjf\ndispatch: {microbatch: {size: 8, wait: 10ms}}")
+    for out in (None, tmp_path / "run"):
+        latency = VirtualRun(make_plan(scenario(tmp_path, text), clock="virtual"), out=out).run()["latency_s"]
+        assert latency["all"]["itl"]["p50"] is None
+        assert latency["all"]["tpot"]["max"] == 0.0
+        assert latency["all"]["ttft"] == latency["all"]["e2e"]
+
+
+def test_a_template_is_read_once_and_estimated_as_if_each_time(tmp_path: Path) -> None:
+    """Category and length of a prompt are kept: they equal those of the whole path, request by request."""
+    plan = make_plan(scenario(tmp_path, BUSY.replace("60s, patience", "600s, patience")), clock="virtual")
+    workload, kept = plan.workload(), PaperEstimator()
+    seen = 0
+    while (now := workload.next_time()) < inf:
+        for action in workload.take(now):
+            request = getattr(action, "request", None)
+            if request is None:
+                continue
+            seen += 1
+            estimate = kept.estimate(request)
+            assert estimate == PaperEstimator().estimate(request)
+            assert (estimate.category, estimate.input_tokens) == (
+                classify(request.prompt),
+                count_words(request.prompt),
+            )
+            assert request.prompt_tokens == count_words(request.prompt)
+    assert seen > 2000
+
+
+@pytest.mark.parametrize("kv_tokens", [100_000, 900], ids=["roomy", "with preemptions"])
+def test_gaps_of_the_log_are_those_of_the_requests(kv_tokens: int) -> None:
+    profile = Profile(
+        "test", "test", "", "", kv_tokens, kv_tokens, 64,
+        fixed_s=0.0101, floor_s=0.0123, per_context_token_s=7e-6,
+        per_sequence_s=3e-4, per_prefill_token_s=1e-4,
+    )  # fmt: skip
+    rng = random.Random(kv_tokens)
+    log = StepLog(profile)
+    both = [Gpu(profile, 12, track_gaps=True), Gpu(profile, 12, first_token_events=False, log=log)]
+    gaps: dict[str, dict[int, int]] = {"a": {}, "b": {}}
+    live: dict[str, str] = {}
+    now = 0.0
+    for number in range(400):
+        now += rng.expovariate(8.0)
+        ended = [[event for event in gpu.advance(now) if event.kind == "done"] for gpu in both]
+        assert [event[:2] for event in ended[0]] == [event[:2] for event in ended[1]]
+        for event in ended[0]:
+            mine = gaps[live.pop(event.request_id)]
+            for bucket, count in (event.gaps or {}).items():
+                mine[bucket] = mine.get(bucket, 0) + count
+        if live and rng.random() < 0.1:
+            gone = rng.choice(sorted(live))
+            del live[gone]
+            for gpu in both:
+                gpu.cancel(gone, now)
+        lengths = rng.randint(0, 90), rng.randint(1, 160)
+        live[str(number)] = rng.choice("ab")
+        for gpu in both:
+            gpu.start(str(number), *lengths, now, live[str(number)])
+    assert (both[0].state(now).preemptions > 20) is (kv_tokens == 900)
+    assert log.histograms() == gaps
