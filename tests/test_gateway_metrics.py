@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -51,6 +52,16 @@ async def test_only_the_operator_reads_them() -> None:
     async with serving(keys=two_keys()) as served:
         for key, status in ((ACME, 403), (None, 401)):
             assert (await served.get("/metrics", key))[0] == status
+
+
+def test_the_grafana_dashboard_asks_for_what_there_is() -> None:
+    file = Path(__file__).resolve().parent.parent / "docs" / "grafana.json"
+    asked = {t["expr"] for panel in json.loads(file.read_text())["panels"] for t in panel["targets"]}
+    names = {name for expr in asked for name in re.findall(r"(?:driftsched_|vllm:)\w+", expr)}
+    known = set(re.findall(r"^([\w:]+)", GOLDEN.read_text(), re.MULTILINE))
+    histograms = {name.removesuffix("_count") + "_bucket" for name in known if name.endswith("_count")}
+    assert len(names) > 10
+    assert names <= known | histograms | {"driftsched_loop_lag_p99_seconds"}
 
 
 async def test_golden() -> None:
