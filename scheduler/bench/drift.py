@@ -39,20 +39,21 @@ def feed(
 ) -> tuple[list[float], list[float], float]:
     """Points, upper estimates (none from a constant), and microseconds per request (median)."""
     points, uppers, took_us = [], [], []
+    constant = estimator if isinstance(estimator, Constant) else None  # asking is slow: once
+    learner = None if isinstance(estimator, Constant) else estimator
     for at, request in enumerate(requests):
+        known = at - FEEDBACK_DELAY
         started = time.perf_counter()
-        if isinstance(estimator, Constant):
-            points.append(estimator.value())
-        else:
-            request.estimate = estimator.estimate(request)
+        if constant is not None:
+            points.append(constant.value())
+            if known >= 0:
+                constant.add(answers[known])
+        elif learner is not None:
+            request.estimate = learner.estimate(request)
             points.append(request.estimate.point)
             uppers.append(request.estimate.upper)
-        if at >= FEEDBACK_DELAY:
-            known = at - FEEDBACK_DELAY
-            if isinstance(estimator, Constant):
-                estimator.add(answers[known])
-            else:
-                estimator.observe(requests[known], Outcome("stop", answers[known]))
+            if known >= 0:
+                learner.observe(requests[known], Outcome("stop", answers[known]))
         took_us.append((time.perf_counter() - started) * 1e6)
     return points, uppers, median(took_us)
 
