@@ -30,6 +30,10 @@ PROTOCOL = (
 )
 
 
+PAPER_POLICIES = ("fifo", "priority", "weighted", "sjf", "aging")
+"""Those whose slowest is held against the target; the others are shown beside them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """How much is measured; the targets hold for the defaults."""
@@ -56,7 +60,7 @@ def bench_core(tell: Callable[[str], None], *, sizes: Sizes = DEFAULT_SIZES) -> 
         row = _cycles(policy, sizes)
         cycles[policy] = row["requests_per_s"]
         result.rows.append(row)
-    slowest = min(cycles.values())
+    slowest = min(cycles[policy] for policy in PAPER_POLICIES)
     result.claims.append(Claim("cycle_requests_per_s", 100_000, slowest, slowest >= 100_000))
     pushes: list[float] = []
     for policy in ("fifo", "sjf"):
