@@ -23,8 +23,8 @@ from scheduler.twin.steplog import StepLog
 
 @contextmanager
 def _no_cycle_collector() -> Iterator[None]:
-    """Ended requests are freed by their reference counts, for none is part of a cycle; the collector would only
-    walk what waits, again and again.
+    """Ended requests are freed by their reference counts, for none is part of a cycle; the collector would
+    only walk what waits, again and again.
     """
     was_on = gc.isenabled()
     gc.disable()
