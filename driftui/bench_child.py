@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import json
 import os
 import signal
@@ -27,6 +26,7 @@ from scheduler.bench.result import BenchError
 from scheduler.core.metrics import nearest_rank
 from scheduler.engines.engine import EngineError
 from scheduler.live.feed import LocalFeed
+from scheduler.live.heap import calm_collector
 from scheduler.live.output import log_path
 from scheduler.live.run import LiveRun
 from scheduler.live.telemetry import LoopLag
@@ -251,8 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         report.tell("importing vLLM")
         preflight(args.model)  # as `driftsched live` does, before the terminal is the screen's
-    gc.collect()
-    gc.freeze()
+    calm_collector()
     try:
         with own_terminal(log_path()):
             if args.model:

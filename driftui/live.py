@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from scheduler.engines.engine import EngineError
 from scheduler.gateway.keys import Keys, check_open
 from scheduler.gateway.server import parse_listen
 from scheduler.live.feed import LocalFeed
+from scheduler.live.heap import calm_collector
 from scheduler.live.output import log_path
 from scheduler.live.run import LiveRun
 from scheduler.plan import Plan
@@ -76,6 +76,4 @@ async def _start(run: LiveRun) -> None:
         await run.start()
     except EngineError as error:
         run.session.fail(error)
-    # What is there by now stays: generation-2 collections over it would pause the loop for 30 to 120 ms.
-    gc.collect()
-    gc.freeze()
+    calm_collector()

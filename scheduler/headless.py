@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from scheduler.live.heap import calm_collector
 from scheduler.live.output import Output, engine_output_to, log_path
 from scheduler.live.run import LiveRun
 from scheduler.load.traces import scan
@@ -33,6 +34,7 @@ def run_headless(plan: Plan, *, clock: str, out: Path | None, text: bool) -> dic
         log.parent.mkdir(parents=True, exist_ok=True)
         print(f"the engine's own output goes to {log}", file=sys.stderr)
         output = engine_output_to(log)
+    calm_collector()
     with output as streams:
         if not plan.simulated:
             from scheduler.engines.vllm_setup import preflight

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from scheduler.engines.models import load_counter, resolve
 from scheduler.gateway.config import ServeConfig
 from scheduler.gateway.keys import Keys
 from scheduler.gateway.server import Gateway, parse_listen
+from scheduler.live.heap import calm_collector
 from scheduler.live.journal import Journal
 from scheduler.live.output import Output, engine_output_to, log_path
 from scheduler.live.run import LiveRun
@@ -42,8 +42,7 @@ def serve(plan: Plan, keys: Keys, listen: str, journal: Path | None = None) -> N
         log = log_path()
         print(f"the engine's own output goes to {log}", file=sys.stderr)
         output = engine_output_to(log)
-    gc.collect()
-    gc.freeze()
+    calm_collector()
     with output as streams:
         asyncio.run(_serve(plan, keys, host, port, journal, streams.stderr))
 

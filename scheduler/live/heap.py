@@ -1,0 +1,17 @@
+"""The cycle collector, kept out of a live run's way."""
+
+from __future__ import annotations
+
+import gc
+
+
+def calm_collector() -> None:
+    """To be called by an entry point once what lives as long as the process is there.
+
+    What exists by now is never looked at again, and the whole heap is hardly ever: requests, estimates and
+    queue entries are part of no cycle, so their counts free them, while a full pass over a long queue would
+    hold the loop up (100,000 queued: 150 to 250 ms here). Young cycles are collected as always.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(2_000, 20, 10_000)
