@@ -22,12 +22,12 @@ from scheduler.live.heap import calm_collector
 from scheduler.live.session import SWAP_SLICE
 
 PROTOCOL = (
-    "One process, one core, garbage collector as live runs set it, {rounds} rounds, medians of wall time. cycle: submit "
-    "(keyword classification and estimate of a prompt of about 12 words included) + dispatch + "
-    "complete with feedback, {cycles:,} times with {queued:,} queued, 3 tenants, 32 slots. yardstick: "
-    "heapq push+pop of (float, int, object) at the same depth, right before each round. swap: every "
-    "queued request re-ranked to sjf in slices of {slice}, the longest slice; begin_swap, which lists "
-    "what waits, counts as a slice."
+    "One process, one core, garbage collector as live runs set it, {rounds} rounds, medians of wall time. "
+    "cycle: submit (keyword classification and estimate of a prompt of about 12 words included) + dispatch + "
+    "complete with feedback, {cycles:,} times with {queued:,} queued, 3 tenants, 32 slots. yardstick: heapq "
+    "push+pop of (float, int, object) at the same depth, right before each round. swap: every queued request "
+    "re-ranked to sjf in slices of {slice}, the longest slice; begin_swap, which lists what waits, counts as "
+    "a slice."
 )
 
 
