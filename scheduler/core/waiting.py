@@ -5,7 +5,7 @@ The two queues share ``room`` and the requests' tickets, so what leaves one is d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
 from math import inf
 
@@ -101,8 +101,9 @@ class WaitingRoom:
 
     def begin_swap(self, policy: Policy, active: Iterable[Request], now: float, by: str) -> Swap:
         """Start filling a queue under ``policy``; a swap that is under way is given up."""
-        suspects = set(self.suspects)
-        waiting: Sequence[Request] = [r for r in active if r.ticket >= 0 and r not in suspects]
+        waiting = [r for r in active if r.ticket >= 0]
+        if self.suspects:
+            waiting = [r for r in waiting if r not in self.suspects]
         self.swap = Swap(ReadyQueue(policy, self.room), waiting, self._tickets, now, by)
         return self.swap
 
