@@ -210,3 +210,19 @@ def test_a_swap_of_policy_does_not_undo_a_change_of_estimator() -> None:
     assert not scheduler.swap_step(0.0, 2)
     swap(scheduler, "sjf")
     assert [r.estimate.point for r in requests] == [50] * 4
+
+
+def test_the_old_queue_is_freed_in_slices_and_nothing_that_waits_with_it() -> None:
+    scheduler = make_scheduler("fifo", capacities=(1,))
+    submit_all(scheduler, [make_request(str(n), arrival_s=float(n)) for n in range(25)])
+    scheduler.begin_swap(policy_from("sjf"), 0.0)
+    assert scheduler.swap_step(0.0, 100)
+    steps = 1
+    while not scheduler.waiting.retire(10):
+        scheduler.check()
+        steps += 1
+    assert steps >= 3
+    assert scheduler.waiting.retired is None
+    assert scheduler.waiting.retire(10)
+    scheduler.check()
+    assert scheduler.books.totals.queued == 25

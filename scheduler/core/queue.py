@@ -123,6 +123,17 @@ class ReadyQueue:
                     heappush(group.heads, heap[0])
                 self._dead[tenant] = 0
 
+    def dismantle(self, max_items: int) -> bool:
+        """Throw away up to ``max_items`` entries of a queue that orders no more; True once it is empty."""
+        for group in self._groups.values():
+            for heap in (group.heads, *group.tenants.values()):
+                cut = min(max_items, len(heap))
+                del heap[len(heap) - cut :]
+                max_items -= cut
+                if heap:
+                    return False
+        return True
+
     def wake(self, tenant: str) -> None:
         """This tenant's requests may run again."""
         for group in self._groups.values():

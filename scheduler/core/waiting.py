@@ -22,6 +22,7 @@ class WaitingRoom:
         self.room: dict[str, int] = {}  # tenant -> further requests that may run, where limited
         self.queue = ReadyQueue(policy, self.room)
         self.swap: Swap | None = None
+        self.retired: ReadyQueue | None = None  # the queue before the last swap, see retire
         self.suspects: list[Request] = []  # aboard two crashes; they run alone
         self._tickets = 0
         self._expiries: list[tuple[float, int, Request]] = []
@@ -110,8 +111,14 @@ class WaitingRoom:
     def end_swap(self, swap: Swap, in_flight: Iterable[Request]) -> None:
         """The filled queue orders from now on; its policy takes over the charges of what has run."""
         self.swap = None
-        self.queue = swap.queue
+        self.retired, self.queue = self.queue, swap.queue
         swap.queue.policy.restore((*in_flight, *swap.queue.retried, *self.suspects))
+
+    def retire(self, max_items: int) -> bool:
+        """Free the queue that a swap has replaced, a slice at a time; True once it is gone."""
+        if self.retired is None or self.retired.dismantle(max_items):
+            self.retired = None
+        return self.retired is None
 
     def __iter__(self) -> Iterator[Request]:
         yield from self.queue

@@ -204,6 +204,12 @@ class Session:
         self.switches.append({**switch, "took_ms": took_ms, "by": record.by})
         self._tell(Kind.SWITCHED, self.switches[-1])
         self.pump()
+        self._retire()
+
+    def _retire(self) -> None:
+        """Freeing the old queue's entries takes as long as a few slices, so it is done in slices too."""
+        if not self.scheduler.waiting.retire(SWAP_SLICE * 10):
+            self._loop.call_soon(self._retire)
 
     def set_tenant(self, tenant: Tenant, *, by: str) -> None:
         self.scheduler.set_tenant(tenant, self.clock.now(), by=by)

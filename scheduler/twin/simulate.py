@@ -130,6 +130,7 @@ class Simulation:
                 source = scheduler.policy.describe()
                 scheduler.begin_swap(policy_from(spec), now, by="timeline")
                 scheduler.swap_step(now, max_items=1 << 62)
+                scheduler.waiting.retire(1 << 62)
                 took_ms = (time.perf_counter() - started) * 1e3
                 record = scheduler.swaps[-1]
                 switch = {"at_s": now, "from": source, "to": record.target, "queued": record.queued}
