@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from array import array
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import fields
-from math import ceil, nan
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from scheduler.core.metrics import gap_bucket, gap_value, nearest_rank
 from scheduler.live.view import Health
 
 Sample = Mapping[str, float | None]
@@ -122,13 +123,16 @@ class Summary:
 class LoopLag:
     """How late the event loop runs: a callback asked for every ``period_s`` notes by how much it was late.
 
-    Counts only between ``begin`` and ``end`` (first dispatch to last end of a request).
+    Counts only between ``begin`` and ``end`` (first dispatch to last end of a request). Memory is bounded,
+    however long it runs: a histogram of buckets 5 % wide, and the last ten seconds.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, period_s: float = 0.01) -> None:
         self._loop = loop
         self._period_s = period_s
-        self._lags_ms = array("f")
+        self._counts: Counter[int] = Counter()  # gap_bucket -> probes
+        self._max_s = nan
+        self._recent_s: deque[float] = deque(maxlen=int(10 / period_s))
         self._counting = False
         self._due_s = 0.0
         self._handle: asyncio.TimerHandle | None = None
@@ -153,18 +157,29 @@ class LoopLag:
 
     def _probe(self) -> None:
         if self._counting:
-            self._lags_ms.append(max(0.0, self._loop.time() - self._due_s) * 1e3)
+            self.note(max(0.0, self._loop.time() - self._due_s))
         self._arm()
+
+    def note(self, lag_s: float) -> None:
+        """One probe was so late."""
+        self._counts[gap_bucket(lag_s)] += 1
+        self._recent_s.append(lag_s)
+        if not lag_s <= self._max_s:
+            self._max_s = lag_s
 
     def recent_p99_ms(self) -> float:
         """Over about the last ten seconds; NaN before anything was measured."""
-        return _rank(sorted(self._lags_ms[-int(10 / self._period_s) :]), 0.99)
+        return nearest_rank(sorted(self._recent_s), 0.99) * 1e3 if self._recent_s else nan
 
     def figures(self) -> dict[str, float]:
-        """p50, p99, max in milliseconds over all that was counted."""
-        ordered = sorted(self._lags_ms)
-        return {"p50": _rank(ordered, 0.5), "p99": _rank(ordered, 0.99), "max": _rank(ordered, 1.0)}
+        """p50, p99 (within 2.5 %), max in milliseconds over all that was counted."""
+        return {"p50": self._rank_s(0.5) * 1e3, "p99": self._rank_s(0.99) * 1e3, "max": self._max_s * 1e3}
 
-
-def _rank(ordered: list[float], share: float) -> float:
-    return float(ordered[max(0, ceil(share * len(ordered)) - 1)]) if ordered else nan
+    def _rank_s(self, share: float) -> float:
+        """Nearest rank in the histogram; NaN before anything was measured."""
+        rank, below = share * self._counts.total(), 0
+        for bucket in sorted(self._counts):
+            below += self._counts[bucket]
+            if below >= rank:
+                return min(gap_value(bucket), self._max_s)
+        return nan
