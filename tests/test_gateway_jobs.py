@@ -188,16 +188,44 @@ async def test_the_first_ending_stays(path: Path) -> None:
     await journal.close()
 
 
-async def test_results_expire_by_age_and_by_size_and_promises_never(path: Path) -> None:
+async def test_jobs_expire_by_age_and_texts_by_size_and_promises_never(path: Path) -> None:
     journal = Journal(path)
     for number in range(6):
-        await journal.add(entry(f"j{number}"))
+        await journal.add(entry(f"j{number}", idempotency_key=f"k{number}"))
         if number < 5:
             await journal.finish(f"j{number}", "finished", b"x" * 100, float(number))
+        if number == 2:
+            await journal.purge(0.0, 1000)
     await journal.purge(2.0, 210)
-    left = [name for name in (f"j{n}" for n in range(6)) if await journal.find("acme", name)]
-    assert left == ["j3", "j4", "j5"]
+    jobs = {name: await journal.find("acme", name) for name in (f"j{n}" for n in range(6))}
+    assert [name for name, job in jobs.items() if job] == ["j2", "j3", "j4", "j5"]
+    assert [name for name, job in jobs.items() if job and job.result] == ["j3", "j4"]
+    assert (known := await journal.find_by_key("acme", "k2")) is not None
+    assert (known.status, known.body, known.result) == ("finished", b"", None)
+    assert await journal.find_by_key("acme", "k1") is None
+    assert [each.id for each in await journal.unfinished()] == ["j5"]
     await journal.close()
+    reopened = Journal(path)
+    await reopened.purge(2.0, 210)
+    assert (kept := await reopened.find("acme", "j3")) is not None
+    assert kept.result is not None
+    await reopened.purge(2.0, 103)
+    assert (dropped := await reopened.find("acme", "j3")) is not None
+    assert dropped.result is None
+    await reopened.close()
+
+
+async def test_a_job_whose_result_was_dropped_does_not_run_again(path: Path) -> None:
+    async with serving(journal=path) as served:
+        headers = {"Idempotency-Key": "order-1"}
+        _, job, _ = await served.post(JOBS, completion(), headers=headers)
+        assert (await ended(served, job["id"]))["result"] is not None
+        assert served.gateway.jobs is not None
+        await served.gateway.jobs.journal.purge(0.0, 0)
+        status, again, _ = await served.post(JOBS, completion(), headers=headers)
+        assert (status, again["id"], again["status"], again["result"]) == (202, job["id"], "finished", None)
+        assert (await served.post(JOBS, completion(max_tokens=6), headers=headers))[0] == 409
+        assert served.run.scheduler.books.totals.submitted == 1
 
 
 async def test_a_write_that_fails_is_told_and_the_next_one_works(path: Path) -> None:

@@ -29,8 +29,10 @@ from scheduler.live.journal import Entry, Journal, JournalError
 from scheduler.live.run import LiveRun
 
 KEEP_S = 24 * 3600.0
+"""A job and its idempotency key are known so long after its end."""
+
 KEEP_BYTES = 256 << 20
-"""Results are kept so long, and so many of the latest."""
+"""Prompts and results of ended jobs are kept up to so many bytes; older ones go before their jobs do."""
 
 TIDY_S = 5.0
 """How often what was learned is saved and old results are forgotten (real seconds)."""
@@ -45,8 +47,7 @@ _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 class _Job:
     """One that has not ended."""
 
-    def __init__(self, entry: Entry, request: Request) -> None:
-        self.entry = entry
+    def __init__(self, request: Request) -> None:
         self.request = request
         self.cancelled = False  # by its client
         self.task: asyncio.Task[None] | None = None
@@ -105,7 +106,7 @@ class Jobs:
                     entry.id, read_json(entry.body), entry.tenant, {}, arrival_s=now_s - waited_s
                 )
                 request.tier, request.ttl_s, request.acknowledged = entry.tier, entry.ttl_s, True
-                job, answer = _Job(entry, request), Answer(request)
+                job, answer = _Job(request), Answer(request)
                 rejected = self._run.session.submit(request, answer)
                 if rejected is not None:
                     raise turned_away(rejected, self._run.engine.max_model_len)
@@ -192,7 +193,7 @@ class Jobs:
                 raise turned_away(rejected, self._run.engine.max_model_len)
             # In this order: a job that ends at once is written after it was promised.
             promised = self.journal.add(entry)
-            job = _Job(entry, request)
+            job = _Job(request)
             try:
                 # A client that goes away now has a job all the same; its key finds it.
                 await asyncio.shield(self._promise(promised, job, answer))
@@ -203,12 +204,12 @@ class Jobs:
         return web.json_response(self._document(entry), status=202)
 
     async def _promise(self, promised: asyncio.Future[None], job: _Job, answer: Answer) -> None:
-        self._live[job.entry.id] = job
+        self._live[job.request.id] = job
         try:
             await promised
         except JournalError:
-            del self._live[job.entry.id]
-            self._run.session.cancel(job.entry.id)
+            del self._live[job.request.id]
+            self._run.session.cancel(job.request.id)
             raise
         self._follow(job, answer)
 
@@ -243,12 +244,12 @@ class Jobs:
         return request
 
     def _follow(self, job: _Job, answer: Answer) -> None:
-        self._live[job.entry.id] = job
+        self._live[job.request.id] = job
         job.task = asyncio.create_task(self._until_its_end(job, answer))
 
     async def _until_its_end(self, job: _Job, answer: Answer) -> None:
         text = await answer.whole()
-        request, job_id = job.request, job.entry.id
+        request, job_id = job.request, job.request.id
         if request.state is State.CANCELLED and not job.cancelled:
             return  # the server stops or the engine is dead: the next server takes it up
         error = ending(request)
@@ -272,7 +273,9 @@ class Jobs:
         tenant = self._keys.tenant(http.headers.get("Authorization"))
         entry = await self._read(self.journal.find(tenant, http.match_info["id"]))
         if entry is None:
-            raise ApiError(404, "you have no such job (results are kept for a day)", code="unknown_job")
+            raise ApiError(
+                404, "you have no such job (they are known for a day after their end)", code="unknown_job"
+            )
         return entry
 
     async def _read(self, found: asyncio.Future[Entry | None]) -> Entry | None:
@@ -284,10 +287,10 @@ class Jobs:
     def _document(self, entry: Entry) -> dict[str, Any]:
         """A job as its client sees it; an ending is seen once it is on disk."""
         document: dict[str, Any] = {"id": entry.id, "object": "job", "created_at": entry.accepted}
-        if entry.result is not None:
-            result = json.loads(entry.result)
+        if entry.ended is not None:
+            result = {"timing": None} if entry.result is None else json.loads(entry.result)
             timing = result.pop("timing", None)
-            told = {"error": result["error"]} if "error" in result else {"result": result}
+            told = {"error": result["error"]} if "error" in result else {"result": result or None}
             return {**document, "status": entry.status, "ended_at": entry.ended, "timing": timing, **told}
         job = self._live.get(entry.id)
         # Cancelled by a server that stops, it waits for the next one.

@@ -33,10 +33,12 @@ CREATE TABLE jobs (
     result BLOB,
     UNIQUE (tenant, idempotency_key)
 );
-CREATE INDEX jobs_ended ON jobs (ended);
+CREATE INDEX jobs_ended ON jobs (ended) WHERE ended NOT NULL;
+CREATE INDEX jobs_kept ON jobs (ended, seq) WHERE result NOT NULL;
 CREATE TABLE learned (one INTEGER PRIMARY KEY CHECK (one = 1), state TEXT NOT NULL);
 """
 _MAX_GROUP = 500  # writes in one commit
+_KEPT = "SELECT SUM(LENGTH(body) + LENGTH(result)) FROM jobs WHERE result NOT NULL"
 
 
 class JournalError(OSError):
@@ -56,7 +58,7 @@ class Entry(NamedTuple):
     accepted: float
     ended: float | None = None
     status: str | None = None  # how it ended
-    result: bytes | None = None  # JSON: the answer or the error; tenant data
+    result: bytes | None = None  # JSON: the answer or the error; tenant data; None once it was dropped
 
 
 _COLUMNS = ", ".join(Entry._fields)
@@ -71,6 +73,7 @@ class Journal:
         """Open or create it, for this process alone. Raises JournalError."""
         self.path = path
         self._loop = asyncio.get_running_loop()
+        self._kept_bytes: int | None = None  # of texts of ended jobs, so that no purge adds them all up
         self._todo: SimpleQueue[tuple[Work, asyncio.Future[Any]] | None] = SimpleQueue()
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
@@ -95,24 +98,47 @@ class Journal:
 
     def finish(self, job_id: str, status: str, result: bytes, ended: float) -> asyncio.Future[None]:
         """How it ended; the first ending stays."""
-        sql = "UPDATE jobs SET status = ?, result = ?, ended = ? WHERE id = ? AND ended IS NULL"
-        return self._ask(lambda db: _run(db, sql, (status, result, ended, job_id)))
+        sql = (
+            "UPDATE jobs SET status = ?, result = ?, ended = ? WHERE id = ? AND ended IS NULL "
+            "RETURNING LENGTH(body) + LENGTH(result)"
+        )
+
+        def work(db: sqlite3.Connection) -> None:
+            for (size,) in db.execute(sql, (status, result, ended, job_id)).fetchall():
+                if self._kept_bytes is not None:
+                    self._kept_bytes += size
+
+        return self._ask(work)
 
     def learn(self, state: str) -> asyncio.Future[None]:
         """What is known about lengths, as JSON."""
         return self._ask(lambda db: _run(db, "INSERT OR REPLACE INTO learned VALUES (1, ?)", (state,)))
 
     def purge(self, before: float, keep_bytes: int) -> asyncio.Future[None]:
-        """Forget what ended before this time, and the oldest results over so many bytes."""
-        old = "DELETE FROM jobs WHERE ended < ?"
-        large = (
-            "DELETE FROM jobs WHERE seq IN (SELECT seq FROM (SELECT seq, SUM(LENGTH(body) + LENGTH(result)) "
-            "OVER (ORDER BY ended DESC, seq DESC) AS total FROM jobs WHERE ended NOT NULL) WHERE total > ?)"
-        )
+        """Forget jobs that ended before this time, and drop the oldest texts over so many bytes.
+
+        A job whose texts were dropped is still known, and so is its idempotency key: nothing runs twice.
+        """
 
         def work(db: sqlite3.Connection) -> None:
-            _run(db, old, (before,))
-            _run(db, large, (keep_bytes,))
+            if self._kept_bytes is None:
+                self._kept_bytes = db.execute(_KEPT).fetchone()[0] or 0
+            gone = db.execute(
+                "DELETE FROM jobs WHERE ended < ? RETURNING LENGTH(body) + COALESCE(LENGTH(result), 0)",
+                (before,),
+            )
+            self._kept_bytes -= sum(size for (size,) in gone.fetchall())
+            oldest = db.execute(
+                "SELECT seq, LENGTH(body) + LENGTH(result) FROM jobs "
+                "WHERE result NOT NULL ORDER BY ended, seq"
+            )
+            dropped = []
+            while self._kept_bytes > keep_bytes:
+                seq, size = next(oldest)
+                self._kept_bytes -= size
+                dropped.append((seq,))
+            oldest.close()
+            db.executemany("UPDATE jobs SET body = x'', result = NULL WHERE seq = ?", dropped)
 
         return self._ask(work)
 
@@ -170,6 +196,7 @@ class Journal:
         except sqlite3.Error as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
+            self._kept_bytes = None
             failure = JournalError(f"the journal cannot be written: {error}")
         self._loop.call_soon_threadsafe(_settle, [future for _, future in group], results, failure)
 
