@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from scheduler.core.types import Request
-from scheduler.engines.clock import Clock
+from scheduler.engines.clock import Clock, PlannedClock
 from scheduler.engines.engine import Chunk, Engine, EngineLost
 from scheduler.engines.simulated import SimulatedEngine
 from scheduler.twin.gpu import Gpu, GpuEvent
@@ -32,7 +32,7 @@ async def read(engine: Engine, *args: object, **fields: object) -> list[Chunk]:
 
 
 def running_clock(speed: float) -> Clock:
-    clock = Clock(asyncio.get_running_loop(), speed)
+    clock = PlannedClock(asyncio.get_running_loop(), speed)
     clock.start()
     return clock
 

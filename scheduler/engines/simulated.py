@@ -1,8 +1,9 @@
 """The simulated engine: the twin's GPU model under the run's clock.
 
 One timer waits for the GPU's next event; no request sleeps through its answer. What the scheduler needs
-exactly (first token, end, gaps) carries the twin's own instants, however late the loop wakes up. The tokens
-between are handed over a few times a second of real time, at any speed of the clock.
+exactly (first token, end, gaps) carries the twin's own instants, however late the loop wakes up; on a
+``PlannedClock`` what follows from them happens at those instants too. The tokens between are handed over a
+few times a second of real time, at any speed of the clock.
 """
 
 from __future__ import annotations
@@ -118,7 +119,6 @@ class SimulatedEngine:
         self._streams: dict[str, _Stream] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = inf
-        self._now_s = 0.0
 
     @property
     def capacity(self) -> int:
@@ -205,7 +205,7 @@ class SimulatedEngine:
         gpu = self._gpu
         if gpu is None:
             return EngineTelemetry()
-        state = gpu.state(self._now())
+        state = gpu.state(self._clock.now())
         return EngineTelemetry(
             running=state.running,
             waiting=state.waiting,
@@ -214,11 +214,6 @@ class SimulatedEngine:
             steps=state.steps,
             step_ms=state.step_s * 1e3,
         )
-
-    def _now(self) -> float:
-        """The clock, but never before an instant that the GPU has been told of already."""
-        self._now_s = max(self._now_s, self._clock.now())
-        return self._now_s
 
     def _arm(self, gpu: Gpu) -> None:
         due_s = gpu.next_event()
@@ -232,7 +227,6 @@ class SimulatedEngine:
             self._timer = self._clock.call_at(due_s, self._on_due, gpu)
 
     def _on_due(self, gpu: Gpu) -> None:
-        self._now_s = max(self._now_s, self._due_s)  # the loop may fire a clock tick early
         self._due_s = inf
         self._timer = None
         self._collect(gpu)
@@ -240,7 +234,7 @@ class SimulatedEngine:
 
     def _collect(self, gpu: Gpu) -> float:
         """Hand the streams what the GPU has done by now; returns now."""
-        now = self._now()
+        now = self._clock.now()
         for event in gpu.advance(now):
             stream = self._streams[event.request_id]
             stream.on_event(event)

@@ -11,7 +11,7 @@ from typing import Any
 
 from scheduler.core.events import Event, Kind
 from scheduler.core.types import Request
-from scheduler.engines.clock import Clock
+from scheduler.engines.clock import Clock, PlannedClock
 from scheduler.engines.engine import Engine
 from scheduler.live.notices import Notices
 from scheduler.live.session import Session
@@ -47,7 +47,9 @@ class LiveRun:
     ) -> None:
         self.plan = plan
         self._loop = asyncio.get_running_loop()
-        self.clock = Clock(self._loop, (speed or plan.scenario.speed) if plan.simulated else 1.0)
+        self.clock = (
+            PlannedClock(self._loop, speed or plan.scenario.speed) if plan.simulated else Clock(self._loop)
+        )
         self.engine: Engine = engine or make_engine(plan, self.clock, text=clients)
         self.notices = Notices()
         self.tally = Tally({tenant.name: tenant.slo for tenant in plan.tenants})
