@@ -30,6 +30,8 @@ async def fire_all(clock: PlannedClock, *whens: float) -> list[tuple[float, floa
 async def clock() -> PlannedClock:
     clock = PlannedClock(asyncio.get_running_loop(), speed=100.0)
     clock.start()
+    while not clock.now():  # it stands at 0 until what begins with the run is done
+        await asyncio.sleep(0)
     return clock
 
 
