@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from scheduler.engines.clock import PlannedClock
+from scheduler.engines.clock import SETTLE_TURNS, PlannedClock
 
 
 def block(real_s: float) -> None:
@@ -30,7 +30,7 @@ async def fire_all(clock: PlannedClock, *whens: float) -> list[tuple[float, floa
 async def clock() -> PlannedClock:
     clock = PlannedClock(asyncio.get_running_loop(), speed=100.0)
     clock.start()
-    while not clock.now():  # it stands at 0 until what begins with the run is done
+    for _ in range(SETTLE_TURNS + 1):  # it stands at 0 until what begins with the run is done
         await asyncio.sleep(0)
     return clock
 
