@@ -40,6 +40,9 @@ async def test_the_figures() -> None:
         assert told["driftsched_requests_ended_total", ("expired", "globex")] == 0
         assert told["driftsched_tokens_total", ("output", "acme")] == 10
         assert told["driftsched_ttft_seconds_count", ("acme",)] == 2
+        buckets = [told["driftsched_ttft_seconds_bucket", (le, "acme")] for le in ("0.01", "0.5", "+Inf")]
+        assert buckets == sorted(buckets)
+        assert buckets[-1] == 2
         assert told["driftsched_queue_size", ("acme",)] == 0
         assert told["driftsched_policy", ("fifo",)] == 1
         assert told["driftsched_paused", ()] == 1

@@ -33,5 +33,5 @@ async def test_every_route_is_described_and_nothing_else(tmp_path: Path) -> None
 
 def test_every_parameter_is_described() -> None:
     schemas = document()["components"]["schemas"]
-    assert schemas["Completion"]["properties"].keys() == COMPLETION
-    assert schemas["Chat"]["properties"].keys() == CHAT
+    assert schemas["Completion"]["properties"].keys() == COMPLETION.keys()
+    assert schemas["Chat"]["properties"].keys() == CHAT.keys()

@@ -10,8 +10,8 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
+from secrets import token_hex
 from typing import Any
-from uuid import uuid4
 
 from aiohttp import web
 
@@ -43,8 +43,11 @@ async def read_body(http: web.Request) -> bytes:
     # A page in somebody's browser can post anything but this type without being asked first.
     if http.content_type != "application/json":
         raise ApiError(415, "Content-Type must be application/json")
-    if http.content.is_eof():
-        return await http.read()  # it came with the headers
+    if http.content.is_eof():  # it came with the headers
+        raw = http.content.read_nowait()
+        if len(raw) > MAX_BODY_BYTES:
+            raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, len(raw))
+        return raw
     try:
         async with asyncio.timeout(BODY_S):
             return await http.read()
@@ -141,7 +144,7 @@ class Completions:
         tokens = count(prompt) if len(prompt) < _LONG_PROMPT else await asyncio.to_thread(count, prompt)
         tier = self._run.scheduler.books.tenant(tenant).config.tier
         return Request(
-            id=f"{'chatcmpl' if ask.messages else 'cmpl'}-{uuid4().hex}",
+            id=f"{'chatcmpl' if ask.messages else 'cmpl'}-{token_hex(16)}",
             tenant=tenant,
             tier=_priority(headers.get(PRIORITY), tier),
             arrival_s=arrival_s,
@@ -257,8 +260,11 @@ def usage(request: Request) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
 
-def _json(data: dict[str, Any]) -> bytes:
-    return json.dumps(data, separators=(",", ":")).encode()
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
+
+
+def _json(data: object) -> bytes:
+    return _ENCODER.encode(data).encode()
 
 
 def _over_context(context: int | None) -> ApiError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from hashlib import sha256
 from hmac import compare_digest
 from ipaddress import ip_address
@@ -118,7 +117,6 @@ def check_open(host: str) -> None:
         )
 
 
-@lru_cache(256)
 def is_loopback(host: str) -> bool:
     """Whether this address to listen on can only be reached from the same machine."""
     if host == "localhost":

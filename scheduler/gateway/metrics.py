@@ -1,19 +1,26 @@
 """``/metrics`` for Prometheus: the scheduler's own figures, and the engine's under the names that vLLM uses.
 
-Gauges and counts are read off the books when somebody asks; only histograms are fed as requests end. Labels
-are names out of the config: tenants, outcomes, categories, the policy. Nothing that a client sends is one.
+Gauges and counts are read off the books when somebody asks; only histograms are fed as requests end, and are
+plain counts (prometheus-client's own take a lock for each figure). Labels are names out of the config:
+tenants, outcomes, categories, the policy. Nothing that a client sends is one.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from math import isnan
-from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    SummaryMetricFamily,
+)
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from scheduler.core.types import CATEGORIES, Request, State
 from scheduler.live.run import LiveRun
@@ -24,13 +31,38 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 
 _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
-class _Times(NamedTuple):
-    """One tenant's histograms, in the order in which they are made."""
+class _Histogram:
+    """How many values were at or below each bound, and their sum."""
 
-    queue_wait: Histogram
-    ttft: Histogram
-    e2e: Histogram
-    tpot: Histogram
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """(bound, values at or below it), the last one +Inf."""
+        names = [*map(floatToGoString, self.bounds), "+Inf"]
+        return [(name, sum(self.counts[: index + 1])) for index, name in enumerate(names)]
+
+
+class _Tenant:
+    """What is counted as one tenant's requests end."""
+
+    def __init__(self) -> None:
+        self.queue_wait_s = _Histogram(_SECONDS)
+        self.ttft_s = _Histogram(_SECONDS)
+        self.e2e_s = _Histogram(_SECONDS)
+        self.tpot_s = _Histogram(_PER_TOKEN)
+        self.prompt_tokens = 0
+        self.output_tokens = 0
+        self.estimates = 0
+        self.error_tokens = 0.0  # sum of |actual - estimated|
 
 
 class Metrics(Collector):
@@ -41,51 +73,40 @@ class Metrics(Collector):
         self._model = model
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        self._histograms = (
-            self._histogram("queue_wait_seconds", "Arrival to dispatch.", _SECONDS),
-            self._histogram("ttft_seconds", "Arrival to first token.", _SECONDS),
-            self._histogram("e2e_seconds", "Arrival to last token.", _SECONDS),
-            self._histogram("tpot_seconds", "Time per output token after the first.", _PER_TOKEN),
-        )
-        self._times: dict[str, _Times] = {}
-        self._errors: dict[str, list[float]] = {}  # tenant -> [count, sum of |actual - estimated| tokens]
-        self._tokens: dict[str, list[int]] = {}  # tenant -> [prompt, output] of what has ended
+        self._seen: dict[str, _Tenant] = {}  # by name
         run.observers.append(self.on_ended)
-
-    def _histogram(self, name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"driftsched_{name}", what, ["tenant"], buckets=buckets, registry=self._registry)
 
     def text(self) -> bytes:
         """The exposition, as of now."""
         return generate_latest(self._registry)
 
     def on_ended(self, request: Request) -> None:
-        tenant, arrival_s = request.tenant, request.arrival_s
-        if request.dispatched_s is None:
+        arrival_s, dispatched_s = request.arrival_s, request.dispatched_s
+        if dispatched_s is None:
             return
-        times = self._times.get(tenant)
-        if times is None:  # looking labels up takes longer than observing
-            times = self._times[tenant] = _Times(*(each.labels(tenant) for each in self._histograms))
-        times.queue_wait.observe(request.dispatched_s - arrival_s)
-        tokens = self._tokens.setdefault(tenant, [0, 0])
-        tokens[0] += request.prompt_tokens
-        tokens[1] += request.output_tokens
-        if request.state is not State.FINISHED or request.first_token_s is None or request.ended_s is None:
+        seen = self._seen.get(request.tenant)
+        if seen is None:
+            seen = self._seen[request.tenant] = _Tenant()
+        output = request.output_tokens
+        seen.queue_wait_s.observe(dispatched_s - arrival_s)
+        seen.prompt_tokens += request.prompt_tokens
+        seen.output_tokens += output
+        first_token_s, ended_s = request.first_token_s, request.ended_s
+        if request.state is not State.FINISHED or first_token_s is None or ended_s is None:
             return
-        times.ttft.observe(request.first_token_s - arrival_s)
-        times.e2e.observe(request.ended_s - arrival_s)
-        if request.output_tokens > 1:
-            span_s = request.ended_s - request.first_token_s
-            times.tpot.observe(span_s / (request.output_tokens - 1))
-        error = self._errors.setdefault(tenant, [0, 0.0])
-        error[0] += 1
-        error[1] += abs(request.output_tokens - min(request.estimate.point, request.max_tokens))
+        seen.ttft_s.observe(first_token_s - arrival_s)
+        seen.e2e_s.observe(ended_s - arrival_s)
+        if output > 1:
+            seen.tpot_s.observe((ended_s - first_token_s) / (output - 1))
+        seen.estimates += 1
+        seen.error_tokens += abs(output - min(request.estimate.point, request.max_tokens))
 
     def collect(self) -> Iterator[Metric]:
         yield from self._scheduler()
         yield from self._tenants()
         yield from self._estimates()
         yield from self._engine()
+        yield from self._times()
 
     def _scheduler(self) -> Iterator[Metric]:
         run, scheduler = self._run, self._run.scheduler
@@ -134,8 +155,9 @@ class Metrics(Collector):
             retried.add_metric([name], books.retried)
             for state, count in books.ended.items():
                 ended.add_metric([name, state.value], count)
-            for kind, count in zip(("prompt", "output"), self._tokens.get(name, (0, 0)), strict=True):
-                served.add_metric([name, kind], count)
+            seen = self._seen.get(name, _NONE)
+            served.add_metric([name, "prompt"], seen.prompt_tokens)
+            served.add_metric([name, "output"], seen.output_tokens)
         yield from (queued, tokens, oldest, in_flight, submitted, retried, ended, served)
 
     def _estimates(self) -> Iterator[Metric]:
@@ -145,8 +167,8 @@ class Metrics(Collector):
         )
         bias = GaugeMetricFamily("driftsched_bias", "Learned multiplier.", labels=["tenant", "category"])
         for name in self._run.scheduler.books.tenants:
-            count, total = self._errors.get(name, (0, 0.0))
-            error.add_metric([name], count_value=int(count), sum_value=total)
+            seen = self._seen.get(name, _NONE)
+            error.add_metric([name], count_value=seen.estimates, sum_value=seen.error_tokens)
             for category in CATEGORIES:
                 bias.add_metric([name, category], estimator.bias(name, category))
         yield from (error, bias)
@@ -170,6 +192,22 @@ class Metrics(Collector):
             )
             preemptions.add_metric([self._model], told.preemptions)
             yield preemptions
+
+    def _times(self) -> Iterator[Metric]:
+        for name, what in (
+            ("queue_wait", "Arrival to dispatch."),
+            ("ttft", "Arrival to first token."),
+            ("e2e", "Arrival to last token."),
+            ("tpot", "Time per output token after the first."),
+        ):
+            family = HistogramMetricFamily(f"driftsched_{name}_seconds", what, labels=["tenant"])
+            for tenant, seen in self._seen.items():
+                histogram: _Histogram = getattr(seen, f"{name}_s")
+                family.add_metric([tenant], histogram.buckets(), histogram.total)
+            yield family
+
+
+_NONE = _Tenant()
 
 
 def _gauge(name: str, what: str, value: float) -> GaugeMetricFamily:

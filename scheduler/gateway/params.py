@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from math import isfinite
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn
 
 from scheduler.core.types import DEFAULT_SAMPLING, Sampling
 from scheduler.gateway.errors import bad
 
 Body = Mapping[str, Any]
-
-COMMON = frozenset(
-    {
-        "model",
-        "max_tokens",
-        "temperature",
-        "top_p",
-        "seed",
-        "stop",
-        "stream",
-        "stream_options",
-        "n",
-        "ignore_eos",
-    }
-)
-COMPLETION = COMMON | {"prompt"}
-CHAT = COMMON | {"messages", "max_completion_tokens"}
+Reader = Callable[[Any, str], Any]
+"""Of a parameter's value and name; returns the value as we use it. Raises ApiError 400."""
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "best_of": (1,),
@@ -60,8 +43,7 @@ CHAT_TOKENS = 1024
 """max_tokens of a chat where none is given, or what is left of the context."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """What a client asks for, checked. ``prompt`` or ``messages`` is tenant text."""
 
     model: str | None
@@ -82,7 +64,7 @@ def read_json(raw: bytes) -> Body:
     except UnicodeDecodeError as error:
         raise bad(f"the body is not UTF-8 (byte {error.start})", code="invalid_utf8") from None
     try:
-        data = json.loads(text, parse_constant=_no_constant)
+        data = _DECODER.decode(text)
     except RecursionError:
         raise bad("the body is nested too deeply", code="invalid_json") from None
     except json.JSONDecodeError as error:
@@ -100,38 +82,36 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+
+
 def read_ask(body: Body, *, chat: bool) -> Ask:
     """Raises ApiError 400 that names the parameter."""
-    given = {name: value for name, value in body.items() if value is not None}
-    _refuse_unsupported(given, CHAT if chat else COMPLETION)
-    n = _integer(given, "n", 1, None)
-    if n not in (None, 1):
-        raise bad("n must be 1: several choices for one request are not supported", "n")
-    max_tokens = _integer(given, "max_tokens", 1, None)
-    newer = _integer(given, "max_completion_tokens", 1, None)
-    if max_tokens is not None and newer is not None and max_tokens != newer:
-        raise bad("max_tokens and max_completion_tokens differ; give one of them", "max_completion_tokens")
-    stop = _stop(given)
-    ignore_eos = _boolean(given, "ignore_eos")
+    readers, text = (CHAT, "messages") if chat else (COMPLETION, "prompt")
+    read: dict[str, Any] = {}
+    for name, value in body.items():
+        if value is None:
+            continue
+        if (reader := readers.get(name)) is not None:
+            read[name] = reader(value, name)
+        else:
+            _refuse_unsupported(name, value)
+    if text not in read:
+        raise bad(f"{text} is needed", text)
+    get = read.get
+    stop, ignore_eos, stream = get("stop", ()), get("ignore_eos", False), get("stream", False)
     if ignore_eos and stop:
         raise bad("ignore_eos and stop exclude each other", "ignore_eos")
-    stream = _boolean(given, "stream")
-    include, continuous = _stream_options(given, stream)
-    temperature = _number(given, "temperature", 0.0, 2.0)
-    top_p = _number(given, "top_p", 0.0, 1.0)
-    if top_p == 0.0:
-        raise bad("top_p must be above 0 and at most 1", "top_p")
+    if "stream_options" in read and not stream:
+        raise bad("stream_options needs stream: true", "stream_options")
+    include, continuous = get("stream_options", (False, False))
     return Ask(
-        model=_text(given, "model"),
-        prompt="" if chat else _prompt(given),
-        messages=_messages(given) if chat else (),
-        max_tokens=max_tokens if newer is None else newer,
-        sampling=Sampling(
-            1.0 if temperature is None else temperature,  # as OpenAI has it
-            DEFAULT_SAMPLING.top_p if top_p is None else top_p,
-            _integer(given, "seed", -(2**63), 2**63 - 1),
-            stop,
-        ),
+        model=get("model"),
+        prompt=get("prompt", ""),
+        messages=get("messages", ()),
+        max_tokens=_max_tokens(get("max_tokens"), get("max_completion_tokens")),
+        # Temperature 1 where none is given, as OpenAI has it.
+        sampling=Sampling(get("temperature", 1.0), get("top_p", DEFAULT_SAMPLING.top_p), get("seed"), stop),
         ignore_eos=ignore_eos,
         stream=stream,
         include_usage=include,
@@ -139,16 +119,21 @@ def read_ask(body: Body, *, chat: bool) -> Ask:
     )
 
 
-def _refuse_unsupported(given: Body, supported: frozenset[str]) -> None:
-    for name, value in given.items():
-        if name in supported:
-            continue
-        shown = name if name.isascii() and name.isidentifier() and len(name) <= 64 else ascii(name[:64])
-        if name not in NEUTRAL:
-            raise bad(f"{shown} is not supported here", shown, "unsupported_parameter")
-        if not any(type(value) is type(each) and value == each for each in _with_floats(NEUTRAL[name])):
-            allowed = " or ".join(json.dumps(each) for each in NEUTRAL[name])
-            raise bad(f"{shown} is not supported here beyond {allowed}", shown, "unsupported_parameter")
+def _max_tokens(old: int | None, new: int | None) -> int | None:
+    """OpenAI has renamed it."""
+    if old is not None and new is not None and old != new:
+        raise bad("max_tokens and max_completion_tokens differ; give one of them", "max_completion_tokens")
+    return old if new is None else new
+
+
+def _refuse_unsupported(name: str, value: object) -> None:
+    """Unless the value asks for what happens anyway."""
+    shown = name if name.isascii() and name.isidentifier() and len(name) <= 64 else ascii(name[:64])
+    if name not in NEUTRAL:
+        raise bad(f"{shown} is not supported here", shown, "unsupported_parameter")
+    if not any(type(value) is type(each) and value == each for each in _with_floats(NEUTRAL[name])):
+        allowed = " or ".join(json.dumps(each) for each in NEUTRAL[name])
+        raise bad(f"{shown} is not supported here beyond {allowed}", shown, "unsupported_parameter")
 
 
 def _with_floats(values: tuple[Any, ...]) -> list[Any]:
@@ -156,38 +141,47 @@ def _with_floats(values: tuple[Any, ...]) -> list[Any]:
     return [*values, *(float(each) for each in values if type(each) is int)]
 
 
-def _integer(given: Body, name: str, low: int, high: int | None) -> int | None:
-    value = given.get(name)
-    if value is None:
-        return None
-    if type(value) is not int:
-        raise bad(f"{name} must be a whole number", name)
-    if value < low or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise bad(f"{name} must be {bounds}", name)
+# -- readers: of one value each ----------------------------------------------------------------------
+
+
+def _integer(low: int, high: int | None = None) -> Reader:
+    bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+
+    def read(value: Any, name: str) -> int:
+        if type(value) is not int:
+            raise bad(f"{name} must be a whole number", name)
+        if value < low or (high is not None and value > high):
+            raise bad(f"{name} must be {bounds}", name)
+        return value
+
+    return read
+
+
+def _one(value: Any, name: str) -> int:
+    if type(value) is not int or value != 1:
+        raise bad(f"{name} must be 1: several choices for one request are not supported", name)
     return value
 
 
-def _number(given: Body, name: str, low: float, high: float) -> float | None:
-    value = given.get(name)
-    if value is None:
-        return None
-    if type(value) not in (int, float) or not low <= value <= high or not isfinite(value):
-        raise bad(f"{name} must be a number from {low:g} to {high:g}", name)
+def _temperature(value: Any, name: str) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= 2:
+        raise bad(f"{name} must be a number from 0 to 2", name)
     return float(value)
 
 
-def _boolean(given: Body, name: str) -> bool:
-    value = given.get(name, False)
+def _top_p(value: Any, name: str) -> float:
+    if type(value) not in (int, float) or not 0 < value <= 1:
+        raise bad(f"{name} must be a number above 0 and at most 1", name)
+    return float(value)
+
+
+def _boolean(value: Any, name: str) -> bool:
     if type(value) is not bool:
         raise bad(f"{name} must be true or false", name)
     return value
 
 
-def _text(given: Body, name: str) -> str | None:
-    value = given.get(name)
-    if value is None:
-        return None
+def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise bad(f"{name} must be text", name)
     return _unicode(value, name)
@@ -202,58 +196,48 @@ def _unicode(value: str, name: str) -> str:
     return value
 
 
-def _stop(given: Body) -> tuple[str, ...]:
-    value = given.get("stop")
-    if value is None:
-        return ()
+def _stop(value: Any, name: str) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else value
     if (
         not isinstance(items, list)
         or len(items) > MAX_STOPS
         or not all(isinstance(each, str) and 0 < len(each) <= MAX_STOP_CHARS for each in items)
     ):
-        raise bad(f"stop must be text, or up to {MAX_STOPS} of 1 to {MAX_STOP_CHARS} characters", "stop")
-    return tuple(_unicode(each, "stop") for each in items)
+        raise bad(f"{name} must be text, or up to {MAX_STOPS} of 1 to {MAX_STOP_CHARS} characters", name)
+    return tuple(_unicode(each, name) for each in items)
 
 
-def _stream_options(given: Body, stream: bool) -> tuple[bool, bool]:
-    options = given.get("stream_options")
-    if options is None:
-        return False, False
-    if not stream:
-        raise bad("stream_options needs stream: true", "stream_options")
-    if not isinstance(options, dict):
-        raise bad("stream_options must be an object", "stream_options")
-    for name in options:
-        if name not in ("include_usage", "continuous_usage_stats"):
-            raise bad(
-                "stream_options has include_usage and continuous_usage_stats only",
-                "stream_options",
-                "unsupported_parameter",
-            )
-    given = {name: value for name, value in options.items() if value is not None}
-    return _boolean(given, "include_usage"), _boolean(given, "continuous_usage_stats")
+def _stream_options(value: Any, name: str) -> tuple[bool, bool]:
+    """(include_usage, continuous_usage_stats)."""
+    known = ("include_usage", "continuous_usage_stats")
+    if not isinstance(value, dict):
+        raise bad(f"{name} must be an object", name)
+    if not value.keys() <= set(known):
+        raise bad(f"{name} has {known[0]} and {known[1]} only", name, "unsupported_parameter")
+    include, continuous = (value.get(each) for each in known)
+    return (
+        _boolean(False if include is None else include, known[0]),
+        _boolean(False if continuous is None else continuous, known[1]),
+    )
 
 
-def _prompt(given: Body) -> str:
-    value = given.get("prompt")
+def _prompt(value: Any, name: str) -> str:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if not isinstance(value, str):
         raise bad(
-            "prompt must be text, or a list of one text; token ids and several prompts are not supported",
-            "prompt",
+            f"{name} must be text, or a list of one text; token ids and several prompts are not supported",
+            name,
         )
     if not value:
-        raise bad("prompt must not be empty", "prompt")
-    return _unicode(value, "prompt")
+        raise bad(f"{name} must not be empty", name)
+    return _unicode(value, name)
 
 
-def _messages(given: Body) -> tuple[dict[str, str], ...]:
-    messages = given.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise bad("messages must be a list with at least one message", "messages")
-    return tuple(_message(each, f"messages[{index}]") for index, each in enumerate(messages))
+def _messages(value: Any, name: str) -> tuple[dict[str, str], ...]:
+    if not isinstance(value, list) or not value:
+        raise bad(f"{name} must be a list with at least one message", name)
+    return tuple(_message(each, f"{name}[{index}]") for index, each in enumerate(value))
 
 
 def _message(message: object, where: str) -> dict[str, str]:
@@ -287,3 +271,19 @@ def _content(content: object, where: str) -> str:
             )
         texts.append(part["text"])
     return _unicode("".join(texts), where)
+
+
+_COMMON: Mapping[str, Reader] = {
+    "model": _text,
+    "max_tokens": _integer(1),
+    "temperature": _temperature,
+    "top_p": _top_p,
+    "seed": _integer(-(2**63), 2**63 - 1),
+    "stop": _stop,
+    "stream": _boolean,
+    "stream_options": _stream_options,
+    "n": _one,
+    "ignore_eos": _boolean,
+}
+COMPLETION: Mapping[str, Reader] = {"prompt": _prompt, **_COMMON}
+CHAT: Mapping[str, Reader] = {"messages": _messages, "max_completion_tokens": _integer(1), **_COMMON}

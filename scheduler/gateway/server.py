@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import traceback
+from functools import lru_cache
+from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -125,7 +127,7 @@ def _guard(keys: Keys) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            if keys.open and not is_loopback(request.url.host or ""):
+            if keys.open and not _asks_for_loopback(request.headers.get("Host", "")):
                 # A name that a web page had resolved to this machine; without keys nothing else stops it.
                 raise ApiError(403, "without keys, only localhost may be asked for", code="bad_host")
             return await handler(request)
@@ -141,6 +143,15 @@ def _guard(keys: Keys) -> Middleware:
             return ApiError(500, "an error in the server", code="internal_error").response()
 
     return guard
+
+
+@lru_cache(64)
+def _asks_for_loopback(host: str) -> bool:
+    """Of a Host header: "localhost:8000", "127.0.0.1", "[::1]:8000"."""
+    try:
+        return is_loopback(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False
 
 
 def _of_http(error: web.HTTPException) -> ApiError:

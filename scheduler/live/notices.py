@@ -21,8 +21,8 @@ class Notices:
         self.listeners: list[Callable[[Notice], None]] = []  # told of every notice at once
 
     def on_event(self, event: Event) -> None:
-        """Most events are no news to an operator."""
-        if (line := _line(event)) is not None:
+        """Most events are no news to an operator, those of a single request never."""
+        if event.request is None and (line := _line(event)) is not None:
             kind, text, marker = line
             self.add(event.at_s, kind, text, marker=marker)
 
