@@ -11,7 +11,7 @@ from scheduler.core.estimate import Oracle
 from scheduler.core.events import Event
 from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
-from scheduler.core.types import Dispatch, Estimate, Outcome, Request, Tenant
+from scheduler.core.types import Estimate, Outcome, Request, Tenant
 
 TENANTS = (
     Tenant("acme", "premium", 5.0),
@@ -40,16 +40,16 @@ def submit_all(scheduler: Scheduler, requests: Iterable[Request], now: float = 0
         assert scheduler.submit(request, now) is None
 
 
-def dispatch_all(scheduler: Scheduler, now: float) -> list[Dispatch]:
+def dispatch_all(scheduler: Scheduler, now: float) -> list[Request]:
     """What a driver does after anything that may have freed or filled something."""
     dispatches = []
-    while (dispatch := scheduler.next_dispatch(now)) is not None:
-        dispatches.append(dispatch)
+    while (request := scheduler.next_dispatch(now)) is not None:
+        dispatches.append(request)
     return dispatches
 
 
-def ids(dispatches: Iterable[Dispatch]) -> list[str]:
-    return [dispatch.request.id for dispatch in dispatches]
+def ids(dispatches: Iterable[Request]) -> list[str]:
+    return [request.id for request in dispatches]
 
 
 def complete(scheduler: Scheduler, request: Request, now: float, finish: str = "stop") -> Sequence[Request]:
@@ -67,8 +67,8 @@ def run_out(scheduler: Scheduler, now: float = 0.0) -> list[str]:
             now = scheduler.next_timer()
             assert now < float("inf"), f"{scheduler.books.totals.queued} wait for ever"
         order += ids(dispatches)
-        for dispatch in dispatches:
-            complete(scheduler, dispatch.request, now)
+        for request in dispatches:
+            complete(scheduler, request, now)
     return order
 
 

@@ -46,7 +46,7 @@ def test_each_reason_is_reached_at_its_bound_and_not_before(reason: str) -> None
     assert rejected.reason == third.reason == reason
     assert third.state is State.REJECTED
     assert third.ended_s == 1.0
-    assert scheduler.books.totals.submitted == 3
+    assert scheduler.books.submitted == 3
     assert scheduler.books.tenants["acme"].ended[State.REJECTED] == 1
     scheduler.check()
 

@@ -77,7 +77,7 @@ def finished(name: str = "r", *, at_s: float = 10.0, **given: float) -> Request:
     request.dispatched_s, request.first_token_s, request.ended_s = at_s - 3, at_s - 2, at_s
     request.arrival_s = at_s - 4
     request.output_tokens, request.finish = 11, "stop"
-    request.estimate = request.estimate._replace(point=10)
+    request.estimate = dataclasses.replace(request.estimate, point=10)
     for key, value in given.items():
         setattr(request, key, value)
     return request
@@ -170,7 +170,7 @@ def test_a_tenants_multiplier_weighs_categories_by_its_requests() -> None:
     metrics = WindowMetrics(["acme"])
     for category in ("short_qa", "short_qa", "short_qa", "report"):
         request = make_request("r")
-        request.estimate = request.estimate._replace(category=category)
+        request.estimate = dataclasses.replace(request.estimate, category=category)
         metrics.on_observed(request, Biased(10))
     assert metrics.tenants["acme"].bias == 1.5
 

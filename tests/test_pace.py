@@ -45,5 +45,5 @@ async def test_over_http() -> None:
         status, body, headers = await served.post("/v1/completions", completion())
         assert (status, body["error"]["code"]) == (429, "tenant_requests_per_minute")
         assert 20 <= int(headers["Retry-After"]) <= 30
-        totals = served.run.scheduler.books.totals
-        assert totals.submitted == sum(totals.ended.values()) == 3
+        books = served.run.scheduler.books.tenants.values()
+        assert sum(b.submitted for b in books) == sum(sum(b.ended.values()) for b in books) == 3

@@ -140,13 +140,13 @@ def test_aging_equals_scoring_everything_at_every_dispatch(
         while coming and coming[0].arrival_s <= now:
             waiting.append(coming.pop(0))
             assert scheduler.submit(waiting[-1], now) is None
-        dispatch = scheduler.next_dispatch(now)
-        if dispatch is None:
+        request = scheduler.next_dispatch(now)
+        if request is None:
             assert not waiting
             continue
         scores = [TIER_RANK[r.tier] - rate * (now - r.arrival_s) for r in waiting]
         oldest = min(waiting, key=lambda r: (scores[waiting.index(r)], r.arrival_s))
-        assert dispatch.request is oldest
+        assert request is oldest
         waiting.remove(oldest)
         complete(scheduler, oldest, now)
     assert not waiting
@@ -260,15 +260,15 @@ def test_one_turn_per_request_and_charges_settle_to_the_actual_cost(
     requests = [make_request(f"r{i}", TENANTS[i % 3].name, float(i), tokens=20) for i in range(8)]
     submit_all(scheduler, requests)
     first = dispatch_all(scheduler, 0.01) or dispatch_all(scheduler, 0.02)
-    assert policy.charges == {d.request.id: 10 + 2 * 20 for d in first}
+    assert policy.charges == {d.id: 10 + 2 * 20 for d in first}
     scheduler.on_engine_lost(0, 0.1)  # what ran is retried: no second turn
     scheduler.on_engine_up(0)
     actual = {r.id: 10 + 2 * (i + 1) for i, r in enumerate(requests)}
     now = 1.0
     while not scheduler.idle:
-        for dispatch in dispatch_all(scheduler, now):
-            tokens = (actual[dispatch.request.id] - 10) // 2
-            scheduler.on_complete(dispatch.request.id, now, Outcome("stop", tokens))
+        for request in dispatch_all(scheduler, now):
+            tokens = (actual[request.id] - 10) // 2
+            scheduler.on_complete(request.id, now, Outcome("stop", tokens))
         now += 0.02
     assert policy.turns == Counter(actual.keys())
     assert policy.charges == actual
@@ -305,12 +305,12 @@ def test_retried_requests_go_first(name: str, batch: MicroBatch | None) -> None:
     scheduler = make_scheduler(name, capacities=(4,), batch=batch)
     requests = assorted()
     submit_all(scheduler, requests)
-    lost = {dispatch.request.id for dispatch in dispatch_all(scheduler, 0.1)}
+    lost = {request.id for request in dispatch_all(scheduler, 0.1)}
     assert scheduler.on_engine_lost(0, 1.0) == []
     eager = [make_request(f"new{i}", tenant.name, -100.0, tokens=1) for i, tenant in enumerate(TENANTS)]
     submit_all(scheduler, eager, now=2.0)
     scheduler.on_engine_up(0)
-    assert {dispatch.request.id for dispatch in dispatch_all(scheduler, 3.0)} == lost
+    assert {request.id for request in dispatch_all(scheduler, 3.0)} == lost
     assert all(r.retried for r in requests if r.id in lost)
 
 
@@ -324,8 +324,8 @@ def test_a_tenant_at_its_limit_is_skipped_while_others_run(name: str, batch: Mic
     assert Counter(letters(ids(first))) == {"p": 1, "s": 1, "b": 4 if batch is None else 2}
     assert dispatch_all(scheduler, 1.0) == []
     scheduler.check()
-    for dispatch in first:
-        complete(scheduler, dispatch.request, 2.0)
+    for request in first:
+        complete(scheduler, request, 2.0)
     again = dispatch_all(scheduler, 3.0) or dispatch_all(scheduler, 3.1)
     assert Counter(letters(ids(again)))["p"] == 1
 

@@ -107,9 +107,9 @@ def test_backlogged_tenants_are_served_by_weight(policy: str) -> None:
     submit_all(scheduler, crowd(600))
     served: Counter[str] = Counter()
     for _ in range(600):
-        (dispatch,) = dispatch_all(scheduler, 1.0)
-        served[dispatch.request.tenant] += 1
-        complete(scheduler, dispatch.request, 1.0)
+        (request,) = dispatch_all(scheduler, 1.0)
+        served[request.tenant] += 1
+        complete(scheduler, request, 1.0)
     slack = 2 if policy.startswith("fair") else 45  # a lottery is only fair in the mean
     assert abs(served["acme"] - 300) <= slack
     assert abs(served["globex"] - 180) <= slack
@@ -121,11 +121,11 @@ def test_fair_charges_what_was_really_served() -> None:
     submit_all(scheduler, crowd(50, tokens=10))
     served: Counter[str] = Counter()
     for _ in range(60):
-        (dispatch,) = dispatch_all(scheduler, 1.0)
-        name = dispatch.request.tenant
+        (request,) = dispatch_all(scheduler, 1.0)
+        name = request.tenant
         tokens = 100 if name == "acme" else 10
         served[name] += 10 + 2 * tokens
-        scheduler.on_complete(dispatch.request.id, 1.0, Outcome("stop", tokens))
+        scheduler.on_complete(request.id, 1.0, Outcome("stop", tokens))
     assert served["acme"] / served["globex"] == pytest.approx(5 / 3, rel=0.2)
 
 
@@ -133,8 +133,8 @@ def test_fair_saves_nothing_up_for_who_was_idle() -> None:
     scheduler = make_scheduler("fair", capacities=(1,))
     submit_all(scheduler, [make_request(f"g{i}", "globex", 0.0) for i in range(40)])
     for _ in range(20):
-        for dispatch in dispatch_all(scheduler, 1.0):
-            complete(scheduler, dispatch.request, 1.0)
+        for request in dispatch_all(scheduler, 1.0):
+            complete(scheduler, request, 1.0)
     submit_all(scheduler, [make_request(f"a{i}", "acme", 2.0) for i in range(20)], now=2.0)
     first = "".join(name[0] for name in run_out(scheduler, 2.0)[:16])
     assert first.count("a") == 10, "five to three, from the moment it came"
@@ -167,8 +167,8 @@ def test_packed_fills_a_batch_around_the_oldest_short_request() -> None:
     for now in (8.0, 9.0, 10.0):
         dispatches = dispatch_all(scheduler, now) or dispatch_all(scheduler, now + 0.02)
         batches.append("".join(sorted(ids(dispatches))))
-        for dispatch in dispatches:
-            complete(scheduler, dispatch.request, now + 0.5)
+        for request in dispatches:
+            complete(scheduler, request, now + 0.5)
         scheduler.check()
     assert batches == ["acf", "bdg", "e"]
 

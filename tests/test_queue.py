@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from core_kit import TENANTS, make_request
 from hypothesis import given
@@ -68,7 +70,7 @@ def test_pops_are_sorted(policy: str, arrivals: list[tuple[str, int, int]]) -> N
     bench = Bench(policy)
     for i, (tenant, at, tokens) in enumerate(arrivals):
         request = make_request(str(i), tenant, float(at), tokens=tokens)
-        request.estimate = request.estimate._replace(point=tokens)
+        request.estimate = dataclasses.replace(request.estimate, point=tokens)
         bench.push(request)
     in_order = sorted(bench.waiting, key=bench.rank)
     assert [bench.pop() for _ in arrivals] == in_order
@@ -93,7 +95,7 @@ class QueueMachine(RuleBasedStateMachine):
     def push(self, tenant: str, at: int, tokens: int, again: bool) -> None:
         self.pushed += 1
         request = make_request(str(self.pushed), tenant, float(at), attempts=int(again and at == 0))
-        request.estimate = request.estimate._replace(point=tokens)
+        request.estimate = dataclasses.replace(request.estimate, point=tokens)
         self.bench.push(request)
 
     @rule()

@@ -102,11 +102,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.now += wait
         for request in self.scheduler.expire(self.now):
             self.end(request.id)
-        for dispatch in dispatch_all(self.scheduler, self.now):
-            name = dispatch.request.id
+        for request in dispatch_all(self.scheduler, self.now):
+            name = request.id
             assert name in self.alive
             assert name not in self.streams, "runs twice"
-            self.streams[name] = dispatch.replica
+            self.streams[name] = request.replica
         assert self.scheduler.next_timer() > self.now, "a driver would spin"
 
     # -- streams
@@ -209,7 +209,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.check()
         active = {r.id: r for r in self.scheduler.active()}
         assert active.keys() == self.alive
-        running = {r.id for p in self.scheduler.slots.replicas for r in p.running.values()}
+        running = {r.id for r in active.values() if r.replica >= 0 and not r.finish}
         assert running == self.streams.keys()
         charges = self.scheduler.policy.charges  # type: ignore[attr-defined]
         for request in active.values():

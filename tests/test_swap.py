@@ -48,9 +48,9 @@ def test_order_after_a_swap_is_that_of_a_fresh_scheduler(
     scheduler = make_scheduler(source, capacities=(1,))
     submit_all(scheduler, crowd(drawn))
     for _ in range(min(dispatched, len(drawn))):
-        dispatch = scheduler.next_dispatch(30.0)
-        assert dispatch is not None
-        complete(scheduler, dispatch.request, 30.0)
+        request = scheduler.next_dispatch(30.0)
+        assert request is not None
+        complete(scheduler, request, 30.0)
     waiting = [r for r in crowd(drawn) if r.id in {q.id for q in scheduler.active()}]
     fresh = make_scheduler(target, capacities=(1,))
     submit_all(fresh, waiting)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scheduler.core.books import TenantBooks, Totals
+from scheduler.core.books import Load, TenantBooks
 from scheduler.core.types import Limits, Rejected, Request
 
 REASONS = (
@@ -20,7 +20,7 @@ REASONS = (
 def admit(
     request: Request,
     tenant: TenantBooks,
-    totals: Totals,
+    totals: Load,
     limits: Limits,
     max_model_len: int | None,
     now: float,

@@ -5,12 +5,12 @@ submitted = queued + in flight + ended holds for each tenant and in all after ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from scheduler.core.lifecycle import UnknownTenant
 from scheduler.core.pace import Pace
-from scheduler.core.types import ENDED, Request, State, Tenant
+from scheduler.core.types import ENDED, Limits, Request, State, Tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,22 +22,23 @@ class TokenCost:
 
 
 @dataclass(slots=True)
-class Totals:
-    """Counts over all tenants, or of one."""
+class Load:
+    """What is queued and in flight; over all tenants, or of one."""
 
     queued: int = 0
     queued_tokens: float = 0.0  # estimated cost
     in_flight: int = 0
-    submitted: int = 0
-    retried: int = 0
-    ended: dict[State, int] = field(default_factory=lambda: dict.fromkeys(sorted(ENDED), 0))
 
 
 @dataclass(slots=True)
-class TenantBooks(Totals):
+class TenantBooks(Load):
     """One tenant's counts, and what fairness is judged by (docs/metrics.md)."""
 
     config: Tenant = field(kw_only=True)
+    limited: bool = field(kw_only=True)  # whether its limits bound anything at all
+    submitted: int = 0
+    retried: int = 0
+    ended: dict[State, int] = field(default_factory=lambda: dict.fromkeys(sorted(ENDED), 0))
     pace: Pace = field(default_factory=Pace)
     backlogged_since_s: float | None = None
     backlogged_s: float = 0.0  # time with something queued; closed intervals only
@@ -54,7 +55,7 @@ class Books:
 
     def __init__(self, cost: TokenCost) -> None:
         self.cost = cost
-        self.totals = Totals()
+        self.totals = Load()
         self.tenants: dict[str, TenantBooks] = {}
         self.configs: dict[str, Tenant] = {}  # as they are now; policies look here, too
 
@@ -66,8 +67,16 @@ class Books:
             raise UnknownTenant(f"no tenant {name!r}; there are {', '.join(self.tenants)}") from None
 
     def add_tenant(self, tenant: Tenant) -> None:
-        self.tenants[tenant.name] = TenantBooks(config=tenant)
+        limited = tenant.limits != Limits()
+        self.tenants[tenant.name] = TenantBooks(config=tenant, limited=limited)
         self.configs[tenant.name] = tenant
+
+    def set_tenant(self, tenant: Tenant) -> TenantBooks:
+        """Replace its configuration; returns its books. Raises UnknownTenant."""
+        books = self.tenant(tenant.name)
+        books.config = self.configs[tenant.name] = tenant
+        books.limited = tenant.limits != Limits()
+        return books
 
     def estimated_cost(self, request: Request) -> float:
         """In tokens, by the estimate, which never counts past max_tokens."""
@@ -80,8 +89,8 @@ class Books:
         cost = self.cost
         return cost.prompt_weight * request.prompt_tokens + cost.output_weight * request.output_tokens
 
-    def enqueued(self, request: Request, now: float) -> None:
-        totals, tenant, cost = self.totals, self.tenants[request.tenant], request.cost
+    def enqueued(self, request: Request, tenant: TenantBooks, now: float) -> None:
+        totals, cost = self.totals, request.cost
         totals.queued += 1
         totals.queued_tokens += cost
         if not tenant.queued:
@@ -114,14 +123,19 @@ class Books:
         tenant.in_flight -= 1
         return tenant
 
-    def retried(self, request: Request) -> None:
-        if request.attempts == 1:  # counted once, however often it is tried
-            self.totals.retried += 1
-            self.tenants[request.tenant].retried += 1
+    def ended(self, state: State) -> int:
+        """How many requests of all tenants ended so."""
+        return sum(tenant.ended[state] for tenant in self.tenants.values())
 
-    def ended(self, request: Request) -> None:
-        self.totals.ended[request.state] += 1
-        self.tenants[request.tenant].ended[request.state] += 1
+    @property
+    def submitted(self) -> int:
+        """Requests of all tenants."""
+        return sum(tenant.submitted for tenant in self.tenants.values())
+
+    @property
+    def retried(self) -> int:
+        """Requests of all tenants that were tried again."""
+        return sum(tenant.retried for tenant in self.tenants.values())
 
     def reestimated(self, request: Request) -> None:
         """A queued request's estimate changed."""
@@ -133,10 +147,14 @@ class Books:
     def check(self, active: Iterable[Request]) -> None:
         """Raise AssertionError unless the counts agree with ``active``, everything queued or in flight."""
         everything = list(active)
-        for name, books in [("", self.totals), *self.tenants.items()]:
-            mine = [r for r in everything if name in ("", r.tenant)]
-            queued = [r for r in mine if r.state is State.QUEUED]
-            assert books.queued == len(queued), name
-            assert abs(books.queued_tokens - sum(map(self.estimated_cost, queued))) < 1e-3, name
-            assert books.in_flight == len(mine) - len(queued), name
+        for name, books in self.tenants.items():
+            mine = [r for r in everything if r.tenant == name]
+            self._check(books, mine)
             assert books.submitted == len(mine) + sum(books.ended.values()), name
+        self._check(self.totals, everything)
+
+    def _check(self, load: Load, active: Sequence[Request]) -> None:
+        queued = [r for r in active if r.state is State.QUEUED]
+        assert load.queued == len(queued)
+        assert abs(load.queued_tokens - sum(map(self.estimated_cost, queued))) < 1e-3
+        assert load.in_flight == len(active) - len(queued)

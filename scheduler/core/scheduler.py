@@ -12,7 +12,7 @@ from math import inf
 from typing import Any
 
 from scheduler.core import admission
-from scheduler.core.books import Books, TokenCost
+from scheduler.core.books import Books, TenantBooks, TokenCost
 from scheduler.core.estimate import Estimator
 from scheduler.core.events import NO_DETAIL, Emit, Event, Kind
 from scheduler.core.lifecycle import (
@@ -26,7 +26,23 @@ from scheduler.core.metrics import WindowMetrics
 from scheduler.core.policy import Policy
 from scheduler.core.slots import MicroBatch, Replica, Slots
 from scheduler.core.swap import Swap, SwapRecord
-from scheduler.core.types import Dispatch, Limits, Outcome, Rejected, Request, State, Tenant
+from scheduler.core.types import (
+    ABORTING,
+    CANCELLED,
+    EXPIRED,
+    FAILED,
+    FINISHED,
+    NEW,
+    QUEUED,
+    REJECTED,
+    RUNNING,
+    Limits,
+    Outcome,
+    Rejected,
+    Request,
+    State,
+    Tenant,
+)
 from scheduler.core.waiting import WaitingRoom
 
 
@@ -50,11 +66,11 @@ class Scheduler:
     ) -> None:
         self.estimator = estimator
         self.limits = limits
-        self.max_inflight_tokens = max_inflight_tokens
         self.max_model_len = max_model_len
+        self._limited = limits != Limits() or max_model_len is not None
         self.metrics = metrics
         self.books = Books(cost)
-        self.slots = Slots(capacities, batch)
+        self.slots = Slots(capacities, batch, max_inflight_tokens)
         self.paused = False
         self.waiting = WaitingRoom(policy)
         self.swaps: list[SwapRecord] = []
@@ -72,122 +88,122 @@ class Scheduler:
 
         Raises UnknownTenant, DuplicateRequest, IllegalTransition; then nothing was changed.
         """
-        tenant = self.books.tenant(request.tenant)
+        books = self.books
+        tenant = books.tenant(request.tenant)
         if request.id in self._active:
             raise DuplicateRequest(f"request {request.id} is already here")
-        if request.state is not State.NEW:
+        if request.state is not NEW:
             raise IllegalTransition(
                 f"request {request.id} is {request.state.value}; only new ones are submitted"
             )
         request.estimate = self.estimator.estimate(request)
-        books = self.books
-        totals = books.totals
-        totals.submitted += 1
-        tenant.submitted += 1
         request.cost = books.estimated_cost(request)
-        reason = admission.admit(request, tenant, totals, self.limits, self.max_model_len, now)
-        if reason:
+        tenant.submitted += 1
+        if (self._limited or tenant.limited) and (reason := self._refusal(request, tenant, now)):
             request.reason = reason
-            self._end(request, State.REJECTED, now, Kind.REJECTED)
-            return admission.rejection(reason, tenant, totals.queued, now / max(1, self._dispatches))
+            self._end(request, tenant, REJECTED, now)
+            dispatch_interval_s = now / max(1, self._dispatches)
+            return admission.rejection(reason, tenant, books.totals.queued, dispatch_interval_s)
         self._active[request.id] = request
-        self._enqueue(request, now)
-        own, overall, asked = tenant.config.limits.ttl_s, self.limits.ttl_s, request.ttl_s
-        if own is not None or overall is not None or asked is not None:
-            ttl_s = min(own or inf, overall or inf, asked or inf)
-            self.waiting.expire_at(request.arrival_s + ttl_s, request)
+        self._enqueue(request, tenant, now)
+        ttl_s = request.ttl_s
+        if self._limited or tenant.limited or ttl_s is not None:
+            ttl_s = min(tenant.config.limits.ttl_s or inf, self.limits.ttl_s or inf, ttl_s or inf)
+            if ttl_s < inf:
+                self.waiting.expire_at(request.arrival_s + ttl_s, request)
         if self._emit is not None:
             self._emit(Event(now, Kind.QUEUED, request, NO_DETAIL))
         return None
 
-    def _enqueue(self, request: Request, now: float) -> None:
-        move(request, State.QUEUED)
-        self.books.enqueued(request, now)
+    def _refusal(self, request: Request, tenant: TenantBooks, now: float) -> str:
+        return admission.admit(request, tenant, self.books.totals, self.limits, self.max_model_len, now)
+
+    def _enqueue(self, request: Request, tenant: TenantBooks, now: float) -> None:
+        move(request, QUEUED)
+        self.books.enqueued(request, tenant, now)
         self.waiting.enter(request)
 
     # -- dispatch ------------------------------------------------------------------------------------
 
-    def next_dispatch(self, now: float) -> Dispatch | None:
-        """The next request to start, and where; it is running from now on. Call until None."""
-        slots, totals, queue = self.slots, self.books.totals, self.waiting.queue
+    def next_dispatch(self, now: float) -> Request | None:
+        """The next request to start, on its ``replica``; it is running from now on. Call until None."""
+        slots, totals = self.slots, self.books.totals
         if slots.handout:
-            return self._dispatched(slots.handout.popleft(), now)
+            return slots.handout.popleft()
         limit = self.limits.max_in_flight
         room = inf if limit is None else limit - totals.in_flight
         replica = None if self.paused or not totals.queued or room <= 0 else slots.pick()
-        if replica is None:
+        if replica is None or self.waiting.suspects:
             slots.waiting_since_s = None  # no micro-batch waits to fill
-            return None
-        if self.waiting.suspects:
-            slots.waiting_since_s = None  # no micro-batch waits to fill
-            return self._dispatch_suspect(replica, now)
+            return None if replica is None else self._dispatch_suspect(replica, now)
+        queue = self.waiting.queue
         if queue.policy.lapses:
             queue.lapse(now)
         if slots.batch is not None:
-            return self._dispatch_batch(replica, room, now)
-        if self.max_inflight_tokens is not None:
+            return self._dispatch_batch(slots.batch, replica, room, now)
+        if slots.max_inflight_tokens is not None:
             head = queue.peek()
-            if head is not None and not replica.fits(head, self.max_inflight_tokens):
+            if head is not None and not slots.fits(head, replica):
                 return None
         request = queue.pop()
         if request is None:
             return None  # all that waits belongs to tenants at their limit
         self._start(request, replica, now)
-        return self._dispatched(request, now)
+        if self._emit is not None:
+            self._emit(Event(now, Kind.DISPATCHED, request, NO_DETAIL))
+        return request
 
-    def _dispatch_batch(self, replica: Replica, room: float, now: float) -> Dispatch | None:
+    def _dispatch_batch(self, size: MicroBatch, replica: Replica, room: float, now: float) -> Request | None:
         slots, queue = self.slots, self.waiting.queue
-        assert slots.batch is not None
         if not slots.batch_closes(self.books.totals.queued, now):
             return None
         batch = []
-        for request in queue.policy.take(queue, int(min(slots.batch.size, replica.free, room))):
+        for request in queue.policy.take(queue, int(min(size.size, replica.free, room))):
             self._start(request, replica, now)
             batch.append(request)
-        if not batch:
-            return None
         slots.hand_out(batch)
-        return self.next_dispatch(now)
+        if self._emit is not None:
+            for request in batch:
+                self._emit(Event(now, Kind.DISPATCHED, request, NO_DETAIL))
+        return slots.handout.popleft() if batch else None
 
-    def _dispatch_suspect(self, replica: Replica, now: float) -> Dispatch | None:
+    def _dispatch_suspect(self, replica: Replica, now: float) -> Request | None:
         """A request that was aboard two crashes runs by itself, so that it can take nobody with it."""
         if self.books.totals.in_flight:
             return None
         request = self.waiting.pop_suspect()
         replica.alone = request
         self._start(request, replica, now)
-        return self._dispatched(request, now)
-
-    def _dispatched(self, request: Request, now: float) -> Dispatch:
         if self._emit is not None:
             self._emit(Event(now, Kind.DISPATCHED, request, NO_DETAIL))
-        return Dispatch(request, request.replica)
+        return request
 
     def _start(self, request: Request, replica: Replica, now: float) -> None:
-        if self.waiting.swap is not None:
-            self.waiting.swap.queue.forget(request)
+        waiting = self.waiting
+        if waiting.swap is not None:
+            waiting.swap.queue.forget(request)
         self.books.dispatched(request, now)
-        move(request, State.RUNNING)
+        move(request, RUNNING)
         self._dispatches += 1
         if not request.attempts:
             request.dispatched_s = now
             request.charged = request.cost
-            self.policy.on_dispatch(request, request.cost)
+            waiting.queue.policy.on_dispatch(request, request.cost)
         request.attempts += 1
-        replica.start(request)
+        self.slots.start(request, replica)
 
     # -- while it runs -------------------------------------------------------------------------------
 
     def on_first_token(self, request_id: str, now: float) -> None:
         """The first output token is there. Raises UnknownRequest."""
-        request, _ = self._running(request_id)
+        request = self._running(request_id)
         request.first_token_s = now
         if self._emit is not None:
             self._emit(Event(now, Kind.FIRST_TOKEN, request, NO_DETAIL))
 
     def on_tokens(self, request_id: str, tokens: int, now: float) -> None:
         """``tokens`` more output tokens are there; the final count comes with the outcome."""
-        request, _ = self._running(request_id)
+        request = self._running(request_id)
         if self.metrics is not None:
             prompt = 0 if request.output_tokens else request.prompt_tokens
             self.metrics.on_tokens(request.tenant, tokens, prompt, now)
@@ -198,9 +214,10 @@ class Scheduler:
         """A stream has ended. Returns the requests that ended with it: in a micro-batch none before its
         last one, then all of them. Raises UnknownRequest.
         """
-        request, replica = self._running(request_id)
-        replica.end(request)
-        request.finish, request.output_tokens = outcome
+        request = self._running(request_id)
+        request.finish = outcome.finish
+        request.output_tokens = outcome.output_tokens
+        replica = self.slots.end(request)
         if self.slots.batch is None:
             self._settle(request, now)
             return (request,)
@@ -219,20 +236,21 @@ class Scheduler:
 
     def _settle(self, request: Request, now: float) -> None:
         """End a request whose stream is over: free, charge, learn, count."""
-        if request.state is State.ABORTING:
-            state, kind = State.CANCELLED, Kind.CANCELLED
+        if request.state is ABORTING:
+            state = CANCELLED
             request.finish = "abort"
         elif request.finish in ("stop", "length"):
-            state, kind = State.FINISHED, Kind.FINISHED
+            state = FINISHED
             if request.first_token_s is None:
                 request.first_token_s = now
         else:
-            state, kind = State.FAILED, Kind.FAILED
+            state = FAILED
             request.reason = request.reason or "engine_error"
-        tenant = self.books.freed(request)
+        books = self.books
+        tenant = books.freed(request)
         self.waiting.give_room(request.tenant)
-        actual = self.books.actual_cost(request)
-        self.policy.on_settle(request, actual - request.charged)
+        actual = books.actual_cost(request)
+        self.waiting.queue.policy.on_settle(request, actual - request.charged)
         request.charged = actual
         if request.backlogged:
             tenant.served_by_weight += actual / tenant.config.weight
@@ -241,18 +259,18 @@ class Scheduler:
         estimator.observe(request, Outcome(request.finish, request.output_tokens))
         request.bias_after = estimator.bias(request.tenant, category)
         if self.metrics is not None:
-            self.metrics.on_observed(request, self.estimator)
+            self.metrics.on_observed(request, estimator)
         del self._active[request.id]
-        self._end(request, state, now, kind)
+        self._end(request, tenant, state, now)
 
-    def _end(self, request: Request, state: State, now: float, kind: Kind) -> None:
+    def _end(self, request: Request, tenant: TenantBooks, state: State, now: float) -> None:
         move(request, state)
         request.ended_s = now
-        self.books.ended(request)
+        tenant.ended[state] += 1
         if self.metrics is not None:
-            self.metrics.on_ended(request, now, self.books.tenants[request.tenant].config.slo)
+            self.metrics.on_ended(request, now, tenant.config.slo)
         if self._emit is not None:
-            self._emit(Event(now, kind, request, NO_DETAIL))
+            self._emit(Event(now, Kind(state), request, NO_DETAIL))
 
     # -- ends that are no completion -----------------------------------------------------------------
 
@@ -263,33 +281,33 @@ class Scheduler:
         request = self._active.get(request_id)
         if request is None:
             raise UnknownRequest(f"no queued or running request {request_id}")
-        if request.state is State.QUEUED:
-            self._drop(request, State.CANCELLED, now, Kind.CANCELLED)
+        if request.state is QUEUED:
+            self._drop(request, CANCELLED, now)
             return None
-        if request.state is State.ABORTING:
+        if request.state is ABORTING:
             return None
-        move(request, State.ABORTING)
+        move(request, ABORTING)
         if self._emit is not None:
             self._emit(Event(now, Kind.ABORTING, request, NO_DETAIL))
-        return request.replica if request_id in self.slots.replicas[request.replica].running else None
+        return None if request.finish else request.replica  # a micro-batch holds what has ended
 
     def expire(self, now: float) -> list[Request]:
         """End what has waited past its TTL; returns those requests."""
         expired: list[Request] = []
         for request in self.waiting.expired(now):
-            self._drop(request, State.EXPIRED, now, Kind.EXPIRED)
+            self._drop(request, EXPIRED, now)
             expired.append(request)
         return expired
 
-    def _drop(self, request: Request, state: State, now: float, kind: Kind) -> None:
+    def _drop(self, request: Request, state: State, now: float) -> None:
         """End a request that waits."""
         self.waiting.remove(request)
-        self.books.left_queue(request, now)
+        tenant = self.books.left_queue(request, now)
         if request.charged:  # it ran on an engine that was lost
             self.policy.on_settle(request, -request.charged)
             request.charged = 0.0
         del self._active[request.id]
-        self._end(request, state, now, kind)
+        self._end(request, tenant, state, now)
 
     def on_engine_lost(self, replica_index: int, now: float) -> list[Request]:
         """A replica died. What it ran is retried once if nothing of it was delivered; what was aboard two
@@ -298,9 +316,10 @@ class Scheduler:
         replica = self.slots.replicas[replica_index]
         alone = replica.alone
         ended = self._release(replica, now)
-        for request in self.slots.lose(replica_index):
+        self.slots.lose(replica)
+        for request in [r for r in self._active.values() if r.replica == replica_index]:
             delivered = request.streamed and request.output_tokens > 0
-            if request.state is State.RUNNING and not delivered and request is not alone:
+            if request.state is RUNNING and not delivered and request is not alone:
                 self._retry(request, now)
                 continue
             request.finish, request.reason = "error", "engine_lost"
@@ -309,14 +328,15 @@ class Scheduler:
         return ended
 
     def _retry(self, request: Request, now: float) -> None:
-        self.books.freed(request)
+        tenant = self.books.freed(request)
         self.waiting.give_room(request.tenant)
-        self.books.retried(request)
+        if request.attempts == 1:  # counted once, however often it is tried
+            tenant.retried += 1
         request.output_tokens = request.batch_size = 0
         request.first_token_s = request.last_token_s = None
         request.gaps = None
         request.replica = request.batch_id = -1
-        self._enqueue(request, now)
+        self._enqueue(request, tenant, now)
         if self._emit is not None:
             self._emit(Event(now, Kind.RETRIED, request, NO_DETAIL))
 
@@ -355,8 +375,7 @@ class Scheduler:
         if not swap.step(max_items):
             return False
         source, policy = self.policy, swap.queue.policy
-        replicas = self.slots.replicas
-        self.waiting.end_swap(swap, (r for one in replicas for r in (*one.running.values(), *one.held)))
+        self.waiting.end_swap(swap, (r for r in self._active.values() if r.replica >= 0))
         record = SwapRecord(swap.requested_s, now, source.describe(), policy.describe(), swap.ranked, swap.by)
         self.swaps.append(record)
         detail = {"from": record.source, "to": record.target, "queued": record.queued, "by": record.by}
@@ -376,6 +395,7 @@ class Scheduler:
     def set_limits(self, limits: Limits, now: float, *, by: str = "") -> None:
         """Change the overall limits; what already waits stays."""
         self.limits = limits
+        self._limited = limits != Limits() or self.max_model_len is not None
         self._tell(now, Kind.LIMITS, {"by": by})
 
     def add_tenant(self, tenant: Tenant) -> None:
@@ -389,8 +409,7 @@ class Scheduler:
 
     def set_tenant(self, tenant: Tenant, now: float, *, by: str = "") -> None:
         """Change weight, SLO or limits of a tenant; what waits keeps its tier. Raises UnknownTenant."""
-        books = self.books.tenant(tenant.name)
-        books.config = self.books.configs[tenant.name] = tenant
+        books = self.books.set_tenant(tenant)
         limit = tenant.limits.max_in_flight
         self.waiting.set_room(tenant.name, None if limit is None else limit - books.in_flight)
         self._tell(now, Kind.TENANT, {"tenant": tenant.name, "weight": tenant.weight, "by": by})
@@ -441,20 +460,18 @@ class Scheduler:
         expiry_s = self.waiting.next_expiry_s()
         return expiry_s if self.slots.batch is None else min(expiry_s, self.slots.next_timer())
 
-    def _running(self, request_id: str) -> tuple[Request, Replica]:
+    def _running(self, request_id: str) -> Request:
         request = self._active.get(request_id)
-        if request is not None and request.replica >= 0:
-            replica = self.slots.replicas[request.replica]
-            if request_id in replica.running:
-                return request, replica
-        raise UnknownRequest(f"no running request {request_id}")
+        if request is None or request.replica < 0 or request.finish:
+            raise UnknownRequest(f"no running request {request_id}")
+        return request
 
     def check(self) -> None:
         """Raise AssertionError unless nothing is lost or doubled: submitted = queued + in flight + ended."""
         active = self._active.values()
         self.books.check(active)
-        self.slots.check([r for r in active if r.state in (State.RUNNING, State.ABORTING)])
-        queued = sorted(r.ticket for r in active if r.state is State.QUEUED)
+        self.slots.check([r for r in active if r.state in (RUNNING, ABORTING)])
+        queued = sorted(r.ticket for r in active if r.state is QUEUED)
         waiting = sorted(r.ticket for r in self.waiting)
         assert waiting == queued, "the queue holds just what is queued"
         assert len(set(waiting)) == len(waiting), "no request waits twice"

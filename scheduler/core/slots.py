@@ -25,48 +25,29 @@ class Replica:
     index: int
     capacity: int
     up: bool = True
-    running: dict[str, Request] = field(default_factory=dict)
-    reserved_tokens: float = 0.0
+    running: int = 0  # streams that have not ended
+    reserved_tokens: float = 0.0  # prompt + upper estimate of what runs; only where they are bounded
     alone: Request | None = None  # a suspect that runs by itself, see Scheduler.on_engine_lost
     held: list[Request] = field(default_factory=list)  # micro-batches only: what of its batch has ended
 
     @property
     def free(self) -> int:
         """Slots that may be filled now."""
-        return self.capacity - len(self.running) if self.up and self.alone is None else 0
-
-    def start(self, request: Request) -> None:
-        request.replica = self.index
-        self.running[request.id] = request
-        self.reserved_tokens += request.prompt_tokens + request.estimate.upper
-
-    def end(self, request: Request) -> None:
-        del self.running[request.id]
-        self.reserved_tokens -= request.prompt_tokens + request.estimate.upper
-        if self.alone is request:
-            self.alone = None
-
-    def fits(self, request: Request, max_inflight_tokens: float) -> bool:
-        """Whether its prompt and upper estimate can be reserved; alone anything may run."""
-        needed = request.prompt_tokens + request.estimate.upper
-        return not self.running or self.reserved_tokens + needed <= max_inflight_tokens
-
-    def lose(self) -> list[Request]:
-        """The engine died: returns what it ran."""
-        self.up = False
-        self.alone = None
-        self.reserved_tokens = 0.0
-        lost = list(self.running.values())
-        self.running.clear()
-        return lost
+        return self.capacity - self.running if self.up and self.alone is None else 0
 
 
 class Slots:
     """All replicas, and the micro-batch that is being handed out."""
 
-    def __init__(self, capacities: Sequence[int], batch: MicroBatch | None) -> None:
+    def __init__(
+        self,
+        capacities: Sequence[int],
+        batch: MicroBatch | None = None,
+        max_inflight_tokens: float | None = None,
+    ) -> None:
         self.replicas = [Replica(index, capacity) for index, capacity in enumerate(capacities)]
         self.batch = batch
+        self.max_inflight_tokens = max_inflight_tokens  # on each replica
         self.batches = 0
         self.waiting_since_s: float | None = None  # since when an idle replica waits for a batch to fill
         self.handout: deque[Request] = deque()
@@ -77,12 +58,35 @@ class Slots:
 
     def pick(self) -> Replica | None:
         """The replica with the most free slots, for a micro-batch an idle one; None when there is none."""
-        if self.batch is not None:
-            return next((r for r in self.replicas if r.free and not r.running and not r.held), None)
         replicas = self.replicas
+        if self.batch is not None:
+            return next((r for r in replicas if r.free and not r.running and not r.held), None)
         best = replicas[0] if len(replicas) == 1 else max(replicas, key=lambda replica: replica.free)
-        full = not best.up or best.alone is not None or len(best.running) >= best.capacity
-        return None if full else best
+        return best if best.running < best.capacity and best.up and best.alone is None else None
+
+    def fits(self, request: Request, replica: Replica) -> bool:
+        """Whether its prompt and upper estimate can be reserved; alone anything may run."""
+        if self.max_inflight_tokens is None or not replica.running:
+            return True
+        needed = request.prompt_tokens + request.estimate.upper
+        return replica.reserved_tokens + needed <= self.max_inflight_tokens
+
+    def start(self, request: Request, replica: Replica) -> None:
+        """It runs there from now on."""
+        request.replica = replica.index
+        replica.running += 1
+        if self.max_inflight_tokens is not None:
+            replica.reserved_tokens += request.prompt_tokens + request.estimate.upper
+
+    def end(self, request: Request) -> Replica:
+        """Its stream has ended; returns where it ran."""
+        replica = self.replicas[request.replica]
+        replica.running -= 1
+        if self.max_inflight_tokens is not None:
+            replica.reserved_tokens -= request.prompt_tokens + request.estimate.upper
+        if replica.alone is request:
+            replica.alone = None
+        return replica
 
     def batch_closes(self, queued: int, now: float) -> bool:
         """Whether a micro-batch closes now on an idle replica; else its wait goes on."""
@@ -101,10 +105,13 @@ class Slots:
             request.batch_id, request.batch_size = self.batches, len(batch)
         self.handout.extend(batch)
 
-    def lose(self, replica_index: int) -> list[Request]:
-        """A replica died: returns what it ran, handed out or not."""
-        self.handout = deque(r for r in self.handout if r.replica != replica_index)
-        return self.replicas[replica_index].lose()
+    def lose(self, replica: Replica) -> None:
+        """Its engine died, and with it all that ran there, handed out or not."""
+        self.handout = deque(r for r in self.handout if r.replica != replica.index)
+        replica.up = False
+        replica.alone = None
+        replica.running = 0
+        replica.reserved_tokens = 0.0
 
     def next_timer(self) -> float:
         """When a waiting micro-batch must close; inf when none waits."""
@@ -113,8 +120,9 @@ class Slots:
         return self.waiting_since_s + self.batch.wait_s
 
     def check(self, in_flight: Sequence[Request]) -> None:
-        """Raise AssertionError unless the replicas hold just these requests, none of them twice."""
-        mine = [r for replica in self.replicas for r in (*replica.running.values(), *replica.held)]
-        assert len(mine) == len(in_flight)
-        assert {id(r) for r in mine} == {id(r) for r in in_flight}
-        assert all(len(replica.running) <= replica.capacity for replica in self.replicas)
+        """Raise AssertionError unless the replicas count just these requests, each where it says it is."""
+        for replica in self.replicas:
+            mine = [r for r in in_flight if r.replica == replica.index]
+            assert {id(r) for r in replica.held} == {id(r) for r in mine if r.finish}
+            assert replica.running == len(mine) - len(replica.held) <= replica.capacity
+        assert all(0 <= r.replica < len(self.replicas) for r in in_flight)

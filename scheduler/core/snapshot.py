@@ -44,9 +44,9 @@ def take_snapshot(scheduler: Scheduler, now: float) -> Snapshot:
         drift_ratio=drift_ratio(completions),
         tokens_per_s=sum(rate for rate, _ in rates.values()),
         counts={
-            "submitted": totals.submitted,
-            "retried": totals.retried,
-            **{state.value: totals.ended[state] for state in ENDED},
+            "submitted": scheduler.books.submitted,
+            "retried": scheduler.books.retried,
+            **{state.value: scheduler.books.ended(state) for state in ENDED},
         },
         category_bias={category: scheduler.estimator.bias("", category) for category in CATEGORIES},
     )

@@ -126,8 +126,8 @@ class Session:
             if load.next_time() <= now:
                 for action in load.take(now):
                     self._act(action, now)
-        while (dispatch := scheduler.next_dispatch(now)) is not None:
-            self._start_stream(dispatch.request)
+        while (request := scheduler.next_dispatch(now)) is not None:
+            self._start_stream(request)
         if scheduler.idle:
             for load in self.loads:
                 load.on_drained(now)

@@ -88,11 +88,10 @@ class Simulation:
                         self._act(action, now)
                     elif scheduler.submit(action.request, now) is not None:
                         self._ended(action.request, now)
-            while (dispatch := next_dispatch(now)) is not None:
-                request, replica = dispatch
+            while (request := next_dispatch(now)) is not None:
                 tokens, finish = answer(request)
                 running[request.id] = (request, finish)
-                gpus[replica].start(request.id, request.prompt_tokens, tokens, now, request.tenant)
+                gpus[request.replica].start(request.id, request.prompt_tokens, tokens, now, request.tenant)
             if not running and scheduler.idle:
                 workload.on_drained(now)
             instants += 1
