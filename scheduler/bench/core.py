@@ -104,8 +104,8 @@ def _cycles(policy: str, sizes: Sizes) -> dict[str, Any]:
         for request in arrivals[:queued]:
             scheduler.submit(request, 0.0)
         flying: deque[Request] = deque()
-        while (next_one := scheduler.next_dispatch(0.0)) is not None:
-            flying.append(next_one)
+        while (ready := scheduler.next_dispatch(0.0)) is not None:
+            flying.append(ready)
         yardstick.append(_heap_us(queued, cycles))
         gc.collect()
         started = time.perf_counter()
@@ -113,8 +113,8 @@ def _cycles(policy: str, sizes: Sizes) -> dict[str, Any]:
             now = request.arrival_s
             scheduler.submit(request, now)
             scheduler.on_complete(flying.popleft().id, now, Outcome("stop", 100))
-            while (next_one := scheduler.next_dispatch(now)) is not None:
-                flying.append(next_one)
+            while (ready := scheduler.next_dispatch(now)) is not None:
+                flying.append(ready)
         ours.append((time.perf_counter() - started) / cycles * 1e6)
         scheduler.check()
     return _row("cycle", policy, queued, ours, yardstick) | {"requests_per_s": 1e6 / median(ours)}

@@ -126,8 +126,8 @@ class Session:
             if load.next_time() <= now:
                 for action in load.take(now):
                     self._act(action, now)
-        while (request := scheduler.next_dispatch(now)) is not None:
-            self._start_stream(request)
+        while (ready := scheduler.next_dispatch(now)) is not None:
+            self._start_stream(ready)
         if scheduler.idle:
             for load in self.loads:
                 load.on_drained(now)

@@ -88,10 +88,10 @@ class Simulation:
                         self._act(action, now)
                     elif scheduler.submit(action.request, now) is not None:
                         self._ended(action.request, now)
-            while (request := next_dispatch(now)) is not None:
-                tokens, finish = answer(request)
-                running[request.id] = (request, finish)
-                gpus[request.replica].start(request.id, request.prompt_tokens, tokens, now, request.tenant)
+            while (ready := next_dispatch(now)) is not None:
+                tokens, finish = answer(ready)
+                running[ready.id] = (ready, finish)
+                gpus[ready.replica].start(ready.id, ready.prompt_tokens, tokens, now, ready.tenant)
             if not running and scheduler.idle:
                 workload.on_drained(now)
             instants += 1
