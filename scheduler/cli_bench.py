@@ -46,7 +46,10 @@ def add_benches(commands: Any) -> None:
     policies.add_argument("--trace", type=Path, metavar="FILE", help="also an Azure trace (CSV)")
     policies.set_defaults(command=_bench_policies)
 
-    for parser in (estimate, policies, core, engine, screen, paper):
+    gateway = benches.add_parser("gateway", help="requests/s beside a bare aiohttp echo; a minute")
+    gateway.set_defaults(command=_bench_gateway)
+
+    for parser in (estimate, policies, core, engine, screen, paper, gateway):
         parser.add_argument(
             "--out", type=Path, metavar="DIR", help="also write the document to DIR/bench-NAME.json"
         )
@@ -119,6 +122,12 @@ def _bench_policies(args: argparse.Namespace) -> int:
     from scheduler.bench.policies import bench_policies
 
     return _show(bench_policies(_tell, trace=args.trace), args)
+
+
+def _bench_gateway(args: argparse.Namespace) -> int:
+    from scheduler.bench.gateway import bench_gateway
+
+    return _show(bench_gateway(_tell), args)
 
 
 def _work(args: argparse.Namespace) -> Work:
