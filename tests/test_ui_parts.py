@@ -152,28 +152,38 @@ def test_a_run_that_starts_over_clears_the_history() -> None:
 
 def dots(raster: Raster) -> list[str]:
     """The raster as text, one character per dot."""
-    return ["".join(".#"[dot] for dot in row) for row in raster.dots.astype(int)]
+    bits = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
+    return [
+        "".join(".#"[bool(cell & bit)] for cell in row for bit in pair) for row in raster.dots for pair in bits
+    ]
 
 
 def test_raster_joins_values_and_leaves_gaps() -> None:
     raster = Raster(3, 1)
-    raster.plot(0, np.array([0.0, 3.0, 3.0, np.nan, 0.0, 1.0]), 0.0, 3.0)
+    raster.plot(np.array([[0.0, 3.0, 3.0, np.nan, 0.0, 1.0]]), 0.0, 3.0)
     assert dots(raster) == [".##...", ".#....", ".#...#", "#...#."]
 
 
 def test_raster_rows_are_runs_of_one_owner() -> None:
     raster = Raster(5, 2)
     nan = math.nan
-    raster.plot(0, np.array([7.0, 7.0, *[nan] * 8]), 0.0, 7.0)
-    raster.plot(1, np.array([*[nan] * 5, 0.0, 0.0, *[nan] * 3]), 0.0, 7.0)
-    top, bottom = raster.lines(dashed=[1], markers={3: 0, 4: 1})
+    lines = [7.0, 7.0, *[nan] * 8], [*[nan] * 5, 0.0, 0.0, *[nan] * 3]
+    raster.plot(np.array(lines), 0.0, 7.0)
+    top, bottom = raster.rows(dashed=[1], markers={3: 0, 4: 1})
     assert top == [("\u2809  ", 0), ("┊", -2), ("┊", -3)]
     assert bottom == [("╌╌", -1), ("\u2880\u2840", 1), ("┊", -3)]
 
 
+def test_a_later_line_hides_the_cells_below_it() -> None:
+    raster = Raster(2, 1)
+    raster.plot(np.array([[0.0, 0.0, 0.0, 0.0], [np.nan, 3.0, np.nan, np.nan]]), 0.0, 3.0)
+    assert dots(raster) == [".#..", "....", "....", "..##"]
+    assert [owner for _, owner in raster.rows([], {})[0]] == [1, 0]
+
+
 def test_raster_clips_to_its_field() -> None:
     raster = Raster(1, 1)
-    raster.plot(0, np.array([-5.0, 50.0]), 0.0, 3.0)
+    raster.plot(np.array([[-5.0, 50.0]]), 0.0, 3.0)
     assert dots(raster)[0][1] == "#"
     assert dots(raster)[3][0] == "#"
 

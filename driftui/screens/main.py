@@ -18,6 +18,7 @@ from driftui.screens.help import HelpScreen
 from driftui.screens.inject import InjectScreen
 from driftui.screens.policy import PolicyScreen
 from driftui.screens.tenant import TenantScreen
+from driftui.widgets.canvas import paint
 from driftui.widgets.chart import Chart, Marker, Moment, Series
 from driftui.widgets.events import EventList
 from driftui.widgets.footer import KeyLine
@@ -70,13 +71,14 @@ class MainScreen(Screen[None]):
         self.tenants = TenantsTable(id="tenants")
         self.panes = Container(*self.charts, id="charts")
         self.events = EventList(id="events")
+        self.keys = KeyLine(id="keys")
         self.filter_input = field("", placeholder="part of a tenant's name", id="filter")
         yield self.status
         yield self.tenants
         yield self.panes
         yield self.events
         yield self.filter_input
-        yield KeyLine(id="keys")
+        yield self.keys
 
     def on_mount(self) -> None:
         self.filter_input.display = False
@@ -99,6 +101,7 @@ class MainScreen(Screen[None]):
             self._show_again()
         else:
             self._show_status(view)
+            self._paint()
 
     def _show_again(self) -> None:
         if self._view is None or not self.is_mounted:
@@ -111,6 +114,11 @@ class MainScreen(Screen[None]):
         self._show_charts(shown)
         if self.shown.frozen is None:
             self.events.show(list(app.history.notices))
+        self._paint()
+
+    def _paint(self) -> None:
+        canvases = (self.status, self.tenants, *self.charts, self.events, self.keys)
+        paint(self, canvases, (self.panes, self.filter_input))
 
     def _show_status(self, view: View) -> None:
         app, frozen = self.drift, self.shown.frozen is not None

@@ -1,8 +1,9 @@
 """Widgets that draw whole lines themselves, and only those lines that changed.
 
-Textual's border and padding machinery restyles every segment of every line. A ``Canvas`` hands its own
-strips straight to the compositor and keeps them until told otherwise: a screen of charts then costs a few
-milliseconds.
+Textual's border and padding machinery restyles every segment of every line, and its compositor cuts every
+line at the edges of every widget. A ``Canvas`` hands its own strips to the compositor and keeps them until
+told otherwise; and where no other widget can lie over the canvases, ``paint`` writes the changed lines past the
+compositor. A screen of charts then costs a few milliseconds.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len
+from rich.color import ColorSystem
+from rich.console import Console
 from rich.segment import Segment
 from textual import events
-from textual.geometry import Region, Size
+from textual._compositor import CompositorUpdate
+from textual.geometry import NULL_REGION, Region, Size
+from textual.screen import Screen
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -22,11 +27,12 @@ from driftui.palette import ink
 
 
 class Canvas(Widget, inherit_bindings=False):
-    """A widget drawn by ``draw(y)``, one strip per line, kept until ``redraw``."""
+    """A widget drawn by ``draw(y)``, line by line; ``redraw`` says which lines are out of date."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._strips: dict[int, Strip] = {}
+        self._stale: set[int] = set()  # lines that the terminal shows as they were
         self.cells = Size(0, 0)  # our size; Textual works its own out anew at every question
 
     def draw(self, y: int) -> Sequence[Segment]:
@@ -38,19 +44,26 @@ class Canvas(Widget, inherit_bindings=False):
         return palette.BACKGROUND
 
     def redraw(self, lines: Iterable[int] | None = None) -> None:
-        """These lines (or all) are out of date. Costs nothing while the widget is hidden."""
+        """These lines (or all) are out of date; ``paint`` or ``flush`` brings them to the terminal."""
         if lines is None:
             self._strips.clear()
-            if self.display:
-                self.refresh()
+            self._stale.update(range(self.cells.height))
             return
-        width = self.cells.width
-        regions = []
         for y in lines:
             self._strips.pop(y, None)
-            regions.append(Region(0, y, width, 1))
-        if regions and self.display:
-            self.refresh(*regions)
+            self._stale.add(y)
+
+    def take_stale(self) -> list[tuple[int, Sequence[Segment]]]:
+        """The lines that are out of date, as they should look; from now on they count as painted."""
+        lines = [(y, self._fitted(y, self.cells.width)) for y in sorted(self._stale)]
+        self._stale.clear()
+        return lines
+
+    def flush(self) -> None:
+        """Let Textual repaint the lines that are out of date. Costs nothing while the widget is hidden."""
+        if self._stale and self.display:
+            self.refresh(*[Region(0, y, self.cells.width, 1) for y in self._stale])
+        self._stale.clear()
 
     def render_lines(self, crop: Region) -> list[Strip]:
         self._measure(self.size)
@@ -71,20 +84,60 @@ class Canvas(Widget, inherit_bindings=False):
         if size != self.cells:
             self.cells = size
             self._strips.clear()
+            self._stale.clear()  # a new size is painted whole
 
     def _strip(self, y: int, width: int) -> Strip:
         strip = self._strips.get(y)
         if strip is None:
-            segments = self.draw(y)
-            # Lines are drawn to measure, and counting characters shows it for much less than counting cells.
-            # Those that are not (a tiny screen, wide characters) are cut or filled.
-            if sum([len(segment.text) for segment in segments]) == width:
-                strip = Strip(segments, width)
-            else:
-                blank = ink(palette.TEXT, on=self.background)
-                strip = Strip(segments).adjust_cell_length(width, blank)
-            self._strips[y] = strip
+            strip = self._strips[y] = Strip(self._fitted(y, width), width)
         return strip
+
+    def _fitted(self, y: int, width: int) -> Sequence[Segment]:
+        segments = self.draw(y)
+        # Lines are drawn to measure, and counting characters shows it for much less than counting cells.
+        # Those that are not (a tiny screen, wide characters) are cut or filled.
+        if sum([len(segment.text) for segment in segments]) == width:
+            return segments
+        return list(Strip(segments).adjust_cell_length(width, ink(palette.TEXT, on=self.background)))
+
+
+class Lines(CompositorUpdate):
+    """Whole lines of canvases, each with the place of its first cell."""
+
+    def __init__(self, lines: Sequence[tuple[int, int, Sequence[Segment]]]) -> None:
+        self._lines = lines
+
+    def render_segments(self, console: Console) -> str:
+        colours = console._color_system or ColorSystem.TRUECOLOR
+        parts = []
+        for x, y, segments in self._lines:
+            parts.append(f"\x1b[{y + 1};{x + 1}H")
+            parts += [style.render(text, color_system=colours) for text, style, _ in segments if style]
+        return "".join(parts)
+
+
+def paint(screen: Screen[None], canvases: Sequence[Canvas], others: Sequence[Widget]) -> None:
+    """Bring what is out of date to the terminal: at once and past the compositor, where that is safe.
+
+    It is while no widget but these canvases, and ``others`` of which none lies over a canvas, is to be seen:
+    no dialog, no toast. Else Textual repaints the lines, as of any widget.
+    """
+    app = screen.app
+    visible = screen._compositor.visible_widgets
+    alone = screen.is_current and visible.keys() <= {screen, *canvases, *others}
+    if not alone or app._batch_count or app.no_color:
+        for canvas in canvases:
+            canvas.flush()
+        return
+    lines: list[tuple[int, int, Sequence[Segment]]] = []
+    for canvas in canvases:
+        region, clip = visible.get(canvas, (NULL_REGION, NULL_REGION))
+        if region.size == canvas.cells and region in clip:
+            lines += [(region.x, region.y + y, segments) for y, segments in canvas.take_stale()]
+        else:  # hidden, cut off, or about to change its size
+            canvas.flush()
+    if lines:
+        app._display(screen, Lines(lines))
 
 
 class Panel(Canvas):

@@ -61,6 +61,7 @@ class Chart(Panel):
         self._series: Sequence[Series] = ()
         self._moment = Moment(0.0, 60.0, ())
         self._drawn: object = None
+        self._frame: object = None
         self._lines: list[list[Segment]] = []
 
     def show(self, history: History, series: Sequence[Series], moment: Moment) -> None:
@@ -78,7 +79,6 @@ class Chart(Panel):
         if asked != self._drawn:
             self._drawn = asked
             self._paint(history, grid)
-            self.redraw()
 
     def on_resize(self, event: events.Resize) -> None:
         super().on_resize(event)
@@ -95,43 +95,55 @@ class Chart(Panel):
         return [Segment(" " * width, ink(palette.TEXT))]
 
     def _paint(self, history: History, grid: Grid) -> None:
+        """Draw all lines of the pane anew; those that look as before are not painted."""
         width = self._plot_width
-        height = self.inner_height - _LINES_AROUND
-        values = [history.buckets(s.key, grid, s.tenant) for s in self._series]
-        self._lines = [self._legend(values)]
-        if height < 1:
+        height = max(0, self.inner_height - _LINES_AROUND)
+        values = np.array([history.buckets(s.key, grid, s.tenant) for s in self._series])
+        values.shape = (len(self._series), grid.buckets)
+        lines = [self._legend(values)]
+        if height:
+            lines += self._plot(values, grid, width, height)
+            lines.append(self._time_axis(width))
+        frame = self.title, self.cells
+        if frame != self._frame or len(lines) != len(self._lines):
+            self._frame, self._lines = frame, lines
+            self.redraw()
             return
+        changed = [1 + y for y, (old, new) in enumerate(zip(self._lines, lines, strict=True)) if old != new]
+        self._lines = lines
+        self.redraw(changed)
+
+    def _plot(self, values: Floats, grid: Grid, width: int, height: int) -> list[list[Segment]]:
         low, high, ticks = scale(values, *self._least, rows=height)
         raster = Raster(width, height)
-        for index, line in enumerate(values):
-            raster.plot(index, line, low, high)
+        raster.plot(values, low, high)
         labels: dict[int, str] = {}
         for tick in ticks:
             row = round((high - tick) / (high - low) * (4 * height - 1)) // 4
             labels[row] = figures.plain(tick)
         places = [(grid.place(marker.at_s), marker.colour) for marker in self._moment.markers]
-        colours = dict.fromkeys(colour for _, colour in places)
-        numbers = {colour: number for number, colour in enumerate(colours)}
-        markers = {place // 2: numbers[colour] for place, colour in places if place is not None}
+        colours = list(dict.fromkeys(colour for _, colour in places))
+        markers = {place // 2: colours.index(colour) for place, colour in places if place is not None}
         inks = {GROUND: ink(palette.GRID)}
-        inks.update({MARKER - number: ink(colour) for colour, number in numbers.items()})
+        inks.update({MARKER - number: ink(colour) for number, colour in enumerate(colours)})
         inks.update({index: ink(series.colour) for index, series in enumerate(self._series)})
-        for row, runs in enumerate(raster.lines(list(labels), markers)):
+        lines: list[list[Segment]] = []
+        for row, runs in enumerate(raster.rows(list(labels), markers)):
             label = labels.get(row)
             # Blanks have no colour of their own, so they share a segment with whatever is beside them.
-            cells = [Segment(" " * LABEL_CELLS + "│", ink(palette.GRID))]
+            line = [Segment(" " * LABEL_CELLS + "│", ink(palette.GRID))]
             if label is not None:
-                cells = [
+                line = [
                     Segment(label.rjust(LABEL_CELLS), ink(palette.FAINT)),
                     Segment("┤", ink(palette.GRID)),
                 ]
             *others, (text, owner) = runs
-            cells += [Segment(text, inks[owner]) for text, owner in others]
-            cells.append(Segment(text + " ", inks[owner]))
-            self._lines.append(cells)
-        self._lines.append(self._time_axis(width))
+            line += [Segment(text, inks[owner]) for text, owner in others]
+            line.append(Segment(text + " ", inks[owner]))
+            lines.append(line)
+        return lines
 
-    def _legend(self, values: Sequence[Floats]) -> list[Segment]:
+    def _legend(self, values: Floats) -> list[Segment]:
         width = self.inner_width
         line = [Segment(" " * (LABEL_CELLS - 3), ink(palette.FAINT))]
         used = LABEL_CELLS - 3

@@ -9,18 +9,12 @@ import numpy as np
 
 from driftui.feed import Floats
 
-# Row, column and bit of each dot of a braille cell.
-_DOTS = (
-    (0, 0, 0x01),
-    (1, 0, 0x02),
-    (2, 0, 0x04),
-    (3, 0, 0x40),
-    (0, 1, 0x08),
-    (1, 1, 0x10),
-    (2, 1, 0x20),
-    (3, 1, 0x80),
-)
 _BRAILLE = 0x2800
+_BITS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # of a cell's left and right dots, from the top
+# The bits of the dots from ``start`` to before ``end``, at 25 x side + 5 x start + end.
+_PATTERNS = np.array(
+    [sum(bits[start:end]) for bits in _BITS for start in range(5) for end in range(5)], dtype=np.uint8
+)
 _BLANK, _DASH, _BAR = (ord(char) for char in " ╌┊")
 GROUND = -1  # the owner of cells that no line touches
 MARKER = -2  # and below: the markers, in order
@@ -32,57 +26,63 @@ class Raster:
     def __init__(self, width: int, height: int) -> None:
         self.width = width
         self.height = height
-        self._rows = np.arange(4 * height)[:, None]
-        self.dots = np.zeros((4 * height, 2 * width), dtype=bool)
-        self._owner = np.full((height, width), GROUND)
+        self._above = 4 * np.arange(height, dtype=np.int16)[:, None]  # rows of dots above each cell
+        self._side = np.tile(np.array([0, 25], dtype=np.int16), width)  # left and right, in _PATTERNS
+        self._places = np.arange(height * width).reshape(height, width)
+        self.dots = np.zeros((height, width), dtype=np.uint8)  # as in U+2800 to U+28FF
+        self._owner = np.full((height, width), GROUND, dtype=np.int16)
 
-    def plot(self, series: int, values: Floats, low: float, high: float) -> None:
-        """Join the values, one per dot column, ``low`` at the bottom, ``high`` at the top; NaN is a gap."""
+    def plot(self, lines: Floats, low: float, high: float) -> None:
+        """Draw each row of ``lines``, a value per dot column; ``low`` is at the bottom, NaN is a gap.
+
+        The first row has owner 0, and so on.
+        """
         top = 4 * self.height - 1
-        known = np.isfinite(values)
-        rows = np.rint((high - np.where(known, values, low)) / (high - low) * top)
-        rows = np.clip(rows, 0, top).astype(int)
+        known = np.isfinite(lines)
+        rows = np.rint((high - np.where(known, lines, low)) * (top / (high - low)))
+        rows = np.minimum(np.maximum(rows, 0), top).astype(np.int16)
         # A column starts next to where the one before ended, so that steep lines hold together.
-        before = np.concatenate((rows[:1], rows[:-1]))
-        joined = known & np.concatenate(((False,), known[:-1]))
-        first = np.where(joined & (before < rows), before + 1, rows)
-        last = np.where(joined & (before > rows), before - 1, rows)
-        drawn = (self._rows >= first) & (self._rows <= last) & known
-        pairs = drawn[:, 0::2] | drawn[:, 1::2]
-        cells = pairs[0::4] | pairs[1::4] | pairs[2::4] | pairs[3::4]
-        self._owner[cells] = series
-        # It hides what lay in its cells before: a cell has one colour, and no dot may show in another's.
-        self.dots &= ~cells.repeat(4, axis=0).repeat(2, axis=1)
-        self.dots |= drawn
+        first, last = rows.copy(), rows.copy()
+        here, before = rows[:, 1:], rows[:, :-1]
+        joined = known[:, 1:] & known[:, :-1]
+        np.copyto(first[:, 1:], before + 1, where=joined & (before < here))
+        np.copyto(last[:, 1:], before - 1, where=joined & (before > here))
+        last[~known] = -1
+        # How many of a cell's four dots lie above the first that is drawn, and above the end of the last.
+        start = np.minimum(np.maximum(first[:, None] - self._above, 0), 4)
+        end = np.minimum(np.maximum(last[:, None] + 1 - self._above, 0), 4)
+        sides = _PATTERNS.take(5 * start + end + self._side)
+        cells = sides[:, :, 0::2] | sides[:, :, 1::2]
+        touched = cells != 0
+        for number, (mine, where) in enumerate(zip(cells, touched, strict=True)):
+            # It hides what lay in its cells before: a cell has one colour, and no dot may show in another's.
+            np.copyto(self.dots, mine, where=where)
+            self._owner[where] = number
 
-    def lines(self, dashed: Sequence[int], markers: Mapping[int, int]) -> list[list[tuple[str, int]]]:
+    def rows(self, dashed: Sequence[int], markers: Mapping[int, int]) -> list[list[tuple[str, int]]]:
         """Each row of cells as runs of (text, owner).
 
         ``dashed`` rows have a grid line behind them; ``markers`` maps a column to a number k: its bar is
         owned by ``MARKER - k``. A blank has no colour, and belongs to the run before it.
         """
-        codes = np.full((self.height, self.width), _BRAILLE, dtype=np.uint32)
-        dots = self.dots.view(np.uint8)
-        for y, x, bit in _DOTS:
-            codes += dots[y::4, x::2] * np.uint32(bit)
         free = self._owner == GROUND
-        ground = np.full(self.height, _BLANK, dtype=np.uint32)
-        ground[list(dashed)] = _DASH
-        codes = np.where(free, ground[:, None], codes)
+        ground = np.full((self.height, self.width), _BLANK, dtype="<u4")
         owner = self._owner.copy()
+        for row in dashed:
+            ground[row] = _DASH
         for column, number in markers.items():
-            codes[free[:, column], column] = _BAR
-            owner[free[:, column], column] = MARKER - number
-        columns = np.arange(self.width)
-        inked = np.maximum.accumulate(np.where(codes == _BLANK, 0, columns), axis=1)
-        owner = np.take_along_axis(owner, inked, axis=1)
+            ground[:, column] = _BAR
+            owner[:, column][free[:, column]] = MARKER - number
+        codes = np.where(free, ground, self.dots + np.uint32(_BRAILLE))
+        inked = np.where(codes == _BLANK, self._places[:, :1], self._places)
+        owner = owner.take(np.maximum.accumulate(inked, axis=1))
         starts = np.ones((self.height, self.width), dtype=bool)
-        starts[:, 1:] = owner[:, 1:] != owner[:, :-1]
-        text = codes.astype("<u4").tobytes().decode("utf-32-le")
+        np.not_equal(owner[:, 1:], owner[:, :-1], out=starts[:, 1:])
         begins = np.flatnonzero(starts)
-        runs: list[list[tuple[str, int]]] = [[] for _ in range(self.height)]
-        owners = owner.ravel()[begins].tolist()
+        owners = owner.take(begins).tolist()
         places = begins.tolist()
+        text = codes.tobytes().decode("utf-32-le")
+        runs: list[list[tuple[str, int]]] = [[] for _ in range(self.height)]
         for begin, end, who in zip(places, [*places[1:], len(text)], owners, strict=True):
             runs[begin // self.width].append((text[begin:end], who))
         return runs

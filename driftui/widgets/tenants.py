@@ -70,6 +70,7 @@ class TenantsTable(Panel):
         """After a change of order, filter or size."""
         if self._shown is not None:
             self.show(*self._shown)
+            self.flush()
 
     def on_resize(self, event: events.Resize) -> None:
         super().on_resize(event)
