@@ -139,7 +139,9 @@ class Session:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        due = min([self.scheduler.next_timer(), *(load.next_time() for load in self.loads)])
+        due = self.scheduler.next_timer()
+        for load in self.loads:
+            due = min(due, load.next_time())
         if due < inf:
             self._timer = self.clock.call_at(due, self.pump)
 
@@ -231,13 +233,15 @@ class Session:
 
     async def _stream(self, request: Request, attempt: int) -> None:
         """Carry one stream's tokens to the Scheduler. A stream of an attempt that was lost is deaf."""
+        ended = False
         try:
+            # To its very end: a generator that is left before costs the loop a task to close it.
             async for chunk in self.engine.generate(request):
                 if request.attempts != attempt or request.state not in (State.RUNNING, State.ABORTING):
                     return
-                if self._on_chunk(request, chunk):
-                    return
-            raise EngineLost(f"the stream of request {request.id} ended without a finish reason")
+                ended = self._on_chunk(request, chunk)
+            if not ended:
+                raise EngineLost(f"the stream of request {request.id} ended without a finish reason")
         except EngineLost as error:
             if request.attempts == attempt and self._streams.get(request.id) is asyncio.current_task():
                 self._engine_lost(error)
