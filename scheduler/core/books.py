@@ -103,18 +103,12 @@ class Books:
         totals, tenant, cost = self.totals, self.tenants[request.tenant], request.cost
         totals.queued -= 1
         totals.queued_tokens -= cost
-        tenant.queued -= 1
         tenant.queued_tokens -= cost
-        if not tenant.queued and tenant.backlogged_since_s is not None:
+        tenant.queued = queued = tenant.queued - 1
+        if not queued and tenant.backlogged_since_s is not None:
             tenant.backlogged_s += now - tenant.backlogged_since_s
             tenant.backlogged_since_s = None
         return tenant
-
-    def dispatched(self, request: Request, now: float) -> None:
-        tenant = self.left_queue(request, now)
-        self.totals.in_flight += 1
-        tenant.in_flight += 1
-        request.backlogged = tenant.queued > 0
 
     def freed(self, request: Request) -> TenantBooks:
         """Its slot is free; returns its tenant's books."""

@@ -149,7 +149,8 @@ class PaperEstimator:
             return  # the paper's worker only feeds back what ran to its end
         category = request.estimate.category
         low, high = MEASURED_RANGE
-        measured = min(high, max(low, outcome.output_tokens / BASE_TOKENS[category]))
+        measured = outcome.output_tokens / BASE_TOKENS[category]
+        measured = low if measured < low else high if measured > high else measured
         bias = self._bias[category]
         if censored and not self.faithful and measured <= bias:
             return  # "at least this long" says nothing when more was expected

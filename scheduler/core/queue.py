@@ -49,11 +49,9 @@ class ReadyQueue:
         if request.attempts:
             self.retried.append(request)
             return
-        policy = self.policy
+        policy, tenant, ticket = self.policy, request.tenant, request.ticket
         key = policy.key(request)
-        entry: Entry = (
-            (*key, request.ticket, request) if type(key) is tuple else (key, request.ticket, request)
-        )
+        entry: Entry = (*key, ticket, request) if type(key) is tuple else (key, ticket, request)
         name = policy.group(request)
         group = self._groups.get(name)
         if group is None:
@@ -61,9 +59,9 @@ class ReadyQueue:
         heads = group.heads
         if not heads or (heads[0][-1].ticket != heads[0][-2] and self._head(group) is None):
             policy.on_backlogged(name)
-        heap = group.tenants.get(request.tenant)
+        heap = group.tenants.get(tenant)
         if heap is None:
-            heap = group.tenants[request.tenant] = []
+            heap = group.tenants[tenant] = []
         heappush(heap, entry)
         if heap[0] is entry:
             heappush(heads, entry)
@@ -180,14 +178,14 @@ class ReadyQueue:
 
     def _head(self, group: _Group) -> Entry | None:
         """The group's best entry that may run, left at heads[0]; dead and blocked ones above it drop out."""
-        heads = group.heads
+        heads, room = group.heads, self._room
         while heads:
             entry = heads[0]
             request = entry[-1]
             heap = group.tenants[request.tenant]
             if heap and heap[0] is entry:
                 if request.ticket == entry[-2]:
-                    if self._room.get(request.tenant, 1) > 0:
+                    if not room or room.get(request.tenant, 1) > 0:
                         return entry
                 else:
                     while heap and heap[0][-1].ticket != heap[0][-2]:

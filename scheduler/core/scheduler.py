@@ -119,7 +119,7 @@ class Scheduler:
         return admission.admit(request, tenant, self.books.totals, self.limits, self.max_model_len, now)
 
     def _enqueue(self, request: Request, tenant: TenantBooks, now: float) -> None:
-        move(request, QUEUED)
+        request.state = QUEUED  # it was new, or running on an engine that was lost
         self.books.enqueued(request, tenant, now)
         self.waiting.enter(request)
 
@@ -130,17 +130,20 @@ class Scheduler:
         slots, totals = self.slots, self.books.totals
         if slots.handout:
             return slots.handout.popleft()
+        replica = slots.pick()
         limit = self.limits.max_in_flight
-        room = inf if limit is None else limit - totals.in_flight
-        replica = None if self.paused or not totals.queued or room <= 0 else slots.pick()
-        if replica is None or self.waiting.suspects:
+        at_limit = limit is not None and totals.in_flight >= limit
+        if replica is None or not totals.queued or self.paused or at_limit:
             slots.waiting_since_s = None  # no micro-batch waits to fill
-            return None if replica is None else self._dispatch_suspect(replica, now)
-        queue = self.waiting.queue
+            return None
+        waiting = self.waiting
+        if waiting.suspects:
+            return self._dispatch_suspect(replica, now)
+        queue = waiting.queue
         if queue.policy.lapses:
             queue.lapse(now)
         if slots.batch is not None:
-            return self._dispatch_batch(slots.batch, replica, room, now)
+            return self._dispatch_batch(slots.batch, replica, now)
         if slots.max_inflight_tokens is not None:
             head = queue.peek()
             if head is not None and not slots.fits(head, replica):
@@ -153,12 +156,14 @@ class Scheduler:
             self._emit(Event(now, Kind.DISPATCHED, request, NO_DETAIL))
         return request
 
-    def _dispatch_batch(self, size: MicroBatch, replica: Replica, room: float, now: float) -> Request | None:
-        slots, queue = self.slots, self.waiting.queue
-        if not slots.batch_closes(self.books.totals.queued, now):
+    def _dispatch_batch(self, full: MicroBatch, replica: Replica, now: float) -> Request | None:
+        slots, queue, totals = self.slots, self.waiting.queue, self.books.totals
+        if not slots.batch_closes(totals.queued, now):
             return None
+        limit = self.limits.max_in_flight
+        size = min(full.size, replica.free, inf if limit is None else limit - totals.in_flight)
         batch = []
-        for request in queue.policy.take(queue, int(min(size.size, replica.free, room))):
+        for request in queue.policy.take(queue, int(size)):
             self._start(request, replica, now)
             batch.append(request)
         slots.hand_out(batch)
@@ -169,6 +174,7 @@ class Scheduler:
 
     def _dispatch_suspect(self, replica: Replica, now: float) -> Request | None:
         """A request that was aboard two crashes runs by itself, so that it can take nobody with it."""
+        self.slots.waiting_since_s = None
         if self.books.totals.in_flight:
             return None
         request = self.waiting.pop_suspect()
@@ -182,8 +188,11 @@ class Scheduler:
         waiting = self.waiting
         if waiting.swap is not None:
             waiting.swap.queue.forget(request)
-        self.books.dispatched(request, now)
-        move(request, RUNNING)
+        tenant = self.books.left_queue(request, now)
+        tenant.in_flight += 1
+        self.books.totals.in_flight += 1
+        request.backlogged = tenant.queued > 0
+        request.state = RUNNING  # what holds a place in the queue was queued
         self._dispatches += 1
         if not request.attempts:
             request.dispatched_s = now
@@ -219,7 +228,7 @@ class Scheduler:
         request.output_tokens = outcome.output_tokens
         replica = self.slots.end(request)
         if self.slots.batch is None:
-            self._settle(request, now)
+            self._settle(request, outcome, now)
             return (request,)
         replica.held.append(request)
         return () if replica.running else self._release(replica, now)
@@ -231,14 +240,15 @@ class Scheduler:
             # All its tokens come to the client now, so there are no gaps between them either.
             request.first_token_s = request.last_token_s = now if request.output_tokens else None
             request.gaps = None
-            self._settle(request, now)
+            self._settle(request, Outcome(request.finish, request.output_tokens), now)
         return released
 
-    def _settle(self, request: Request, now: float) -> None:
+    def _settle(self, request: Request, outcome: Outcome, now: float) -> None:
         """End a request whose stream is over: free, charge, learn, count."""
         if request.state is ABORTING:
             state = CANCELLED
             request.finish = "abort"
+            outcome = Outcome("abort", request.output_tokens)
         elif request.finish in ("stop", "length"):
             state = FINISHED
             if request.first_token_s is None:
@@ -246,17 +256,18 @@ class Scheduler:
         else:
             state = FAILED
             request.reason = request.reason or "engine_error"
-        books = self.books
+        books, waiting = self.books, self.waiting
         tenant = books.freed(request)
-        self.waiting.give_room(request.tenant)
+        if waiting.room:
+            waiting.give_room(request.tenant)
         actual = books.actual_cost(request)
-        self.waiting.queue.policy.on_settle(request, actual - request.charged)
+        waiting.queue.policy.on_settle(request, actual - request.charged)
         request.charged = actual
         if request.backlogged:
             tenant.served_by_weight += actual / tenant.config.weight
         estimator, category = self.estimator, request.estimate.category
         request.bias_before = estimator.bias(request.tenant, category)
-        estimator.observe(request, Outcome(request.finish, request.output_tokens))
+        estimator.observe(request, outcome)
         request.bias_after = estimator.bias(request.tenant, category)
         if self.metrics is not None:
             self.metrics.on_observed(request, estimator)
@@ -323,7 +334,7 @@ class Scheduler:
                 self._retry(request, now)
                 continue
             request.finish, request.reason = "error", "engine_lost"
-            self._settle(request, now)
+            self._settle(request, Outcome("error", request.output_tokens), now)
             ended.append(request)
         return ended
 

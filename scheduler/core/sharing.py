@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from random import Random
@@ -74,13 +74,14 @@ class Weighted(Sharing):
     def group(self, request: Request) -> str:
         return request.tier
 
-    def _next_turn(self, allowed: Iterable[str]) -> int:
-        return next(
-            at for at in range(self.turn, self.turn + len(TURNS)) if TURNS[at % len(TURNS)] in allowed
-        )
+    def _next_turn(self, allowed: Container[str]) -> int:
+        turn = self.turn
+        while TURNS[turn] not in allowed:
+            turn = (turn + 1) % len(TURNS)
+        return turn
 
     def choose(self, heads: Mapping[str, tuple[Any, ...]]) -> str:
-        return TURNS[self._next_turn(heads) % len(TURNS)]
+        return TURNS[self._next_turn(heads)]
 
     def on_dispatch(self, request: Request, cost: float) -> None:
         self.turn = (self._next_turn((request.tier,)) + 1) % len(TURNS)

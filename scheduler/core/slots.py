@@ -46,6 +46,7 @@ class Slots:
         max_inflight_tokens: float | None = None,
     ) -> None:
         self.replicas = [Replica(index, capacity) for index, capacity in enumerate(capacities)]
+        self._only = self.replicas[0] if len(self.replicas) == 1 else None
         self.batch = batch
         self.max_inflight_tokens = max_inflight_tokens  # on each replica
         self.batches = 0
@@ -58,10 +59,11 @@ class Slots:
 
     def pick(self) -> Replica | None:
         """The replica with the most free slots, for a micro-batch an idle one; None when there is none."""
-        replicas = self.replicas
+        best = self._only
         if self.batch is not None:
-            return next((r for r in replicas if r.free and not r.running and not r.held), None)
-        best = replicas[0] if len(replicas) == 1 else max(replicas, key=lambda replica: replica.free)
+            return next((r for r in self.replicas if r.free and not r.running and not r.held), None)
+        if best is None:
+            best = max(self.replicas, key=lambda replica: replica.free)
         return best if best.running < best.capacity and best.up and best.alone is None else None
 
     def fits(self, request: Request, replica: Replica) -> bool:
