@@ -69,7 +69,7 @@ async def test_the_same_key_is_the_same_job_and_another_body_is_409(path: Path) 
         answers = await asyncio.gather(*posts)
         assert {status for status, _, _ in answers} == {202}
         assert len({job["id"] for _, job, _ in answers}) == 1
-        assert served.run.scheduler.books.totals.submitted == 1
+        assert served.run.scheduler.books.submitted == 1
         status, body, _ = await served.post(JOBS, completion(max_tokens=6), headers=headers)
         assert (status, body["error"]["code"]) == (409, "idempotency_conflict")
         await ended(served, answers[0][1]["id"])
@@ -225,7 +225,7 @@ async def test_a_job_whose_result_was_dropped_does_not_run_again(path: Path) -> 
         status, again, _ = await served.post(JOBS, completion(), headers=headers)
         assert (status, again["id"], again["status"], again["result"]) == (202, job["id"], "finished", None)
         assert (await served.post(JOBS, completion(max_tokens=6), headers=headers))[0] == 409
-        assert served.run.scheduler.books.totals.submitted == 1
+        assert served.run.scheduler.books.submitted == 1
 
 
 async def test_a_write_that_fails_is_told_and_the_next_one_works(path: Path) -> None:

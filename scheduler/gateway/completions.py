@@ -21,6 +21,7 @@ from scheduler.core.types import TIER_RANK, TIERS, Request
 from scheduler.gateway.errors import ApiError, bad, ending, turned_away, unavailable
 from scheduler.gateway.keys import Keys
 from scheduler.gateway.params import CHAT_TOKENS, COMPLETION_TOKENS, Ask, read_ask, read_json
+from scheduler.gateway.shapes import DONE, Events, whole_answer
 from scheduler.live.answer import Answer, SlowReader
 from scheduler.live.run import LiveRun
 
@@ -111,7 +112,7 @@ class Completions:
             session.cancel(request.id)  # when the client has gone; no more known once it has ended
         if (error := ending(request)) is not None:
             raise error
-        return web.Response(body=_json(self.document(request, text)), content_type="application/json")
+        return web.Response(body=whole_answer(request, self.model, text), content_type="application/json")
 
     # -- from what was asked to a request ------------------------------------------------------------
 
@@ -182,26 +183,7 @@ class Completions:
             raise _over_context(context)
         return ask.max_tokens
 
-    # -- answers -------------------------------------------------------------------------------------
-
-    def document(self, request: Request, text: str) -> dict[str, Any]:
-        """The whole answer of a finished request."""
-        chat = request.form == "chat"
-        content = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": request.finish}
-        return {
-            **self._head(request, chat_object="chat.completion"),
-            "choices": [choice],
-            "usage": usage(request),
-        }
-
-    def _head(self, request: Request, *, chat_object: str) -> dict[str, Any]:
-        return {
-            "id": request.id,
-            "object": chat_object if request.form == "chat" else "text_completion",
-            "created": int(time.time()),
-            "model": self.model,
-        }
+    # -- streams -------------------------------------------------------------------------------------
 
     async def _stream(self, http: web.Request, ask: Ask, answer: Answer) -> web.StreamResponse:
         """Server-sent events. The status waits for the first token: what fails before has its own."""
@@ -214,7 +196,9 @@ class Completions:
         )
         try:
             await response.prepare(http)
-            await self._write_events(response, ask, answer)
+            if http.transport is None:
+                raise ConnectionError
+            await self._write_events(response, http.transport, ask, answer)
             await response.write_eof()
         except (SlowReader, TimeoutError):
             if http.transport is not None:
@@ -223,48 +207,28 @@ class Completions:
             pass  # it went away between two tokens
         return response
 
-    async def _write_events(self, response: web.StreamResponse, ask: Ask, answer: Answer) -> None:
+    async def _write_events(
+        self, response: web.StreamResponse, transport: asyncio.Transport, ask: Ask, answer: Answer
+    ) -> None:
+        """Raises SlowReader, TimeoutError, ConnectionError."""
         request = answer.request
-        chat = request.form == "chat"
-        head = self._head(request, chat_object="chat.completion.chunk")
 
-        async def write(data: dict[str, Any]) -> None:
+        async def write(data: bytes) -> None:
+            if not transport.get_write_buffer_size():
+                await response.write(data)  # it takes some at once
+                return
             async with asyncio.timeout(STALL_S):
-                await response.write(b"data: " + _json(data) + b"\n\n")
+                await response.write(data)
 
-        async def say(content: dict[str, Any], finish: str | None = None) -> None:
-            choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish}
-            chunk: dict[str, Any] = {**head, "choices": [choice]}
-            if ask.continuous_usage:
-                chunk["usage"] = usage(request)
-            elif ask.include_usage:
-                chunk["usage"] = None
-            await write(chunk)
-
-        if chat:
-            await say({"delta": {"role": "assistant", "content": ""}})
+        events = Events(request, self.model, usage=ask.include_usage, continuous=ask.continuous_usage)
+        opening = events.first()
         async for text in answer:
-            await say({"delta": {"content": text}} if chat else {"text": text})
+            await write(opening + events.text(text))
+            opening = b""
         if (error := ending(request)) is not None:
-            await write(error.body())
+            await write(opening + b"data: " + json.dumps(error.body()).encode() + b"\n\n" + DONE)
         else:
-            await say({"delta": {}} if chat else {"text": ""}, request.finish)
-            if ask.include_usage:
-                await write({**head, "choices": [], "usage": usage(request)})
-        await response.write(b"data: [DONE]\n\n")
-
-
-def usage(request: Request) -> dict[str, int]:
-    """Tokens so far."""
-    prompt, output = request.prompt_tokens, request.output_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
-
-
-_ENCODER = json.JSONEncoder(separators=(",", ":"))
-
-
-def _json(data: object) -> bytes:
-    return _ENCODER.encode(data).encode()
+            await write(opening + events.last() + DONE)
 
 
 def _over_context(context: int | None) -> ApiError:

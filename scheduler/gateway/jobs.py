@@ -24,6 +24,7 @@ from scheduler.gateway.completions import Completions, read_body
 from scheduler.gateway.errors import ApiError, bad, ending, turned_away, unavailable
 from scheduler.gateway.keys import Keys
 from scheduler.gateway.params import Body, read_ask, read_json
+from scheduler.gateway.shapes import whole_answer
 from scheduler.live.answer import Answer
 from scheduler.live.journal import Entry, Journal, JournalError
 from scheduler.live.run import LiveRun
@@ -255,7 +256,10 @@ class Jobs:
         error = ending(request)
         if job.cancelled and request.state is State.CANCELLED:
             error = _cancelled()
-        result = self._completions.document(request, text) if error is None else error.body()
+        if error is None:
+            result = json.loads(whole_answer(request, self._completions.model, text))
+        else:
+            result = error.body()
         result["timing"] = _timing(request)
         ended = self._wall()
         while True:
