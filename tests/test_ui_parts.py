@@ -197,7 +197,7 @@ def test_nice_step(span: float, parts: int, step: float) -> None:
 
 def test_scale_holds_every_value_and_survives_nan_and_huge() -> None:
     for values in ([], [math.nan], [0.0, 1e12], [-3.0, 2.0], [1.0]):
-        low, high, ticks = scale([np.array(values)], 0.0, 4.0, 9)
+        low, high, ticks = scale(np.array([values]), 0.0, 4.0, 9)
         finite = [value for value in values if math.isfinite(value)]
         assert low <= min([*finite, 0.0])
         assert high >= max([*finite, 4.0])
@@ -266,7 +266,8 @@ def test_columns_fit_and_the_dearest_stay() -> None:
 
 
 def test_spark_and_bar() -> None:
-    assert columns.spark(np.array([math.nan, 0.0, 4.0, 8.0]), 0, 8) == " ▁▄█"
+    assert columns.spark(np.array([math.nan, 0.0, 4.0, 8.0]), 8) == " ▁▄█"
+    assert columns.spark(np.array([math.inf, 1.0, 20.0]), 8) == " ▁█"
     assert columns.bar(0.5, 4) == "██  "
     assert columns.bar(math.nan, 3) == "   "
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from math import inf, isfinite, isnan
 
 import numpy as np
@@ -50,12 +51,11 @@ class Column:
     order: Callable[[TenantSnapshot], float] | None = None  # what sorting by it means, largest first
 
 
-def spark(values: Floats, low: float, high: float) -> str:
-    """A row of bars, one per value; NaN is a blank, and what is there shows at least the lowest bar."""
-    if high <= low:
-        high = low + 1
-    levels = 1 + np.clip((values - low) / (high - low), 0, 1) * 7
-    return "".join(" " if isnan(level) else _BARS[round(level)] for level in levels.tolist())
+def spark(values: Floats, least: float) -> str:
+    """A row of bars, one per value; the tallest is ``least`` or more, nothing known is a blank."""
+    known = [value if isfinite(value) else -1.0 for value in values.tolist()]
+    step = max(least, *known) / 7
+    return "".join([_BARS[round(1 + value / step)] if value >= 0 else " " for value in known])
 
 
 def bar(share: float, width: int) -> str:
@@ -109,13 +109,11 @@ def _count(name: str, colour: str = palette.TEXT) -> Callable[[Row, int], Cell]:
 
 
 def _queue_spark(row: Row, width: int) -> Cell:
-    known = row.queue[np.isfinite(row.queue)]
-    return spark(row.queue, 0, max(8.0, float(known.max()) if len(known) else 0.0)), row.colour
+    return spark(row.queue, 8.0), row.colour
 
 
 def _drift_spark(row: Row, width: int) -> Cell:
-    known = row.drift[np.isfinite(row.drift)]
-    return spark(row.drift, 0, max(2.0, float(known.max()) if len(known) else 0.0)), row.colour
+    return spark(row.drift, 2.0), row.colour
 
 
 def _converged(row: Row, width: int) -> Cell:
@@ -150,7 +148,8 @@ COLUMNS: tuple[Column, ...] = (
 SORTABLE: tuple[Column, ...] = tuple(column for column in COLUMNS if column.order is not None)
 
 
-def choose(width: int) -> list[tuple[Column, int]]:
+@cache
+def choose(width: int) -> tuple[tuple[Column, int], ...]:
     """The columns that fit into ``width`` cells, one blank between two, in order, with the widths they get.
 
     What is left over widens the sparklines, or else the tenant's name.
@@ -170,4 +169,4 @@ def choose(width: int) -> list[tuple[Column, int]]:
             widths[DRIFT_SPARK] += drift
     elif TENANT in widths:
         widths[TENANT] += min(spare, 18)
-    return [(column, widths[column.title]) for column in COLUMNS if column in kept]
+    return tuple((column, widths[column.title]) for column in COLUMNS if column in kept)

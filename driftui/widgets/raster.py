@@ -95,12 +95,11 @@ def nice_step(span: float, parts: int) -> float:
     return next(power * step for step in (1, 2, 2.5, 5, 10) if power * step >= raw * 0.999)
 
 
-def scale(values: Sequence[Floats], low: float, high: float, rows: int) -> tuple[float, float, list[float]]:
+def scale(values: Floats, low: float, high: float, rows: int) -> tuple[float, float, list[float]]:
     """Bottom, top and ticks of an axis that holds all values and at least ``low`` to ``high``."""
-    for series in values:
-        finite = series[np.isfinite(series)]
-        if len(finite):
-            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    finite = values[np.isfinite(values)]
+    if len(finite):
+        low, high = min(low, float(finite.min())), max(high, float(finite.max()))
     step = nice_step(high - low, max(1, rows // 3))
     bottom = floor(low / step + 1e-9) * step
     ticks = [bottom + step * k for k in range(ceil((high - bottom) / step + 1e-9) + 1)]

@@ -46,7 +46,7 @@ class TenantsTable(Panel):
         self._rows: list[TenantSnapshot] = []
         self._top = 0
         self._cells: list[tuple[bool, tuple[Cell, ...]]] = []
-        self._columns: list[tuple[Column, int]] = []
+        self._columns: tuple[tuple[Column, int], ...] = ()
         self._shown: tuple[Snapshot, History] | None = None
 
     @property
