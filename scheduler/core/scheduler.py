@@ -7,25 +7,20 @@ None, and it comes back at ``next_timer()``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
-from typing import Any
 
 from scheduler.core import admission
-from scheduler.core.books import Books, TenantBooks, TokenCost
-from scheduler.core.estimate import Estimator
-from scheduler.core.events import NO_DETAIL, Emit, Event, Kind
+from scheduler.core.books import TenantBooks
+from scheduler.core.controls import Controls
+from scheduler.core.events import NO_DETAIL, Event, Kind
 from scheduler.core.lifecycle import (
     DuplicateRequest,
-    DuplicateTenant,
     IllegalTransition,
     UnknownRequest,
     move,
 )
-from scheduler.core.metrics import WindowMetrics
-from scheduler.core.policy import Policy
-from scheduler.core.slots import MicroBatch, Replica, Slots
-from scheduler.core.swap import Swap, SwapRecord
+from scheduler.core.slots import MicroBatch, Replica
 from scheduler.core.types import (
     ABORTING,
     CANCELLED,
@@ -36,50 +31,15 @@ from scheduler.core.types import (
     QUEUED,
     REJECTED,
     RUNNING,
-    Limits,
     Outcome,
     Rejected,
     Request,
     State,
-    Tenant,
 )
-from scheduler.core.waiting import WaitingRoom
 
 
-class Scheduler:
+class Scheduler(Controls):
     """Decides which tenant's request runs next; every transition of a request happens here."""
-
-    def __init__(
-        self,
-        policy: Policy,
-        estimator: Estimator,
-        tenants: Iterable[Tenant],
-        *,
-        capacities: Sequence[int] = (32,),
-        batch: MicroBatch | None = None,
-        limits: Limits = Limits(),
-        max_inflight_tokens: float | None = None,
-        max_model_len: int | None = None,
-        cost: TokenCost = TokenCost(),
-        metrics: WindowMetrics | None = None,
-        emit: Emit | None = None,
-    ) -> None:
-        self.estimator = estimator
-        self.limits = limits
-        self.max_model_len = max_model_len
-        self._limited = limits != Limits() or max_model_len is not None
-        self.metrics = metrics
-        self.books = Books(cost)
-        self.slots = Slots(capacities, batch, max_inflight_tokens)
-        self.paused = False
-        self.waiting = WaitingRoom(policy)
-        self.swaps: list[SwapRecord] = []
-        self._emit = emit
-        self._active: dict[str, Request] = {}  # queued or in flight
-        self._dispatches = 0
-        policy.bind(self.books.configs)
-        for tenant in tenants:
-            self.add_tenant(tenant)
 
     # -- arrivals ------------------------------------------------------------------------------------
 
@@ -355,103 +315,7 @@ class Scheduler:
         """A replica is back."""
         self.slots.replicas[replica_index].up = True
 
-    # -- what an operator may change -----------------------------------------------------------------
-
-    def begin_swap(
-        self, policy: Policy, now: float, *, by: str = "", estimator: Estimator | None = None
-    ) -> int:
-        """Start re-ranking everything queued under ``policy`` (and ``estimator``); returns how many wait.
-
-        The old policy orders until ``swap_step`` has returned True. A second swap supersedes the first,
-        but carries on a change of estimator that has not reached all that waits.
-        """
-        superseded = self.swap
-        policy.bind(self.books.configs)
-        swap = self.waiting.begin_swap(policy, self._active.values(), now, by)
-        if estimator is not None:
-            self.estimator = estimator
-            swap.reestimate = self._reestimate
-        elif superseded is not None:
-            swap.reestimate = superseded.reestimate
-        queued = len(swap.waiting)
-        detail = {"from": self.policy.describe(), "to": policy.describe(), "queued": queued, "by": by}
-        self._tell(now, Kind.SWAP_REQUESTED, detail)
-        return queued
-
-    def swap_step(self, now: float, max_items: int = 1000) -> bool:
-        """Re-rank up to ``max_items`` more; True once the new policy orders (or no swap is under way)."""
-        swap = self.swap
-        if swap is None:
-            return True
-        if not swap.step(max_items):
-            return False
-        source, policy = self.policy, swap.queue.policy
-        self.waiting.end_swap(swap, (r for r in self._active.values() if r.replica >= 0))
-        record = SwapRecord(swap.requested_s, now, source.describe(), policy.describe(), swap.ranked, swap.by)
-        self.swaps.append(record)
-        detail = {"from": record.source, "to": record.target, "queued": record.queued, "by": record.by}
-        self._tell(now, Kind.SWAP_APPLIED, detail)
-        return True
-
-    def set_estimator(self, estimator: Estimator, now: float, *, by: str = "") -> int:
-        """Change the estimator: everything queued is estimated and ranked anew, by the same sliced swap."""
-        target = self.swap.queue.policy if self.swap else self.policy
-        self._tell(now, Kind.ESTIMATOR, {"to": estimator.name, "by": by})
-        return self.begin_swap(target.fresh(), now, by=by, estimator=estimator)
-
-    def _reestimate(self, request: Request) -> None:
-        request.estimate = self.estimator.estimate(request)
-        self.books.reestimated(request)
-
-    def set_limits(self, limits: Limits, now: float, *, by: str = "") -> None:
-        """Change the overall limits; what already waits stays."""
-        self.limits = limits
-        self._limited = limits != Limits() or self.max_model_len is not None
-        self._tell(now, Kind.LIMITS, {"by": by})
-
-    def add_tenant(self, tenant: Tenant) -> None:
-        """A new tenant, from now on. Raises DuplicateTenant."""
-        if tenant.name in self.books.tenants:
-            raise DuplicateTenant(f"tenant {tenant.name!r} is already here")
-        self.books.add_tenant(tenant)
-        if self.metrics is not None:
-            self.metrics.add_tenant(tenant.name)
-        self.waiting.set_room(tenant.name, tenant.limits.max_in_flight)
-
-    def set_tenant(self, tenant: Tenant, now: float, *, by: str = "") -> None:
-        """Change weight, SLO or limits of a tenant; what waits keeps its tier. Raises UnknownTenant."""
-        books = self.books.set_tenant(tenant)
-        limit = tenant.limits.max_in_flight
-        self.waiting.set_room(tenant.name, None if limit is None else limit - books.in_flight)
-        self._tell(now, Kind.TENANT, {"tenant": tenant.name, "weight": tenant.weight, "by": by})
-
-    def pause(self, now: float, *, by: str = "") -> None:
-        """Dispatch nothing more; what runs goes on."""
-        if not self.paused:
-            self.paused = True
-            self._tell(now, Kind.PAUSED, {"by": by})
-
-    def resume(self, now: float, *, by: str = "") -> None:
-        """Dispatch again."""
-        if self.paused:
-            self.paused = False
-            self._tell(now, Kind.RESUMED, {"by": by})
-
-    def _tell(self, now: float, kind: Kind, detail: Mapping[str, Any]) -> None:
-        if self._emit is not None:
-            self._emit(Event(now, kind, None, detail))
-
     # -- reading -------------------------------------------------------------------------------------
-
-    @property
-    def policy(self) -> Policy:
-        """The policy that orders now."""
-        return self.waiting.queue.policy
-
-    @property
-    def swap(self) -> Swap | None:
-        """The swap that is under way."""
-        return self.waiting.swap
 
     @property
     def idle(self) -> bool:
