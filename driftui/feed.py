@@ -139,8 +139,10 @@ class History:
             places = self._places[grid] = self._place(grid)
         if not len(places.starts):
             return np.full(grid.buckets, nan)
-        largest = np.append(np.fmax.reduceat(source[: places.stop], places.starts), nan)
-        return largest[places.source]
+        largest = np.empty(len(places.starts) + 1)
+        np.fmax.reduceat(source[: places.stop], places.starts, out=largest[:-1])
+        largest[-1] = nan  # for the buckets that have none
+        return largest.take(places.source)
 
     def _place(self, grid: Grid) -> Places:
         low = max(0, self._end - self._capacity)

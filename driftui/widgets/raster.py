@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from math import ceil, floor, isfinite, log10
 
 import numpy as np
+import numpy.typing as npt
 
-from driftui.feed import Floats
+from driftui.feed import Floats, Ints
 
 _BRAILLE = 0x2800
 _BITS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # of a cell's left and right dots, from the top
@@ -20,15 +22,21 @@ GROUND = -1  # the owner of cells that no line touches
 MARKER = -2  # and below: the markers, in order
 
 
+@cache
+def _field(width: int, height: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int16], Ints]:
+    """Rows of dots above each row of cells; for each column of dots its side in ``_PATTERNS``; cells, numbered."""
+    above = 4 * np.arange(height, dtype=np.int16)[:, None]
+    side = np.tile(np.array([0, 25], dtype=np.int16), width)
+    return above, side, np.arange(height * width).reshape(height, width)
+
+
 class Raster:
     """A field of ``width`` x ``height`` cells; a cell belongs to the last line that touches it."""
 
     def __init__(self, width: int, height: int) -> None:
         self.width = width
         self.height = height
-        self._above = 4 * np.arange(height, dtype=np.int16)[:, None]  # rows of dots above each cell
-        self._side = np.tile(np.array([0, 25], dtype=np.int16), width)  # left and right, in _PATTERNS
-        self._places = np.arange(height * width).reshape(height, width)
+        self._above, self._side, self._places = _field(width, height)
         self.dots = np.zeros((height, width), dtype=np.uint8)  # as in U+2800 to U+28FF
         self._owner = np.full((height, width), GROUND, dtype=np.int16)
 
