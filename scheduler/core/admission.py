@@ -17,17 +17,8 @@ REASONS = (
 """Every reason for which a request is turned away."""
 
 
-def admit(
-    request: Request,
-    tenant: TenantBooks,
-    totals: Load,
-    limits: Limits,
-    max_model_len: int | None,
-    now: float,
-) -> str:
-    """The reason to turn this request away, one of REASONS, or "" to let it wait."""
-    if max_model_len is not None and request.prompt_tokens + request.max_tokens > max_model_len:
-        return "too_long"
+def admit(request: Request, tenant: TenantBooks, totals: Load, limits: Limits, now: float) -> str:
+    """The limit that turns this request away, one of REASONS, or "" to let it wait."""
     if request.acknowledged:
         return ""
     if limits.max_queued is not None and totals.queued >= limits.max_queued:

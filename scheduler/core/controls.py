@@ -6,6 +6,7 @@ The Scheduler's state lives here, too; ``scheduler.py`` adds what happens to req
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from typing import Any
 
 from scheduler.core.books import Books, TokenCost
@@ -33,15 +34,15 @@ class Controls:
         batch: MicroBatch | None = None,
         limits: Limits = Limits(),
         max_inflight_tokens: float | None = None,
-        max_model_len: int | None = None,
+        max_model_len: float | None = None,
         cost: TokenCost = TokenCost(),
         metrics: WindowMetrics | None = None,
         emit: Emit | None = None,
     ) -> None:
         self.estimator = estimator
         self.limits = limits
-        self.max_model_len = max_model_len
-        self._limited = limits != Limits() or max_model_len is not None
+        self.max_model_len: float = inf if max_model_len is None else max_model_len
+        self._limited = limits != Limits()
         self.metrics = metrics
         self.books = Books(cost)
         self.slots = Slots(capacities, batch, max_inflight_tokens)
@@ -114,7 +115,7 @@ class Controls:
     def set_limits(self, limits: Limits, now: float, *, by: str = "") -> None:
         """Change the overall limits; what already waits stays."""
         self.limits = limits
-        self._limited = limits != Limits() or self.max_model_len is not None
+        self._limited = limits != Limits()
         self._tell(now, Kind.LIMITS, {"by": by})
 
     def add_tenant(self, tenant: Tenant) -> None:

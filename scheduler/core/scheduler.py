@@ -59,7 +59,13 @@ class Scheduler(Controls):
         request.estimate = self.estimator.estimate(request)
         request.cost = books.estimated_cost(request)
         tenant.submitted += 1
-        if (self._limited or tenant.limited) and (reason := self._refusal(request, tenant, now)):
+        reason = ""
+        limited = self._limited or tenant.limited
+        if request.prompt_tokens + request.max_tokens > self.max_model_len:
+            reason = "too_long"
+        elif limited:
+            reason = admission.admit(request, tenant, books.totals, self.limits, now)
+        if reason:
             request.reason = reason
             self._end(request, tenant, REJECTED, now)
             dispatch_interval_s = now / max(1, self._dispatches)
@@ -67,16 +73,13 @@ class Scheduler(Controls):
         self._active[request.id] = request
         self._enqueue(request, tenant, now)
         ttl_s = request.ttl_s
-        if self._limited or tenant.limited or ttl_s is not None:
+        if limited or ttl_s is not None:
             ttl_s = min(tenant.config.limits.ttl_s or inf, self.limits.ttl_s or inf, ttl_s or inf)
             if ttl_s < inf:
                 self.waiting.expire_at(request.arrival_s + ttl_s, request)
         if self._emit is not None:
             self._emit(Event(now, Kind.QUEUED, request, NO_DETAIL))
         return None
-
-    def _refusal(self, request: Request, tenant: TenantBooks, now: float) -> str:
-        return admission.admit(request, tenant, self.books.totals, self.limits, self.max_model_len, now)
 
     def _enqueue(self, request: Request, tenant: TenantBooks, now: float) -> None:
         request.state = QUEUED  # it was new, or running on an engine that was lost
