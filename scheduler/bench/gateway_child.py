@@ -34,7 +34,7 @@ class FreeEngine:
 
     capacity = CAPACITY
     detail = "an engine that costs nothing"
-    simulated = True
+    simulated = False  # it takes no part in a clock of its own
     honours_seed = True
     max_model_len = 1 << 20
 

@@ -10,6 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
+from itertools import count as count_up
 from secrets import token_hex
 from typing import Any
 
@@ -67,6 +68,7 @@ class Completions:
         self._keys = keys
         self._count = count
         self._started = int(time.time())
+        self._id, self._serial = token_hex(12), count_up()
 
     # -- handlers ------------------------------------------------------------------------------------
 
@@ -145,7 +147,7 @@ class Completions:
         tokens = count(prompt) if len(prompt) < _LONG_PROMPT else await asyncio.to_thread(count, prompt)
         tier = self._run.scheduler.books.tenant(tenant).config.tier
         return Request(
-            id=f"{'chatcmpl' if ask.messages else 'cmpl'}-{token_hex(16)}",
+            id=f"{'chatcmpl' if ask.messages else 'cmpl'}-{self._id}{next(self._serial):08x}",
             tenant=tenant,
             tier=_priority(headers.get(PRIORITY), tier),
             arrival_s=arrival_s,

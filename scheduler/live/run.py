@@ -47,8 +47,9 @@ class LiveRun:
     ) -> None:
         self.plan = plan
         self._loop = asyncio.get_running_loop()
+        simulated = plan.simulated if engine is None else engine.simulated
         self.clock = (
-            PlannedClock(self._loop, speed or plan.scenario.speed) if plan.simulated else Clock(self._loop)
+            PlannedClock(self._loop, speed or plan.scenario.speed) if simulated else Clock(self._loop)
         )
         self.engine: Engine = engine or make_engine(plan, self.clock, text=clients)
         self.notices = Notices()
