@@ -71,6 +71,11 @@ ADDED = [
     ("dispatch: {microbatch: {wiat: 1s}}", "7: dispatch.microbatch.wiat: unknown key", "did you mean 'wait'"),
     ("dispatch: {microbatch: {wait: soon}}", "7: dispatch.microbatch.wait: not a duration: 'soon'", '"10ms"'),
     ("max_inflight_tokens: all", "7: max_inflight_tokens: must be `kv` or a whole number", ""),
+    (
+        "max_inflight_tokens: kv\ndispatch: {microbatch: {size: 8}}",
+        "7: max_inflight_tokens: a micro-batch",
+        "dispatch: continuous",
+    ),
     ("limits: {ttl: -1s}", "7: limits.ttl: must be above 0", ""),
     ("timeline: [{at: -5s, policy: sjf}]", "7: timeline.0.at: must be at least 0", ""),
     ("timeline: [{at: 5s}]", "7: timeline.0: exactly one of policy, burst", "got none"),

@@ -30,6 +30,7 @@ def cross_check(data: Mapping[str, Any], context: Mapping[str, Any]) -> Iterator
     yield from _duplicates(data, "load")
     if tenants:
         yield from _unknown_tenants(data, tenants)
+    yield from _reservation(data)
     yield from _orders(streams)
     yield from _files(tenants, streams)
     yield from _tokenizer(data, streams, context)
@@ -81,6 +82,13 @@ def _unknown_tenants(data: Mapping[str, Any], tenants: list[str]) -> Iterator[Fo
     for loc, name in used:
         if isinstance(name, str) and name not in tenants:
             yield loc, f"unknown tenant {name!r:.60}; {did_you_mean(name, tenants)}"
+
+
+def _reservation(data: Mapping[str, Any]) -> Iterator[Found]:
+    dispatch = data.get("dispatch")
+    if data.get("max_inflight_tokens") is not None and isinstance(dispatch, dict) and dispatch:
+        why = "a micro-batch starts as a whole and reserves nothing"
+        yield ("max_inflight_tokens",), f"{why}: leave this out, or use `dispatch: continuous`"
 
 
 def _orders(streams: list[tuple[int, Stream]]) -> Iterator[Found]:
