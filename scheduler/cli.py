@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--config", metavar="FILE", help="a scenario without load, and keys (docs/gateway.md)")
     serve.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:8000", help="default: %(default)s")
     serve.add_argument("--journal", type=Path, metavar="FILE", help="keep durable jobs there (/v1/jobs)")
+    serve.add_argument("--record", type=Path, metavar="DIR", help="write the run folder")
     _add_run_options(serve)
     serve.set_defaults(command=_serve)
 
@@ -213,7 +214,7 @@ def _serve(args: argparse.Namespace) -> int:
     config = default_config() if args.config is None else load_config(args.config)
     plan = make_plan(config, engine=args.engine, model=args.model, policy=args.policy)
     journal = args.journal or (Path(config.journal) if config.journal else None)
-    serve(plan, keys_of(config), args.listen, journal)
+    serve(plan, keys_of(config), args.listen, journal=journal, record=args.record)
     return OK
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from scheduler.core.estimate import Counter, count_words
+from scheduler.core.estimate import Counter, Estimator, count_words
 from scheduler.core.estimators import estimator_from
 from scheduler.core.events import Emit
 from scheduler.core.metrics import WindowMetrics
@@ -82,14 +82,7 @@ class Plan:
         reserve = scenario.max_inflight_tokens
         return Scheduler(
             policy_from(self.policy),
-            estimator_from(
-                scenario.estimator.kind,
-                counter=self.counter,
-                calibrate=scenario.estimator.calibrate,
-                faithful=scenario.paper,
-                statistic=scenario.estimator.statistic,
-                prior=shipped_prior(),
-            ),
+            self.estimator(scenario.estimator.kind),
             tenants,
             capacities=(self.capacity if capacity is None else capacity,),
             batch=self.batch,
@@ -98,6 +91,18 @@ class Plan:
             max_model_len=self.max_model_len,
             metrics=WindowMetrics(tenant.name for tenant in tenants) if windows else None,
             emit=emit,
+        )
+
+    def estimator(self, kind: str) -> Estimator:
+        """A fresh one of this name, with the scenario's options. Raises ValueError."""
+        options = self.scenario.estimator
+        return estimator_from(
+            kind,
+            counter=self.counter,
+            calibrate=options.calibrate,
+            faithful=self.scenario.paper,
+            statistic=options.statistic,
+            prior=shipped_prior(),
         )
 
     @property

@@ -25,9 +25,11 @@ DRAIN_S = 30.0
 """Real seconds that a stopping server gives to what is under way."""
 
 
-def serve(plan: Plan, keys: Keys, listen: str, journal: Path | None = None) -> None:
+def serve(
+    plan: Plan, keys: Keys, listen: str, *, journal: Path | None = None, record: Path | None = None
+) -> None:
     """Serve until SIGTERM or Ctrl-C, then drain and stop; a second signal skips the drain. ``journal`` is
-    the file of the durable jobs; without one there are none.
+    the file of the durable jobs; without one there are none. ``record`` is the run folder, if there is one.
 
     Raises ListenError, JournalError, EngineError (the engine could not be started at all).
     """
@@ -44,14 +46,22 @@ def serve(plan: Plan, keys: Keys, listen: str, journal: Path | None = None) -> N
         output = engine_output_to(log)
     calm_collector()
     with output as streams:
-        asyncio.run(_serve(plan, keys, host, port, journal, streams.stderr))
+        asyncio.run(_serve(plan, keys, (host, port), journal, record, streams.stderr))
 
 
-async def _serve(plan: Plan, keys: Keys, host: str, port: int, journal: Path | None, stderr: TextIO) -> None:
+async def _serve(
+    plan: Plan,
+    keys: Keys,
+    address: tuple[str, int],
+    journal: Path | None,
+    record: Path | None,
+    stderr: TextIO,
+) -> None:
     def say(line: str) -> None:
         print(line, file=stderr, flush=True)
 
-    run = LiveRun(plan, clients=True, endless=True)
+    host, port = address
+    run = LiveRun(plan, out=record, clients=True, endless=record is None)
     run.notices.listeners.append(lambda notice: say(f"{notice.kind}: {_printable(notice.text)}"))
     gateway = make_gateway(run, keys, Journal(journal) if journal is not None else None)
     port = await gateway.listen(host, port)
@@ -95,6 +105,8 @@ async def _live(run: LiveRun, gateway: Gateway, stopping: asyncio.Event, say: Ca
         say(f"stopping: {waiting} requests get up to {DRAIN_S:g} s" if waiting else "stopping")
         await run.stop(drain_s=DRAIN_S)
         await gateway.close()
+        if run.recorder is not None and not run.recorder.error:
+            say(f"recorded in {_printable(str(run.recorder.folder))}")
         say("stopped")
 
 

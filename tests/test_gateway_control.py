@@ -79,6 +79,22 @@ async def test_policy_and_who_asked_for_it(served: Served) -> None:
     assert await ask(served, "POST", "/control/policy", {"polcy": "sjf"}) == 400
 
 
+async def test_the_estimator_and_what_waits_is_estimated_anew(served: Served) -> None:
+    scheduler = served.run.scheduler
+    assert await ask(served, "POST", "/control/pause", {}) == 200
+    waiting = asyncio.create_task(served.post("/v1/completions", completion(), ACME))
+    await until(lambda: scheduler.books.totals.queued == 1)
+    (request,) = scheduler.active()
+    before = request.estimate
+    assert await ask(served, "PUT", "/control/estimator", {"estimator": "learned", "by": "erin"}) == 200
+    await until(lambda: scheduler.estimator.name == "learned" and request.estimate is not before)
+    assert any("estimator learned by erin" in notice.text for notice in served.run.notices.after(0))
+    for wrong in ("oracle", "nonsense", 5):
+        assert await ask(served, "PUT", "/control/estimator", {"estimator": wrong}) == 400
+    assert await ask(served, "POST", "/control/resume", {}) == 200
+    assert (await waiting)[0] == 200
+
+
 async def test_pause_resume_limits_tenants_drain(served: Served) -> None:
     scheduler = served.run.scheduler
     assert await ask(served, "POST", "/control/pause", {}) == 200

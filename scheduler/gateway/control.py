@@ -44,6 +44,12 @@ class SetPolicy(Verb):
     policy: Annotated[str, Field(max_length=200)]
 
 
+class SetEstimator(Verb):
+    """Another estimator, which has learned nothing yet; what waits is estimated and ranked anew."""
+
+    estimator: Annotated[str, Field(max_length=64)]
+
+
 class StartScenario(Verb):
     """A shipped scenario's load, from now on. Files of the server are not for the network to read."""
 
@@ -96,6 +102,7 @@ class Control:
             web.get("/control/policies", self.policies),
             web.get("/control/scenarios", self.scenarios),
             web.get("/control/estimator", self.estimator),
+            web.put("/control/estimator", self.set_estimator),
             web.post("/control/policy", self.set_policy),
             web.post("/control/policy/undo", self.undo_policy),
             web.post("/control/pause", self.pause),
@@ -174,6 +181,10 @@ class Control:
     async def undo_policy(self, http: web.Request) -> web.Response:
         verb = await self._read(http, Verb)
         return self._do(lambda: self._feed.undo_policy(by=verb.by))
+
+    async def set_estimator(self, http: web.Request) -> web.Response:
+        verb = await self._read(http, SetEstimator)
+        return self._do(lambda: self._feed.switch_estimator(verb.estimator, by=verb.by))
 
     async def pause(self, http: web.Request) -> web.Response:
         verb = await self._read(http, Verb)

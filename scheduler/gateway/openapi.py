@@ -10,12 +10,15 @@ import json
 import sys
 from typing import Any
 
+from scheduler.core.estimators import ESTIMATORS
 from scheduler.core.types import TIERS
 from scheduler.gateway.completions import DEADLINE, PRIORITY
 from scheduler.gateway.jobs import IDEMPOTENCY_KEY
 from scheduler.gateway.params import MAX_STOP_CHARS, MAX_STOPS, ROLES
 
 Json = dict[str, Any]
+
+_ESTIMATORS = [name for name in ESTIMATORS if name != "oracle"]
 
 _ERRORS = {
     "400": "A parameter is wrong or not supported; `param` names it.",
@@ -84,8 +87,9 @@ def document() -> Json:
 
 def _control() -> Json:
     steer = "400 401 403 408 413 415"
-    verbs = {
+    verbs: dict[tuple[str, str], tuple[str, Json]] = {
         ("post", "policy"): ("Swap the policy", {"policy": {"type": "string"}}),
+        ("put", "estimator"): ("Estimate by another one from now on", {"estimator": {"enum": _ESTIMATORS}}),
         ("post", "policy/undo"): ("Back to the policy before", {}),
         ("post", "pause"): ("Dispatch nothing more", {}),
         ("post", "resume"): ("Dispatch again", {}),

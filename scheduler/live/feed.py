@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from scheduler.core.estimators import ESTIMATORS
 from scheduler.core.lifecycle import UnknownTenant
 from scheduler.core.policies import POLICIES, policy_from
 from scheduler.core.snapshot import take_snapshot
@@ -69,6 +70,13 @@ class LocalFeed:
         if not self._undo:
             raise CommandError("no policy switch to undo")
         self._run.session.switch_policy(policy_from(self._undo.pop()), by=f"{by} (undo)")
+
+    def switch_estimator(self, kind: str, by: str = "operator") -> None:
+        """One of ``ESTIMATORS``, beginning anew. Raises CommandError."""
+        if kind not in ESTIMATORS or kind == "oracle":
+            allowed = ", ".join(name for name in ESTIMATORS if name != "oracle")
+            raise CommandError(f"estimator must be one of {allowed}")
+        self._run.session.switch_estimator(self._run.plan.estimator(kind), by=by)
 
     def inject(self, scenario: str, by: str = "operator") -> None:
         try:

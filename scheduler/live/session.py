@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from math import inf
 from typing import Any
 
+from scheduler.core.estimate import Estimator
 from scheduler.core.events import Event, Kind
 from scheduler.core.metrics import gap_bucket
 from scheduler.core.policies import Policy, policy_from
@@ -190,6 +191,12 @@ class Session:
         """Begin a hot swap; slices of it ride on the loop's next turns."""
         source, started_s = self.scheduler.policy.describe(), self._loop.time()
         self.scheduler.begin_swap(policy, self.clock.now(), by=by)
+        self._swap_slice(self.scheduler.swap, source, started_s)
+
+    def switch_estimator(self, estimator: Estimator, *, by: str) -> None:
+        """Estimate all that waits anew, and rank it by that; in slices too."""
+        source, started_s = self.scheduler.policy.describe(), self._loop.time()
+        self.scheduler.set_estimator(estimator, self.clock.now(), by=by)
         self._swap_slice(self.scheduler.swap, source, started_s)
 
     def _swap_slice(self, swap: object, source: str, started_s: float) -> None:
