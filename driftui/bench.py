@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from scheduler.bench.engine import PAIRS, Work, share_claim
 from scheduler.bench.result import BenchError, Claim, Result
+from scheduler.engines.engine import EngineConfigError, EngineError
 from scheduler.engines.models import resolve
 
 COLUMNS, LINES = 160, 48
@@ -33,7 +34,8 @@ _QUIET_S = 300.0
 PROTOCOL = (
     f"The dashboard runs in a process of its own on a pseudo-terminal of {COLUMNS}x{LINES} whose output is "
     "read at once and thrown away. refresh: the shipped scenario demo on the simulated engine at its own "
-    "pace, again from its start when it is over. The cost of a refresh is the CPU time, by the thread's "
+    "pace, again from its start when it is over; charts show 30 s, so that every refresh moves every chart "
+    "(at the usual 60 s about six in ten do). The cost of a refresh is the CPU time, by the thread's "
     "own clock, of every callback of the event loop that belongs to the dashboard, from one pull of the "
     "view to the next: sample, history, widgets, layout, compositor, encoding for the terminal, its "
     "timers and Textual's messages. {refreshes} refreshes after the screen stands; nearest-rank "
@@ -60,7 +62,7 @@ def bench_screen(
     work: Work | None = None,
     pairs: int = PAIRS,
 ) -> Result:
-    """About three minutes; with a ``model``, five more. Raises PlanError, ModelError, BenchError."""
+    """About three minutes; with a ``model``, more. Raises PlanError, ModelError, EngineError, BenchError."""
     work = work or Work()
     protocol = PROTOCOL.format(refreshes=refreshes, stall_s=stall_s)
     if model is not None:
@@ -145,15 +147,25 @@ class Child:
         os.close(self._report)
 
     def messages(self, tell: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-        """All that it reports until it ends; progress goes to ``tell``. Raises BenchError."""
+        """The rest of what it reports until it ends: progress goes to ``tell``, keys to the terminal.
+
+        Raises EngineConfigError, EngineError, BenchError.
+        """
         for line in self._lines():
             message: dict[str, Any] = json.loads(line)
-            if "error" in message:
-                raise BenchError(message["error"])
-            if "tell" in message:
-                tell(message["tell"])
-            else:
-                yield message
+            match message:
+                case {"tell": text}:
+                    tell(text)
+                case {"press": key}:
+                    os.write(self._master, key.encode())
+                case {"config_error": why}:
+                    raise EngineConfigError(why)
+                case {"engine_error": why}:
+                    raise EngineError(why)
+                case {"error": why}:
+                    raise BenchError(why)
+                case _:
+                    yield message
         if self._process.wait():
             raise BenchError(f"the measured process ended with exit code {self._process.returncode}")
 

@@ -1,7 +1,8 @@
 """The measured process of ``driftsched bench screen``: the real dashboard on a pseudo-terminal of its own.
 
-Reports JSON lines on a pipe, each with one key: ``tell`` (progress), ``begin`` (so many refreshes are
-measured from now on), ``stall`` (now read nothing for so many seconds), ``row`` (of the result), ``error``.
+Reports JSON lines on a pipe, each with one key: ``tell`` (progress), ``press`` (a key), ``begin`` (so many
+refreshes are measured from now on), ``stall`` (now read nothing for so many seconds), ``row`` (of the
+result), and at most one of ``config_error``, ``engine_error``, ``error``: why nothing came of it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from driftui.terminal import own_terminal
 from scheduler.bench.engine import Half, Side, Work, compare, shared_engine, through
 from scheduler.bench.result import BenchError
 from scheduler.core.metrics import nearest_rank
-from scheduler.engines.engine import EngineError
+from scheduler.engines.engine import EngineConfigError, EngineError
 from scheduler.live.feed import LocalFeed
 from scheduler.live.heap import calm_collector
 from scheduler.live.output import log_path
@@ -173,6 +174,8 @@ async def measure_screen(report: Report, refreshes: int, stall_s: float) -> None
     async with dashboard(run, loop.screen_cpu_s) as screen:
         await run.start()
         again = loop.create_task(_play_again(run))
+        report.say(press="-")  # the shortest window: now every refresh moves every chart
+        await screen.refreshes(SETTLE)
         report.say(begin=refreshes)
         costs_ms = sorted(1e3 * cost_s for cost_s in await screen.refreshes(refreshes))
         lag = LoopLag(loop)
@@ -259,9 +262,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 with asyncio.Runner(loop_factory=MeteredLoop) as runner:
                     runner.run(measure_screen(report, args.refreshes, args.stall))
-    except (BenchError, EngineError) as error:
+    except EngineConfigError as error:
+        report.say(config_error=str(error))
+    except EngineError as error:
+        report.say(engine_error=str(error))
+    except BenchError as error:
         report.say(error=str(error))
-        return 1
     return 0
 
 

@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import json
 import time
+from collections.abc import Iterator
 from contextvars import copy_context
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from scheduler.bench import core
 from scheduler.bench.engine import Half, Side, Work, compare, requests_of, share_claim, through
 from scheduler.bench.result import BenchError, Claim, Result
 from scheduler.cli import main
+from scheduler.engines.engine import EngineConfigError, EngineError
 from scheduler.engines.models import ModelError, resolve
 from scheduler.live.run import LiveRun
 from scheduler.load.scenario import Scenario
@@ -206,6 +208,19 @@ def test_bench_screen_measures_refreshes_and_a_stalled_terminal(
 
 def test_a_measured_process_that_fails_is_an_error() -> None:
     with Child("--nonsense") as child, pytest.raises(BenchError, match="exit code 2"):
+        list(child.messages(silent))
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [("config_error", EngineConfigError), ("engine_error", EngineError), ("error", BenchError)],
+)
+def test_what_the_measured_process_cannot_do_is_raised_here(kind: str, error: type[Exception]) -> None:
+    class Refused(Child):
+        def _lines(self) -> Iterator[bytes]:
+            yield json.dumps({kind: "model 'nosuch' is nowhere"}).encode()
+
+    with Refused("--nonsense") as child, pytest.raises(error, match="'nosuch' is nowhere"):
         list(child.messages(silent))
 
 

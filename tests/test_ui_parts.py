@@ -154,7 +154,9 @@ def dots(raster: Raster) -> list[str]:
     """The raster as text, one character per dot."""
     bits = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
     return [
-        "".join(".#"[bool(cell & bit)] for cell in row for bit in pair) for row in raster.dots for pair in bits
+        "".join(".#"[bool(cell & bit)] for cell in row for bit in pair)
+        for row in raster.dots
+        for pair in bits
     ]
 
 

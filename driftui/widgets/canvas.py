@@ -2,8 +2,8 @@
 
 Textual's border and padding machinery restyles every segment of every line, and its compositor cuts every
 line at the edges of every widget. A ``Canvas`` hands its own strips to the compositor and keeps them until
-told otherwise; and where no other widget can lie over the canvases, ``paint`` writes the changed lines past the
-compositor. A screen of charts then costs a few milliseconds.
+told otherwise; and while nothing lies over the canvases, ``paint`` writes the changed lines past the
+compositor, for a third of the cost.
 """
 
 from __future__ import annotations
@@ -132,12 +132,12 @@ def paint(screen: Screen[None], canvases: Sequence[Canvas], others: Sequence[Wid
     lines: list[tuple[int, int, Sequence[Segment]]] = []
     for canvas in canvases:
         region, clip = visible.get(canvas, (NULL_REGION, NULL_REGION))
-        if region.size == canvas.cells and region in clip:
+        if region.size == canvas.cells and clip.contains_region(region):
             lines += [(region.x, region.y + y, segments) for y, segments in canvas.take_stale()]
         else:  # hidden, cut off, or about to change its size
             canvas.flush()
     if lines:
-        app._display(screen, Lines(lines))
+        app._display(screen, Lines(lines))  # type: ignore[arg-type]  # it takes what its compositor makes
 
 
 class Panel(Canvas):

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 from math import inf, isfinite, isnan
 
-import numpy as np
-
 from driftui import figures, palette
 from driftui.clean import clean
 from driftui.feed import Floats

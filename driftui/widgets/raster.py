@@ -24,7 +24,7 @@ MARKER = -2  # and below: the markers, in order
 
 @cache
 def _field(width: int, height: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int16], Ints]:
-    """Rows of dots above each row of cells; for each column of dots its side in ``_PATTERNS``; cells, numbered."""
+    """Rows of dots above each row of cells; each dot column's side in ``_PATTERNS``; the cells, numbered."""
     above = 4 * np.arange(height, dtype=np.int16)[:, None]
     side = np.tile(np.array([0, 25], dtype=np.int16), width)
     return above, side, np.arange(height * width).reshape(height, width)
