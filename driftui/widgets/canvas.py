@@ -124,7 +124,7 @@ def paint(screen: Screen[None], canvases: Sequence[Canvas], others: Sequence[Wid
     """
     app = screen.app
     visible = screen._compositor.visible_widgets
-    alone = screen.is_current and visible.keys() <= {screen, *canvases, *others}
+    alone = app.screen is screen and visible.keys() <= {screen, *canvases, *others}
     if not alone or app._batch_count or app.no_color:
         for canvas in canvases:
             canvas.flush()
