@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
-import signal
-import socket
 import sqlite3
 import stat
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from gateway_kit import ACME, GLOBEX, Served, chat, completion, serving, two_keys
+from kill_jobs import kills
 
 from scheduler.cli import main
 from scheduler.gateway.completions import DEADLINE
@@ -290,66 +282,8 @@ async def test_a_torn_tail_is_cut_off(path: Path, tmp_path: Path) -> None:
 # kill -9
 
 
-@contextmanager
-def server(journal: Path, port: int) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "scheduler.cli", "serve", "--journal", str(journal)]
-    with subprocess.Popen(
-        [*command, "--listen", f"127.0.0.1:{port}"], stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stderr is not None
-            while not (line := process.stderr.readline()).startswith("ready"):
-                assert line, "it ended before it was ready"
-            yield process
-        finally:
-            process.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-async def post_until_it_dies(url: str, process: subprocess.Popen[str], after_s: float) -> list[str]:
-    """Ids that were acknowledged before kill -9."""
-    acknowledged: list[str] = []
-
-    async def client(http: aiohttp.ClientSession) -> None:
-        while True:
-            try:
-                async with http.post(url + JOBS, json=completion(max_tokens=20)) as answer:
-                    acknowledged.append((await answer.json())["id"])
-            except (aiohttp.ClientError, OSError):
-                return
-
-    async with aiohttp.ClientSession() as http:
-        clients = [asyncio.create_task(client(http)) for _ in range(4)]
-        await asyncio.sleep(after_s)
-        os.kill(process.pid, signal.SIGKILL)
-        await asyncio.gather(*clients)
-    return acknowledged
-
-
 @pytest.mark.slow
-async def test_nothing_acknowledged_is_lost_by_kill_9(path: Path) -> None:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    promised: list[str] = []
-    with server(path, port) as process:
-        promised += await post_until_it_dies(url, process, 0.3)
-    assert promised
-    with server(path, port):
-        async with aiohttp.ClientSession() as http:
-            deadline = time.monotonic() + 20
-            for job_id in promised:
-                while True:
-                    async with http.get(f"{url}{JOBS}/{job_id}") as answer:
-                        job = json.loads(await answer.text())
-                    assert answer.status == 200, "lost"
-                    if job["status"] not in ("queued", "running"):
-                        break
-                    assert time.monotonic() < deadline, "not ended"
-                    await asyncio.sleep(0.05)
-                assert job["status"] == "finished"
-                assert job["result"]["usage"]["completion_tokens"] == 20
+async def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path) -> None:
+    killed = await kills(tmp_path, count=3, seed=1, extra=[])
+    assert killed.acknowledged
+    assert killed.endings.keys() == killed.acknowledged.keys()
