@@ -106,6 +106,7 @@ class VirtualRun:
             wall_s=time.perf_counter() - started,
             interrupted=self.simulation.stopped,
             switches=self.simulation.switches,
+            predictions=[],
             telemetry={},
             loop_lag_ms=dict.fromkeys(("p50", "p99", "max"), None),
         )

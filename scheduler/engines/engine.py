@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from scheduler.core.types import Request
+from scheduler.twin.profile import Profile
 
 
 class Chunk(NamedTuple):
@@ -66,6 +67,10 @@ class Engine(Protocol):
     @property
     def honours_seed(self) -> bool:
         """The same seed gives the same answer; elsewhere seeds are not sent. Known once it has started."""
+
+    @property
+    def profile(self) -> Profile | None:
+        """Its step model, for playing ahead in the twin; None while nothing is known of its pace."""
 
     @property
     def max_model_len(self) -> int | None:

@@ -10,7 +10,7 @@ from scheduler.core.policies import POLICIES, policy_from
 from scheduler.core.snapshot import take_snapshot
 from scheduler.core.types import Limits
 from scheduler.live.run import LiveRun
-from scheduler.live.view import CommandError, Notice, View
+from scheduler.live.view import CommandError, Notice, Preview, View
 from scheduler.load.scenario import ScenarioError, load_scenario, shipped_scenarios
 from scheduler.load.workload import Workload
 
@@ -65,6 +65,12 @@ class LocalFeed:
         before = self._run.scheduler.policy.describe()
         self._run.session.switch_policy(policy, by=by)
         self._undo.append(before)
+
+    def preview(self, specs: Sequence[str] = ()) -> None:
+        self._run.previewer.ask(specs)
+
+    def previewed(self) -> Preview | None:
+        return self._run.previewer.latest
 
     def undo_policy(self, by: str = "operator") -> None:
         if not self._undo:

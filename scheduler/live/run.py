@@ -14,6 +14,7 @@ from scheduler.core.types import Request
 from scheduler.engines.clock import Clock, PlannedClock
 from scheduler.engines.engine import Engine
 from scheduler.live.notices import Notices
+from scheduler.live.preview import Previewer
 from scheduler.live.session import Session
 from scheduler.live.telemetry import LoopLag, Machine, Sample, Summary, health
 from scheduler.live.view import Health
@@ -64,8 +65,20 @@ class LiveRun:
         self._watch = Watch()
         self._sampling: asyncio.Task[None] | None = None
         self.scheduler = plan.scheduler(capacity=self.engine.capacity, emit=self.on_event, windows=True)
+        self.previewer = Previewer(
+            self.scheduler,
+            self.clock,
+            lambda: self.engine.profile,
+            plan.capacity,
+            lambda line: self.notices.add(self.clock.now(), "policy", line),
+        )
         self.session = Session(
-            self.scheduler, self.engine, self.clock, on_ended=self._on_ended, on_event=self.on_event
+            self.scheduler,
+            self.engine,
+            self.clock,
+            on_ended=self._on_ended,
+            on_event=self.on_event,
+            on_switch=self.previewer.on_switch,
         )
         self.load = plan.workload()
         if out is not None:
@@ -95,6 +108,7 @@ class LiveRun:
             await asyncio.gather(self._sampling, return_exceptions=True)
         self.lag.stop()
         document = self.document(interrupted=interrupted)
+        await self.previewer.stop()
         if self.recorder is not None:
             await asyncio.to_thread(self.recorder.close, document)
         return document
@@ -109,6 +123,7 @@ class LiveRun:
             wall_s=time.perf_counter() - self._wall_from,
             interrupted=interrupted,
             switches=self.session.switches,
+            predictions=self.previewer.document(self.clock.now()),
             telemetry=self._summary.figures(),
             loop_lag_ms=self.lag.figures(),
         )
@@ -120,6 +135,7 @@ class LiveRun:
         if event.kind is Kind.DISPATCHED:
             self.lag.begin()
         self.notices.on_event(event)
+        self.previewer.on_event(event)
         if self.recorder is not None:
             self.recorder.on_event(event)
 
@@ -128,6 +144,7 @@ class LiveRun:
             self.tally.add(request)
         if self.scheduler.idle:
             self.lag.end()
+        self.previewer.on_ended(request)
         for observe in self.observers:
             observe(request)
 

@@ -39,7 +39,9 @@ MAX_CRASHES, CRASH_SPAN_S = 3, 60.0
 
 
 class Session:
-    """Owns the tasks of a run. ``on_event`` gets every event, ``on_ended`` every request that has ended."""
+    """Owns the tasks of a run. ``on_event`` gets every event, ``on_ended`` every request that has ended,
+    ``on_switch`` each policy that is about to take over, and when.
+    """
 
     def __init__(
         self,
@@ -49,6 +51,7 @@ class Session:
         *,
         on_ended: Callable[[Request], None],
         on_event: Callable[[Event], None],
+        on_switch: Callable[[str, float], None] = lambda target, now: None,
     ) -> None:
         self.scheduler = scheduler
         self.engine = engine
@@ -61,6 +64,7 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._on_ended = on_ended
         self._on_event = on_event
+        self._on_switch = on_switch
         self._timer: asyncio.TimerHandle | None = None
         self._streams: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -189,8 +193,10 @@ class Session:
 
     def switch_policy(self, policy: Policy, *, by: str) -> None:
         """Begin a hot swap; slices of it ride on the loop's next turns."""
+        now = self.clock.now()
+        self._on_switch(policy.describe(), now)
         source, started_s = self.scheduler.policy.describe(), self._loop.time()
-        self.scheduler.begin_swap(policy, self.clock.now(), by=by)
+        self.scheduler.begin_swap(policy, now, by=by)
         self._swap_slice(self.scheduler.swap, source, started_s)
 
     def switch_estimator(self, estimator: Estimator, *, by: str) -> None:

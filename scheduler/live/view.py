@@ -6,7 +6,7 @@ A local session, a recorded run and a remote server all offer the same ``Feed``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from scheduler.core.types import Limits, Snapshot
@@ -59,6 +59,28 @@ class Notice(NamedTuple):
     marker: bool  # drawn as a vertical line in the charts
 
 
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What one policy is predicted to do; figures as in ``twin.outlook``."""
+
+    figures: Mapping[str, float]
+    low: Mapping[str, float] = field(default_factory=dict)  # p10 and p90 over several futures, once played
+    high: Mapping[str, float] = field(default_factory=dict)
+    longer: tuple[str, ...] = ()  # tenants whose requests take longer than under today's policy
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """The next ``horizon_s`` seconds from ``at_s`` on under each policy, played in the twin."""
+
+    at_s: float
+    horizon_s: float
+    today: str  # the policy that ordered then, with its parameters
+    policies: Mapping[str, Predicted]  # by full name, as ``Policy.describe``; those that are there already
+    done: bool  # nothing more comes
+    error: str = ""  # why there is no more than this
+
+
 class CommandError(ValueError):
     """A verb was refused: the message says what is wrong and what is allowed."""
 
@@ -79,6 +101,14 @@ class Feed(Protocol):
 
     def switch_policy(self, spec: str, by: str = "operator") -> None:
         """``spec`` is a name, or name with parameters: "aging rate=0.05". Raises CommandError."""
+
+    def preview(self, specs: Sequence[str] = ()) -> None:
+        """Begin to predict what these policies would do, or all of ``policies()``, and today's. Raises
+        CommandError.
+        """
+
+    def previewed(self) -> Preview | None:
+        """The latest preview, as far as it is; None before the first."""
 
     def undo_policy(self, by: str = "operator") -> None:
         """Back to the policy before the last switch. Raises CommandError when there is none."""

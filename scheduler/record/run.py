@@ -21,6 +21,7 @@ def run_document(
     wall_s: float,
     interrupted: bool,
     switches: Sequence[Mapping[str, Any]],
+    predictions: Sequence[Mapping[str, Any]],
     telemetry: Mapping[str, Any],
     loop_lag_ms: Mapping[str, float | None],
 ) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def run_document(
         "wall_s": wall_s,
         **figures,
         "switches": list(switches),
-        "predictions": [],
+        "predictions": list(predictions),
         "telemetry": telemetry,
         "loop_lag_ms": loop_lag_ms,
         "expect": [],

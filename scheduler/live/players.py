@@ -1,0 +1,128 @@
+"""Two processes in which previews are played, so that the event loop does nothing but take the picture.
+
+Each is started when it is first needed. It is niced, it runs in a session of its own, where no key of the
+terminal reaches it, and it ends with the pipe to us: no exit of ours, kill -9 included, leaves one behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Callable, Iterable
+from itertools import count
+
+from scheduler.live.preview_child import LENGTH, Job
+from scheduler.twin.outlook import Figures
+from scheduler.twin.picture import Picture
+
+PLAYERS = 2
+
+
+class PlayerLost(RuntimeError):
+    """A preview could not be played: its process ended."""
+
+
+class Packed:
+    """A picture on its way to the players, and how far ahead it is to be played."""
+
+    _numbers = count()
+
+    def __init__(self, picture: Picture, horizon_s: float) -> None:
+        self.number = next(self._numbers)
+        self.data = picture.packed()
+        self.horizon_s = horizon_s
+
+
+class _Player:
+    def __init__(self) -> None:
+        self._process: Process | None = None
+        self._has: int | None = None  # number of the picture that it has
+        self._one_at_a_time = asyncio.Lock()
+
+    async def play(self, packed: Packed, policy: str, seed: int) -> Figures:
+        """Raises PlayerLost."""
+        async with self._one_at_a_time:
+            # Once sent, a job is seen to its end, or its answer would be taken for that of the next one.
+            playing = asyncio.ensure_future(self._play(packed, policy, seed))
+            try:
+                return await asyncio.shield(playing)
+            except asyncio.CancelledError:
+                self.kill()
+                await asyncio.gather(playing, return_exceptions=True)
+                raise
+
+    async def _play(self, packed: Packed, policy: str, seed: int) -> Figures:
+        if self._process is None or self._process.returncode is not None:
+            await self._start()
+        assert self._process is not None
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        new = None if self._has == packed.number else packed.data
+        job = pickle.dumps(Job(new, policy, seed, packed.horizon_s), pickle.HIGHEST_PROTOCOL)
+        try:
+            stdin.write(LENGTH.pack(len(job)) + job)
+            await stdin.drain()
+            self._has = packed.number
+            (size,) = LENGTH.unpack(await stdout.readexactly(LENGTH.size))
+            figures: Figures = pickle.loads(await stdout.readexactly(size))
+        except (OSError, asyncio.IncompleteReadError) as error:
+            self.kill()
+            raise PlayerLost("the process that plays previews ended") from error
+        return figures
+
+    async def _start(self) -> None:
+        command = (sys.executable, "-P", "-m", "scheduler.live.preview_child")
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True
+            )
+        except OSError as error:
+            raise PlayerLost(f"no process to play previews: {error.strerror}") from error
+        self._has = None
+
+    def kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    async def stop(self) -> None:
+        self.kill()
+        if self._process is not None:
+            await self._process.wait()
+
+
+class Players:
+    """Plays policies over futures of a picture, several at a time."""
+
+    def __init__(self) -> None:
+        self._players = [_Player() for _ in range(PLAYERS)]
+
+    async def play(
+        self,
+        packed: Packed,
+        jobs: Iterable[tuple[str, int]],
+        on_figures: Callable[[str, int, Figures], None],
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Play (policy, seed) after (policy, seed), while they are ``wanted``. Raises PlayerLost."""
+        todo = iter(jobs)
+
+        async def work(player: _Player) -> None:
+            for policy, seed in todo:
+                if not wanted():
+                    return
+                on_figures(policy, seed, await player.play(packed, policy, seed))
+
+        workers = [asyncio.ensure_future(work(player)) for player in self._players]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """No process is left."""
+        await asyncio.gather(*(player.stop() for player in self._players))

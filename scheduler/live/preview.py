@@ -1,0 +1,206 @@
+"""Previews of a live run: on demand for an operator, and at each switch for the record.
+
+The loop takes the picture (some milliseconds for 5,000 queued requests) and collects what really happens; the
+playing is done by ``Players``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from scheduler.core.events import Event
+from scheduler.core.policies import POLICIES, policy_from
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.types import Request
+from scheduler.engines.clock import Clock
+from scheduler.live.players import Packed, PlayerLost, Players
+from scheduler.live.view import CommandError, Predicted, Preview
+from scheduler.twin.outlook import Figures
+from scheduler.twin.picture import Recent, take_picture
+from scheduler.twin.predictions import Prediction, Predictions
+from scheduler.twin.preview import POINT_SEED, band, horizon_of, who_waits_longer
+from scheduler.twin.profile import Profile
+
+SEEDS = range(1, 9)
+"""Futures played for the bands."""
+
+BANDS_S = 3.5
+"""Bands get what futures can be played within about so long."""
+
+
+class Previewer:
+    """One run's previews. ``profile`` gives the engine's step model as of now, None where there is none yet;
+    ``tell`` gets a line when a prediction can be held against what was observed.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        clock: Clock,
+        profile: Callable[[], Profile | None],
+        max_num_seqs: int,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.latest: Preview | None = None
+        self.recent = Recent()
+        self._scheduler = scheduler
+        self._clock = clock
+        self._profile = profile
+        self._max_num_seqs = max_num_seqs
+        self._tell = tell
+        self._predictions = Predictions()
+        self._players = Players()
+        self._asked = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- what the run tells --------------------------------------------------------------------------
+
+    def on_event(self, event: Event) -> None:
+        self.recent.on_event(event)
+
+    def on_ended(self, request: Request) -> None:
+        self._predictions.on_ended(request)
+
+    def on_switch(self, target: str, now: float) -> None:
+        """The policy is about to change to ``target``: predict what comes of it, and of staying."""
+        source = self._scheduler.policy.describe()
+        if source == target or (packed := self._take()) is None:
+            return
+        tenants = self._scheduler.books.configs.values()
+        prediction = self._begin(Prediction(now, source, target, packed.horizon_s, tenants))
+        self._timer = self._clock.call_at(now + packed.horizon_s, self._observe, prediction)
+        self._spawn(self._predict(packed, prediction))
+
+    def _begin(self, prediction: Prediction) -> Prediction:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._predictions.begin(prediction, self._scheduler.active())
+        return prediction
+
+    async def _predict(self, packed: Packed, prediction: Prediction) -> None:
+        found: dict[str, Figures] = {}
+
+        def keep(policy: str, seed: int, figures: Figures) -> None:
+            found[policy] = figures
+
+        jobs = [(prediction.source, POINT_SEED), (prediction.target, POINT_SEED)]
+        try:
+            await self._players.play(packed, jobs, keep)
+        except PlayerLost:
+            return  # the record then has no prediction
+        prediction.stay, prediction.predicted = found[prediction.source], found[prediction.target]
+
+    def _observe(self, prediction: Prediction) -> None:
+        prediction.close(self._clock.now(), self._scheduler.active())
+        if (line := prediction.line()) is not None:
+            self._tell(line)
+
+    # -- what an operator asks -----------------------------------------------------------------------
+
+    def ask(self, specs: Sequence[str] = ()) -> None:
+        """Predict these policies, or all that are known by name, and today's; ``latest`` shows them as they
+        come. Raises CommandError.
+        """
+        try:
+            wanted = [policy_from(spec).describe() for spec in specs or POLICIES]
+        except ValueError as error:
+            raise CommandError(str(error)) from error
+        packed = self._take()
+        if packed is None:
+            raise CommandError("no preview yet: nothing is known of the engine's pace")
+        today = self._scheduler.policy.describe()
+        self._asked += 1
+        self.latest = Preview(self._clock.now(), packed.horizon_s, today, {}, done=False)
+        self._spawn(self._answer(self._asked, packed, list(dict.fromkeys([today, *wanted]))))
+
+    async def _answer(self, number: int, packed: Packed, policies: Sequence[str]) -> None:
+        def wanted() -> bool:
+            return number == self._asked
+
+        def update(**changes: Any) -> None:
+            if wanted() and self.latest is not None:
+                self.latest = replace(self.latest, **changes)
+
+        try:
+            points = await self._points(packed, policies, update, wanted)
+            await self._bands(packed, points, update, wanted)
+        except PlayerLost as error:
+            update(error=str(error))
+        update(done=True)
+
+    async def _points(
+        self,
+        packed: Packed,
+        policies: Sequence[str],
+        update: Callable[..., None],
+        wanted: Callable[[], bool],
+    ) -> dict[str, Predicted]:
+        rows: dict[str, Predicted] = {}
+
+        def show(policy: str, seed: int, figures: Figures) -> None:
+            rows[policy] = Predicted(figures)
+            if (today := rows.get(policies[0])) is not None:
+                for name, row in rows.items():
+                    rows[name] = replace(row, longer=who_waits_longer(row.figures, today.figures))
+            update(policies={name: rows[name] for name in policies if name in rows})
+
+        await self._players.play(packed, [(policy, POINT_SEED) for policy in policies], show, wanted)
+        return rows
+
+    async def _bands(
+        self,
+        packed: Packed,
+        rows: Mapping[str, Predicted],
+        update: Callable[..., None],
+        wanted: Callable[[], bool],
+    ) -> None:
+        """Future after future, all policies in each, for as long as the time for it lasts."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + BANDS_S
+        draws: dict[str, list[Figures]] = {policy: [row.figures] for policy, row in rows.items()}
+        for seed in SEEDS:
+            if loop.time() >= until_s or not wanted():
+                break
+
+            def keep(policy: str, seed: int, figures: Figures) -> None:
+                draws[policy].append(figures)
+
+            await self._players.play(packed, [(policy, seed) for policy in rows], keep, wanted)
+        if wanted():
+            banded = {}
+            for policy, row in rows.items():
+                low, high = band(draws[policy])
+                banded[policy] = replace(row, low=low, high=high)
+            update(policies=banded)
+
+    def _take(self) -> Packed | None:
+        profile = self._profile()
+        if profile is None:
+            return None
+        now = self._clock.now()
+        picture = take_picture(self._scheduler, self.recent, profile, now, max_num_seqs=self._max_num_seqs)
+        return Packed(picture, horizon_of(picture))
+
+    # -- the end -------------------------------------------------------------------------------------
+
+    def document(self, now: float) -> list[dict[str, Any]]:
+        """``predictions`` of run.json; one whose span is not over is held against what there was of it."""
+        return self._predictions.document(now, self._scheduler.active())
+
+    async def stop(self) -> None:
+        """Nothing is left behind: no task, no timer, no process."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._players.stop()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,63 @@
+"""The process that plays previews: jobs come on stdin, figures go to stdout, both as length-prefixed pickles.
+
+It ends when its stdin does, in the middle of a job too: whoever started it is gone, however that went.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import threading
+from queue import SimpleQueue
+from struct import Struct
+from typing import BinaryIO, NamedTuple
+
+from scheduler.twin.picture import Picture, unpacked
+from scheduler.twin.preview import Future, draw_future, play
+
+LENGTH = Struct("!Q")
+NICENESS = 10
+
+
+class Job(NamedTuple):
+    """Play one policy over the seed's future of a picture; the answer is its figures."""
+
+    picture: bytes | None  # as Picture.packed gives it; None for the one of the job before
+    policy: str
+    seed: int
+    horizon_s: float
+
+
+def main() -> None:
+    os.nice(NICENESS)
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a stray print is no answer
+    jobs: SimpleQueue[Job] = SimpleQueue()
+    threading.Thread(target=_listen, args=(sys.stdin.buffer, jobs), daemon=True).start()
+    picture: Picture | None = None
+    futures: dict[tuple[int, float], Future] = {}
+    while True:
+        data, policy, seed, horizon_s = jobs.get()
+        if data is not None:
+            picture, futures = unpacked(data), {}
+        assert picture is not None
+        future = futures.get((seed, horizon_s))
+        if future is None:
+            future = futures[seed, horizon_s] = draw_future(picture, horizon_s, seed)
+        answer = pickle.dumps(play(picture, policy, future, horizon_s), pickle.HIGHEST_PROTOCOL)
+        answers.write(LENGTH.pack(len(answer)) + answer)
+        answers.flush()
+
+
+def _listen(stdin: BinaryIO, jobs: SimpleQueue[Job]) -> None:
+    while len(head := stdin.read(LENGTH.size)) == LENGTH.size:
+        (size,) = LENGTH.unpack(head)
+        if len(data := stdin.read(size)) < size:
+            break
+        jobs.put(pickle.loads(data))
+    os._exit(0)  # the main thread may sit in a long job
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The figures of a span of time, the same for what is predicted and for what is then observed.
+
+Over every request that ended in the span or is still here at its end; one that is still here counts with its
+age, so that a policy does not look better for what it leaves waiting. Figures have the names of run.json:
+``e2e.p50`` (p50, p95, p99), ``tiers.premium.e2e.p99``, ``tenants.acme.e2e.mean``, ``goodput.requests_per_s``,
+``fairness.jain``; and ``longest_wait_s``, until a slot, ``ended`` and ``here``, requests. Seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from scheduler.core.books import TenantBooks
+from scheduler.core.metrics import meets_slo, percentiles
+from scheduler.core.types import TIERS, Request, Slo, State, Tenant
+from scheduler.record.tally import jain
+
+Figures = Mapping[str, float]
+
+NO_SLO = Slo()
+
+
+class Outlook:
+    """Collects one span, from ``start_s`` for ``span_s`` seconds."""
+
+    def __init__(self, tenants: Iterable[Tenant], start_s: float, span_s: float) -> None:
+        self.start_s = start_s
+        self.until_s = start_s + span_s
+        self.span_s = span_s
+        self._slos = {tenant.name: tenant.slo for tenant in tenants}
+        self._tenants: dict[str, list[float]] = {}  # E2E
+        self._tiers: dict[str, list[float]] = {}
+        self._longest_s = 0.0
+        self._met = self._ended = self._here = 0
+
+    def ended(self, request: Request) -> None:
+        """A request that ended; only one that finished has a latency."""
+        if request.state is not State.FINISHED:
+            return
+        assert request.ended_s is not None
+        assert request.dispatched_s is not None
+        self._ended += 1
+        self._met += meets_slo(request, self._slos.get(request.tenant, NO_SLO))
+        self._add(request, request.ended_s - request.arrival_s, request.dispatched_s)
+
+    def still_here(self, active: Iterable[Request], now: float) -> None:
+        """What waits or runs at the end of the span."""
+        for request in active:
+            self._here += 1
+            dispatched_s = now if request.dispatched_s is None else request.dispatched_s
+            self._add(request, now - request.arrival_s, dispatched_s)
+
+    def _add(self, request: Request, e2e_s: float, dispatched_s: float) -> None:
+        self._tenants.setdefault(request.tenant, []).append(e2e_s)
+        self._tiers.setdefault(request.tier, []).append(e2e_s)
+        self._longest_s = max(self._longest_s, dispatched_s - request.arrival_s)
+
+    def figures(self, books: Mapping[str, TenantBooks] | None = None) -> Figures:
+        """What nobody was there for is left out. ``books`` are for fairness: they began with the span."""
+        figures: dict[str, float] = {}
+        everybody = [e2e_s for values in self._tiers.values() for e2e_s in values]
+        groups = {"": everybody, **{f"tiers.{name}.": self._tiers.get(name, []) for name in TIERS}}
+        for prefix, values in groups.items():
+            if values:
+                found = percentiles(values)
+                figures[f"{prefix}e2e.p50"] = found.p50
+                figures[f"{prefix}e2e.p95"] = found.p95
+                figures[f"{prefix}e2e.p99"] = found.p99
+        for name, values in self._tenants.items():
+            figures[f"tenants.{name}.e2e.mean"] = sum(values) / len(values)
+        figures["goodput.requests_per_s"] = self._met / self.span_s
+        if books is not None:
+            figures["fairness.jain"] = jain(books.values(), self.until_s)
+        figures["longest_wait_s"] = self._longest_s
+        figures["ended"] = float(self._ended)
+        figures["here"] = float(self._here)
+        return figures

@@ -1,0 +1,273 @@
+"""What each policy would do to the requests of now: the Scheduler and the twin's GPU, played ahead.
+
+Pure: a ``Picture`` goes in, figures come out; the same picture and seed give the same figures. All policies
+meet the same future (common random numbers): the same lengths for what is here, the same arrivals after it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from math import ceil, exp, inf, log, sqrt
+from random import Random
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+from scheduler.core.metrics import nearest_rank
+from scheduler.core.policies import policy_from
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.types import Estimate, Outcome, Request
+from scheduler.twin.gpu import Gpu
+from scheduler.twin.outlook import Figures, Outlook
+from scheduler.twin.picture import Pending, Picture, Ratios
+
+HORIZON_S = 120.0
+MAX_HORIZON_S = 600.0
+
+POINT_SEED = 0
+"""The future of a point prediction; every other seed is for bands."""
+
+NOTABLE = 0.05
+
+MIN_RATIOS = 16
+"""Finished answers of a tenant and category that are needed to speak for it."""
+
+_UPPER_Z = NormalDist().inv_cdf(0.9)  # an upper estimate covers 90 %
+_UNKNOWN_SIGMA = 0.5  # of the log of a length, where nothing says how sure its estimate is
+
+
+class _Known:
+    """The estimator of a played future: a request's estimate was made when it came."""
+
+    name = "known"
+
+    def estimate(self, request: Request) -> Estimate:
+        return request.estimate
+
+    def observe(self, request: Request, outcome: Outcome) -> None:
+        """What is learned on the way changes no estimate here."""
+
+    def bias(self, tenant: str, category: str) -> float:
+        return 1.0
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """There is nothing to take over."""
+
+
+# -- a future -------------------------------------------------------------------------------------------
+
+
+class Future(NamedTuple):
+    """One way in which things may go on: a length for each request that is here, and those that will come."""
+
+    running: Sequence[int]  # output tokens, in the picture's order
+    queued: Sequence[int]
+    arrivals: Sequence[tuple[Pending, int]]  # by time, with their lengths
+
+
+class Lengths:
+    """Draws answers from estimates: by how answers of that tenant and category lately compared with theirs,
+    else from a log-normal with the point as its median and the upper as its 90 % quantile.
+    """
+
+    def __init__(self, ratios: Ratios) -> None:
+        self._own = {key: values for key, values in ratios.items() if len(values) >= MIN_RATIOS}
+        pools: dict[tuple[str, int], list[float]] = {}
+        for (_, category, size), values in ratios.items():
+            pools.setdefault((category, size), []).extend(values)
+        self._common = {key: sorted(pool) for key, pool in pools.items() if len(pool) >= MIN_RATIOS}
+
+    def draw(self, request: Pending, u: float) -> int:
+        """Output tokens of an answer; ``u`` (0..1) is its quantile among those longer than it is already."""
+        if request.ended:
+            return request.generated
+        done, point = request.generated, max(1.0, request.point)
+        kind = (request.category, request.max_tokens.bit_length())
+        ratios = self._own.get((request.tenant, *kind)) or self._common.get(kind)
+        if ratios is None:
+            length = _lognormal(point, request.upper, done, u)
+        else:
+            first = bisect_right(ratios, done / point)
+            rest = len(ratios) - first
+            # Past everything that was seen: as much again as a long answer usually varies.
+            length = point * ratios[first + int(u * rest)] if rest else done * (1 + _UNKNOWN_SIGMA * u)
+        return max(done + 1, round(min(request.max_tokens, length)))
+
+
+def _lognormal(point: float, upper: float, above: int, u: float) -> float:
+    """The ``u``-quantile of those above ``above`` tokens."""
+    sigma = log(upper / point) / _UPPER_Z if upper > point else _UNKNOWN_SIGMA
+    normal = NormalDist(log(point), sigma)
+    low = normal.cdf(log(above)) if above > 0 else 0.0
+    share = min(1 - 1e-9, max(1e-9, low + u * (1 - low)))
+    return exp(normal.inv_cdf(share))
+
+
+def draw_future(picture: Picture, horizon_s: float, seed: int) -> Future:
+    """Seed 0: those who came lately come again as they did. Others: a bootstrap of them, for bands."""
+    rng, lengths = Random(seed), Lengths(picture.ratios)
+    running = [lengths.draw(request, rng.random()) for request in picture.running]
+    queued = [lengths.draw(request, rng.random()) for request in picture.queued]
+    arrivals = [
+        (request, lengths.draw(request, rng.random())) for request in _arrivals(picture, horizon_s, seed, rng)
+    ]
+    return Future(running, queued, arrivals)
+
+
+def _arrivals(picture: Picture, horizon_s: float, seed: int, rng: Random) -> Iterable[Pending]:
+    recent, span_s = picture.arrivals, picture.recent_s
+    if not recent:
+        return
+    for lap in range(ceil(horizon_s / span_s)):
+        shift_s = (lap + 1) * span_s
+        if seed != POINT_SEED:
+            count = max(0, round(rng.gauss(len(recent), sqrt(len(recent)))))
+            again = sorted(rng.choices(recent, k=count), key=lambda request: request.arrival_s)
+        else:
+            again = list(recent)
+        for request in again:
+            at_s = request.arrival_s + shift_s
+            if at_s - picture.now >= horizon_s:
+                return
+            yield request._replace(arrival_s=at_s)
+
+
+def band(draws: Sequence[Figures]) -> tuple[Figures, Figures]:
+    """p10 and p90 of each figure over several futures; of one that a future lacks, over the others."""
+    low, high = {}, {}
+    for name in {name: None for figures in draws for name in figures}:
+        values = sorted(figures[name] for figures in draws if name in figures)
+        low[name], high[name] = nearest_rank(values, 0.1), nearest_rank(values, 0.9)
+    return low, high
+
+
+def who_waits_longer(figures: Figures, today: Figures) -> tuple[str, ...]:
+    """Tenants whose mean E2E grows by more than ``NOTABLE``."""
+    before, after = "tenants.", ".e2e.mean"
+    return tuple(
+        name.removeprefix(before).removesuffix(after)
+        for name, mean_s in figures.items()
+        if name.startswith(before) and mean_s > today.get(name, inf) * (1 + NOTABLE)
+    )
+
+
+# -- playing it -----------------------------------------------------------------------------------------
+
+
+def horizon_of(picture: Picture) -> float:
+    """``HORIZON_S``, or longer until about what waits now is gone, up to ``MAX_HORIZON_S``."""
+    if not picture.queued:
+        return HORIZON_S
+    profile = picture.profile
+    slots = sum(min(capacity, picture.max_num_seqs) for capacity in picture.capacities)
+    tokens = sum(min(request.point, request.max_tokens) for request in picture.queued)
+    prompts = sum(request.prompt_tokens for request in picture.queued)
+    count = len(picture.queued)
+    context = int(slots * (prompts + tokens / 2) / count)
+    drain_s = tokens * profile.step_s(slots, context) / slots + prompts * profile.per_prefill_token_s
+    return min(MAX_HORIZON_S, max(HORIZON_S, drain_s))
+
+
+def play(picture: Picture, policy: str, future: Future, horizon_s: float) -> Figures:
+    """One future under one policy. Raises ValueError for a policy that there is not."""
+    return _Play(picture, policy, future, horizon_s).run()
+
+
+class _Play:
+    def __init__(self, picture: Picture, policy: str, future: Future, horizon_s: float) -> None:
+        self._until_s = picture.now + horizon_s
+        self._outlook = Outlook(picture.tenants, picture.now, horizon_s)
+        self._lengths: dict[str, int] = {}
+        self._gpus = [
+            Gpu(picture.profile, picture.max_num_seqs, first_token_events=False) for _ in picture.capacities
+        ]
+        self._scheduler = Scheduler(
+            policy_from("fifo"),
+            _Known(),
+            picture.tenants,
+            capacities=picture.capacities,
+            batch=picture.batch,
+            limits=picture.limits,
+            max_inflight_tokens=picture.max_inflight_tokens,
+            max_model_len=picture.max_model_len,
+        )
+        self._arrivals = iter(future.arrivals)
+        self._come = 0
+        self._resume(picture, future.running)
+        self._scheduler.begin_swap(policy_from(policy), picture.now)
+        self._scheduler.swap_step(picture.now)
+        for request, tokens in zip(picture.queued, future.queued, strict=True):
+            self._submit(request, tokens, picture.now, acknowledged=True)
+        self._now = picture.now
+
+    def _submit(self, known: Pending, tokens: int, now: float, *, acknowledged: bool = False) -> Request:
+        self._come += 1
+        request = Request(
+            str(self._come), known.tenant, known.tier, known.arrival_s, known.prompt_tokens, known.max_tokens
+        )
+        request.estimate = known.estimate
+        request.ttl_s = known.ttl_s
+        request.acknowledged = acknowledged
+        self._lengths[request.id] = tokens
+        self._scheduler.submit(request, now)
+        return request
+
+    def _resume(self, picture: Picture, lengths: Sequence[int]) -> None:
+        """Put what runs back on the GPU. The twin prefills an answer's tokens anew, as after a preemption, so
+        it is given the time for that before now.
+        """
+        profile, running = picture.profile, picture.running
+        tokens = sum(request.prompt_tokens + request.generated for request in running)
+        steps = ceil(tokens / profile.max_num_batched_tokens)
+        start_s = picture.now - tokens * profile.per_prefill_token_s - steps * profile.step_s(1, 0)
+        done: dict[str, Pending] = {}
+        for known, length in zip(running, lengths, strict=True):
+            request = self._submit(known, length, start_s, acknowledged=True)
+            done[request.id] = known
+        wait_s = picture.batch.wait_s if picture.batch is not None else 0.0
+        for at_s in (start_s - wait_s, start_s):  # a micro-batch first waits for more
+            while (ready := self._scheduler.next_dispatch(at_s)) is not None:
+                known = done[ready.id]
+                ready.dispatched_s = ready.arrival_s  # how long it waited is past
+                ready.first_token_s = known.first_token_s
+                more = max(1, self._lengths[ready.id] - known.generated)
+                prompt = known.prompt_tokens + known.generated
+                self._gpus[ready.replica].start(ready.id, prompt, more, start_s)
+        self._now = start_s
+
+    def run(self) -> Figures:
+        scheduler, gpus, outlook = self._scheduler, self._gpus, self._outlook
+        next_dispatch, until_s, lengths = scheduler.next_dispatch, self._until_s, self._lengths
+        now = self._now
+        coming, tokens = next(self._arrivals, (None, 0))
+        while True:
+            while (ready := next_dispatch(now)) is not None:
+                gpus[ready.replica].start(ready.id, ready.prompt_tokens, lengths[ready.id], now)
+            event_s = min([gpu.next_event() for gpu in gpus])
+            arrival_s = inf if coming is None else coming.arrival_s
+            timer_s = scheduler.next_timer()
+            now = max(now, min(event_s, arrival_s, timer_s))
+            if now >= until_s:
+                break
+            if event_s <= now:
+                for gpu in gpus:
+                    for event in gpu.advance(now):
+                        done = scheduler.get(event.request_id)
+                        assert done is not None
+                        if done.first_token_s is None:
+                            done.first_token_s = event.first_token_s
+                        finish = "length" if lengths[done.id] >= done.max_tokens else "stop"
+                        for ended in scheduler.on_complete(
+                            event.request_id, now, Outcome(finish, lengths[event.request_id])
+                        ):
+                            outlook.ended(ended)
+            if timer_s <= now:
+                scheduler.expire(now)
+            while coming is not None and coming.arrival_s <= now:
+                self._submit(coming, tokens, now)
+                coming, tokens = next(self._arrivals, (None, 0))
+        outlook.still_here(scheduler.active(), until_s)
+        return outlook.figures(scheduler.books.tenants)
