@@ -82,6 +82,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("ctrl+p", "palette", "palette", "Find a command by its name.", "main", "app.command_palette"),
     Command("q,ctrl+c,ctrl+q", "quit", "quit", "Stop the run and leave.", "main", "app.quit", True),
     Command("enter", "policy_apply", "apply", "Switch to the policy under the cursor.", "policy", "apply"),
+    Command("slash", "policy_type", "type", "Type one, such as two-class q=0.4.", "policy", "type"),
     Command("u", "policy_undo", "undo last switch", "Back to the policy before.", "policy", "undo"),
     Command("escape", "policy_cancel", "cancel", "Leave the policy as it is.", "policy", "dismiss"),
     Command("enter", "inject_apply", "inject", "Inject the scenario, or send the burst.", "inject", "apply"),

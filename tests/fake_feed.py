@@ -16,9 +16,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from scheduler.core.policies import policy_from
 from scheduler.core.types import Limits, Percentiles, Slo, Snapshot, TenantSnapshot
 from scheduler.engines.engine import EngineTelemetry
-from scheduler.live.view import CommandError, Health, Notice, View
+from scheduler.live.view import CommandError, Health, Notice, Predicted, Preview, View
 
 STEP_S = 0.25
 CAPACITY = 32
@@ -91,6 +92,7 @@ class FakeFeed:
         self.since = 0.0
         self.paused = False
         self.changes: dict[str, Any] = {}  # fields of the View to override
+        self.asked: list[tuple[str, ...]] = []  # previews
         self.refuse = ""  # when set, every verb is refused with this
         self.breaks_at = math.inf  # from this instant on, ``view`` raises
         self._notices: list[Notice] = []
@@ -171,6 +173,35 @@ class FakeFeed:
         self.notice("policy", text, marker=True)
         self.policies_before.append(self.policy)
         self.policy, self.since = spec, self.now
+
+    def preview(self, specs: Sequence[str] = ()) -> None:
+        if self.refuse:
+            raise CommandError(self.refuse)
+        self.asked.append(tuple(specs))
+
+    def previewed(self) -> Preview | None:
+        """Every policy is a little faster than the one before it, and batch pays for it."""
+        names = dict.fromkeys([self.policy, *(policy_from(name).describe() for name in POLICIES)])
+        return Preview(
+            self.now,
+            120.0,
+            self.policy,
+            {
+                name: Predicted(
+                    figures := {
+                        "e2e.p50": 12.0 - place,
+                        "e2e.p99": 80.0 + 9 * place,
+                        "tiers.premium.e2e.p99": 70.0 - 3 * place,
+                        "longest_wait_s": 75.0 + 9 * place,
+                    },
+                    {figure: 0.9 * value for figure, value in figures.items()},
+                    {figure: 1.2 * value for figure, value in figures.items()},
+                    ("globex-batch", "wayne-eval") if place else (),
+                )
+                for place, name in enumerate(names)
+            },
+            done=True,
+        )
 
     def undo_policy(self, by: str = "operator") -> None:
         self._called("undo_policy")

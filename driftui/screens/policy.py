@@ -1,17 +1,30 @@
-"""The policy switcher."""
+"""The policy switcher: every policy, and what it is predicted to do to the requests of now."""
 
 from __future__ import annotations
 
+from math import nan
+
+from rich.text import Text
+from textual.content import Content
+from textual.timer import Timer
 from textual.widget import Widget
-from textual.widgets import OptionList
+from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
+from driftui.clean import clean, pad
 from driftui.commands import bindings
-from driftui.screens.dialog import Dialog, entry, plain
+from driftui.screens.dialog import Dialog, entry, field, plain
+from scheduler.core.policies import policy_from
+from scheduler.live.view import CommandError, Predicted, Preview
+
+LOOK_S = 0.25  # between two looks at a preview that is not done
+WIDE = 100  # columns of the terminal from which on there is room for the bands
+NAME, FIGURE, BAND = 18, 9, 12  # columns
+MARK = "● now"
 
 
 class PolicyScreen(Dialog):
-    """Every policy with a line about it; Enter switches the run to the one under the cursor."""
+    """Every policy with its prediction; Enter switches the run to the one under the cursor, or as typed."""
 
     BINDINGS = bindings("policy")
     WHERE = "policy"
@@ -20,28 +33,166 @@ class PolicyScreen(Dialog):
     def content(self) -> list[Widget]:
         feed = self.drift.feed
         snapshot = feed.view().snapshot
-        running = snapshot.policy.split()[0] if snapshot.policy else ""
-        self._names = list(feed.policies())
-        options = [
-            Option(entry(name, summary, "● now" if name == running else ""))
-            for name, summary in feed.policies().items()
-        ]
-        self.options = OptionList(*options, markup=False, id="list")
-        self.options.highlighted = self._names.index(running) if running in self._names else 0
+        self._today = snapshot.policy
+        self._summaries = dict(feed.policies())
+        self._specs = {name: _full_name(name) for name in self._summaries}  # as typed -> as predicted
+        if self._today and self._today not in self._specs.values():
+            name = self._today.split()[0]
+            self._summaries = {self._today: self._summaries.get(name, ""), **self._summaries}
+            self._specs = {self._today: self._today, **self._specs}
+        self._names = list(self._specs)
+        self._shown: Preview | None = None
+        self._timer: Timer | None = None
+        self.header = plain("", id="header")
+        self.options = OptionList(
+            *(Option(self._line(name)) for name in self._names), markup=False, id="list"
+        )
+        specs = list(self._specs.values())
+        self.options.highlighted = specs.index(self._today) if self._today in specs else 0
+        self.typed = field("", id="spec", placeholder="/ to type one, such as two-class q=0.4")
+        self.about = plain("", classes="note")
+        self.error = plain("", id="error")
         effect = (
             f"{snapshot.queued} queued requests will be re-ranked, none is lost; "
             f"{snapshot.in_flight} in flight run on."
         )
-        return [self.options, plain(effect, classes="note")]
+        return [self.header, self.options, self.typed, self.about, self.error, plain(effect)]
+
+    def on_mount(self) -> None:
+        self.options.focus()
+        try:
+            self.drift.feed.preview([name for name in self._names if name != self._today])
+        except CommandError as error:
+            self.header.update(Content(clean(str(error), 200)))
+            return
+        self._timer = self.set_interval(LOOK_S, self._look)
+        self._look()
+
+    def _look(self) -> None:
+        """Show what there is of the preview."""
+        preview = self.drift.feed.previewed()
+        if preview is None or preview is self._shown:
+            return
+        self._shown = preview
+        self.header.update(Content(self._heading(preview)))
+        for index, name in enumerate(self._names):
+            self.options.replace_option_prompt_at_index(index, self._line(name))
+        self._tell()
+        if preview.error:
+            self.error.update(Content(clean(preview.error, 200)))
+        if preview.done and self._timer is not None:
+            self._timer.stop()
+
+    def on_option_list_option_highlighted(self) -> None:
+        self._tell()
+
+    def _tell(self) -> None:
+        """What the policy under the cursor does, and to whom."""
+        index = self.options.highlighted
+        name = self._names[index or 0]
+        row = self._row(name)
+        lines = [clean(self._summaries[name], 160)]
+        if row is not None and row.longer:
+            lines.append("longer for " + clean(", ".join(row.longer), 120))
+        self.about.update(Content("\n".join(lines)))
+
+    # -- the table -----------------------------------------------------------------------------------
+
+    @property
+    def _wide(self) -> bool:
+        return self.app.size.width >= WIDE
+
+    def _heading(self, preview: Preview) -> str:
+        columns = ["p50".rjust(FIGURE), "change".rjust(FIGURE - 1)]
+        if self._wide:
+            columns.append("p10-p90".rjust(BAND))
+        columns += [name.rjust(FIGURE) for name in ("p99", "prem p99", "max wait")]
+        what = f"E2E predicted for the next {preview.horizon_s:.0f} s (simulated)"
+        return f"{what}\n{'':{NAME}}{''.join(columns)}"
+
+    def _row(self, name: str) -> Predicted | None:
+        return None if self._shown is None else self._shown.policies.get(self._specs[name])
+
+    def _line(self, name: str) -> Text:
+        mark = MARK if self._specs[name] == self._today else ""
+        row = self._row(name)
+        if row is None:
+            return entry(name, self._summaries[name], mark)
+        figures, preview = row.figures, self._shown
+        assert preview is not None
+        today = preview.policies.get(preview.today)
+        p50 = figures.get("e2e.p50", nan)
+        before = today.figures.get("e2e.p50", nan) if today is not None else nan
+        line = Text(pad(name, NAME), no_wrap=True, overflow="ellipsis", end="")
+        line.append(_seconds(p50))
+        change = (p50 / before - 1) * 100 if before else nan
+        style = "#7ee787" if change < -1 else "#ff7b72" if change > 1 else "#8fa5cc"
+        text = "" if mark or change != change else f"{change:+.0f}%"
+        line.append(text.rjust(FIGURE - 1), style=style)
+        if self._wide:
+            line.append(_band(row, "e2e.p50"), style="#8fa5cc")
+        for figure in ("e2e.p99", "tiers.premium.e2e.p99", "longest_wait_s"):
+            line.append(_seconds(figures.get(figure, nan)))
+        if mark:
+            line.append(f" {mark}", style="#7ee787")
+        return line
+
+    # -- what the operator does ----------------------------------------------------------------------
 
     def on_option_list_option_selected(self) -> None:
         self.action_apply()
 
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """The cursor goes to the first policy that begins as typed."""
+        self.error.update(Content(""))
+        typed = event.value.strip()
+        found = (index for index, name in enumerate(self._names) if typed and name.startswith(typed))
+        self.options.highlighted = next(found, self.options.highlighted)
+
+    def on_input_submitted(self) -> None:
+        self.action_apply()
+
+    def action_type(self) -> None:
+        self.typed.focus()
+
     def action_apply(self) -> None:
+        typed = self.typed.value.strip()
         index = self.options.highlighted
-        if index is not None and self.drift.ask(self.drift.feed.switch_policy, self._names[index]):
+        if self.focused is self.typed and typed:
+            try:
+                policy_from(typed)
+            except ValueError as error:
+                self.error.update(Content(clean(str(error), 400)))
+                return
+            spec = typed
+        elif index is not None:
+            spec = self._names[index]
+        else:
+            return
+        if self.drift.ask(self.drift.feed.switch_policy, spec):
             self.dismiss(None)
 
     def action_undo(self) -> None:
         if self.drift.ask(self.drift.feed.undo_policy):
             self.dismiss(None)
+
+
+def _full_name(spec: str) -> str:
+    """With its parameters; one that only the server knows stays as it is."""
+    try:
+        return policy_from(spec).describe()
+    except ValueError:
+        return spec
+
+
+def _seconds(value: float) -> str:
+    text = "-" if value != value else f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
+    return text.rjust(FIGURE)
+
+
+def _band(row: Predicted, figure: str) -> str:
+    if figure not in row.low:
+        return " " * BAND
+    low, high = row.low[figure], row.high[figure]
+    digits = 1 if high < 100 else 0
+    return f"{low:.{digits}f}-{high:.{digits}f}".rjust(BAND)

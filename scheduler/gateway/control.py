@@ -19,7 +19,7 @@ from scheduler.gateway.completions import Completions, read_body
 from scheduler.gateway.errors import ApiError, bad
 from scheduler.gateway.keys import Keys
 from scheduler.gateway.params import read_json
-from scheduler.gateway.wire import notices_to_json, view_to_json
+from scheduler.gateway.wire import notices_to_json, preview_to_json, view_to_json
 from scheduler.live.feed import LocalFeed
 from scheduler.live.run import LiveRun
 from scheduler.live.view import CommandError, Notice
@@ -48,6 +48,14 @@ class SetEstimator(Verb):
     """Another estimator, which has learned nothing yet; what waits is estimated and ranked anew."""
 
     estimator: Annotated[str, Field(max_length=64)]
+
+
+class AskPreview(Verb):
+    """Predict what these policies would do; all that are known by name where none is given."""
+
+    policies: Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=32)] = Field(
+        default_factory=list
+    )
 
 
 class StartScenario(Verb):
@@ -103,6 +111,8 @@ class Control:
             web.get("/control/scenarios", self.scenarios),
             web.get("/control/estimator", self.estimator),
             web.put("/control/estimator", self.set_estimator),
+            web.get("/control/preview", self.preview),
+            web.post("/control/preview", self.ask_preview),
             web.post("/control/policy", self.set_policy),
             web.post("/control/policy/undo", self.undo_policy),
             web.post("/control/pause", self.pause),
@@ -172,11 +182,21 @@ class Control:
         self._operator(http)
         return web.json_response(self._run.scheduler.estimator.state())
 
+    async def preview(self, http: web.Request) -> web.Response:
+        """The latest preview, as far as it is; null before the first."""
+        self._operator(http)
+        latest = self._feed.previewed()
+        return web.json_response({"preview": None if latest is None else preview_to_json(latest)})
+
     # -- steering ------------------------------------------------------------------------------------
 
     async def set_policy(self, http: web.Request) -> web.Response:
         verb = await self._read(http, SetPolicy)
         return self._do(lambda: self._feed.switch_policy(verb.policy, by=verb.by))
+
+    async def ask_preview(self, http: web.Request) -> web.Response:
+        verb = await self._read(http, AskPreview)
+        return self._do(lambda: self._feed.preview(verb.policies))
 
     async def undo_policy(self, http: web.Request) -> web.Response:
         verb = await self._read(http, Verb)

@@ -90,6 +90,10 @@ def _control() -> Json:
     verbs: dict[tuple[str, str], tuple[str, Json]] = {
         ("post", "policy"): ("Swap the policy", {"policy": {"type": "string"}}),
         ("put", "estimator"): ("Estimate by another one from now on", {"estimator": {"enum": _ESTIMATORS}}),
+        ("post", "preview"): (
+            "Predict what these policies would do, or all",
+            {"policies": {"type": "array", "maxItems": 32, "items": {"type": "string", "maxLength": 200}}},
+        ),
         ("post", "policy/undo"): ("Back to the policy before", {}),
         ("post", "pause"): ("Dispatch nothing more", {}),
         ("post", "resume"): ("Dispatch again", {}),
@@ -110,6 +114,7 @@ def _control() -> Json:
         "view": "The whole picture, and the notices after a number",
         "events": "Notices as server-sent events",
         "policies": "Policies by name",
+        "preview": "The latest preview, as far as it is",
         "scenarios": "Shipped scenarios by name",
         "estimator": "What was learned about lengths",
     }

@@ -15,8 +15,8 @@ import aiohttp
 
 from scheduler.core.policies import policy_from
 from scheduler.core.types import Limits
-from scheduler.gateway.wire import WireError, notices_from_json, view_from_json
-from scheduler.live.view import CommandError, Notice, View
+from scheduler.gateway.wire import WireError, notices_from_json, preview_from_json, view_from_json
+from scheduler.live.view import CommandError, Notice, Preview, View
 
 POLL_S = 0.25
 RETRY_S = 1.0
@@ -44,6 +44,8 @@ class RemoteFeed:
         self._seen = 0  # the server's
         self._lost = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._preview: Preview | None = None
+        self._previews = 0  # asked for
 
     async def __aenter__(self) -> Self:
         """Raises AttachError."""
@@ -148,6 +150,32 @@ class RemoteFeed:
         except ValueError as error:
             raise CommandError(str(error)) from error
         self._send("POST", "/control/policy", policy=spec, by=by)
+
+    def preview(self, specs: Sequence[str] = ()) -> None:
+        try:
+            for spec in specs:
+                policy_from(spec)
+        except ValueError as error:
+            raise CommandError(str(error)) from error
+        self._previews += 1
+        self._preview = None
+        self._spawn(self._follow_preview(self._previews, list(specs)))
+
+    async def _follow_preview(self, number: int, specs: list[str]) -> None:
+        """Ask, and fetch until it is done or another one was asked for."""
+        try:
+            await self._ask("POST", "/control/preview", {"policies": specs})
+            while number == self._previews:
+                told = await self._ask("GET", "/control/preview")
+                self._preview = preview_from_json(told["preview"])
+                if self._preview.done:
+                    return
+                await asyncio.sleep(POLL_S)
+        except (aiohttp.ClientError, TimeoutError, CommandError, WireError, KeyError, TypeError) as error:
+            self._note("error", f"no preview: {str(error) or type(error).__name__}")
+
+    def previewed(self) -> Preview | None:
+        return self._preview
 
     def undo_policy(self, by: str = "operator") -> None:
         self._send("POST", "/control/policy/undo", by=by)

@@ -9,9 +9,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from scheduler.live.view import Notice, View
+from scheduler.live.view import Notice, Preview, View
 
 _VIEW = TypeAdapter(View)
+_PREVIEW = TypeAdapter(Preview)
 _NOTICES = TypeAdapter(list[Notice])
 
 
@@ -27,6 +28,19 @@ def view_to_json(view: View) -> dict[str, Any]:
 
 def notices_to_json(notices: Iterable[Notice]) -> list[dict[str, Any]]:
     return [_finite(notice._asdict()) for notice in notices]
+
+
+def preview_to_json(preview: Preview) -> dict[str, Any]:
+    plain: dict[str, Any] = _finite(asdict(preview))
+    return plain
+
+
+def preview_from_json(data: object) -> Preview:
+    """Raises WireError."""
+    try:
+        return _PREVIEW.validate_python(data)
+    except ValidationError as error:
+        raise WireError(f"not a preview of this version: {error.error_count()} fields do not fit") from None
 
 
 def view_from_json(data: object) -> View:
