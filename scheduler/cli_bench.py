@@ -33,6 +33,14 @@ def add_benches(commands: Any) -> None:
     _add_work_options(screen)
     screen.set_defaults(command=_bench_screen)
 
+    twin = benches.add_parser("twin", help="the twin, fitted to a real engine, beside runs of it; minutes")
+    twin.add_argument("--model", default="smollm2", metavar="M", help="default: smollm2")
+    twin.add_argument("--requests", type=_whole, metavar="N", help="of each scenario; default: 300")
+    twin.add_argument("--tokens", type=_whole, metavar="N", help="median answer; default: 20")
+    twin.add_argument("--concurrency", type=_whole, metavar="N", help="the engine's batch; default: 16")
+    twin.add_argument("--repeats", type=_whole, metavar="N", help="runs of each scenario; default: 2")
+    twin.set_defaults(command=_bench_twin)
+
     paper = benches.add_parser("paper", help="the paper's whole experiment on the simulated GPU; minutes")
     paper.add_argument("--seeds", type=_whole, default=5, metavar="N", help="runs of each cell; default: 5")
     paper.add_argument("--paper-faithful", action="store_true", help="keep the paper's quirks")
@@ -47,9 +55,11 @@ def add_benches(commands: Any) -> None:
     policies.set_defaults(command=_bench_policies)
 
     gateway = benches.add_parser("gateway", help="requests/s beside a bare aiohttp echo; a minute")
+    gateway.add_argument("--model", metavar="M", help="also this model, beside vllm serve; four minutes more")
+    gateway.add_argument("--pairs", type=_whole, default=5, metavar="N", help="of those; default: 5")
     gateway.set_defaults(command=_bench_gateway)
 
-    for parser in (estimate, policies, core, engine, screen, paper, gateway):
+    for parser in (estimate, policies, core, engine, screen, paper, gateway, twin):
         parser.add_argument(
             "--out", type=Path, metavar="DIR", help="also write the document to DIR/bench-NAME.json"
         )
@@ -101,6 +111,21 @@ def _bench_screen(args: argparse.Namespace) -> int:
     return _show(result, args)
 
 
+def _bench_twin(args: argparse.Namespace) -> int:
+    from scheduler.bench.twin import Sizes, bench_twin
+    from scheduler.live.output import engine_output_to, log_path
+
+    given = {name: getattr(args, name) for name in ("requests", "tokens", "concurrency", "repeats")}
+    sizes = Sizes(**{name: value for name, value in given.items() if value is not None})
+    with engine_output_to(log_path()) as output:
+
+        def tell(line: str) -> None:
+            print(line, file=output.stderr, flush=True)
+
+        result = bench_twin(tell, model=args.model, sizes=sizes, out=args.out)
+    return _show(result, args)
+
+
 def _bench_paper(args: argparse.Namespace) -> int:
     from scheduler.bench.paper import bench_paper
     from scheduler.headless import counting
@@ -126,8 +151,15 @@ def _bench_policies(args: argparse.Namespace) -> int:
 
 def _bench_gateway(args: argparse.Namespace) -> int:
     from scheduler.bench.gateway import bench_gateway
+    from scheduler.live.output import engine_output_to, log_path
 
-    return _show(bench_gateway(_tell), args)
+    with engine_output_to(log_path()) as output:
+
+        def tell(line: str) -> None:
+            print(line, file=output.stderr, flush=True)
+
+        result = bench_gateway(tell, model=args.model, pairs=args.pairs)
+    return _show(result, args)
 
 
 def _work(args: argparse.Namespace) -> Work:

@@ -34,6 +34,7 @@ class TestArguments:
             "scheduling_policy": "fcfs",
             "stream_interval": vllm_setup.STREAM_INTERVAL,
             "disable_log_stats": True,
+            "enable_logging_iteration_details": True,
         }
 
     def test_a_cpu_needs_more(self) -> None:

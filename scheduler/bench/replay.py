@@ -45,11 +45,11 @@ class Replay:
         """There is nothing to take over."""
 
 
-class Burst:
-    """A workload of ready-made requests, ``RATE`` a second."""
+class Given:
+    """A workload of ready-made requests, by their arrival."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
-        self._requests = [replace(request, arrival_s=at / RATE) for at, request in enumerate(requests)]
+        self._requests = requests
         self._next = 0
 
     def next_time(self) -> float:
@@ -70,8 +70,9 @@ class Burst:
 
 
 def play(requests: Sequence[Request], estimator: Replay, policy: str) -> list[float]:
-    """E2E latencies in seconds, continuous dispatch."""
+    """E2E latencies in seconds of a burst of these, ``RATE`` a second; continuous dispatch."""
     ended: list[Request] = []
+    burst = [replace(request, arrival_s=at / RATE) for at, request in enumerate(requests)]
     scheduler = Scheduler(
         policy_from(policy),
         estimator,
@@ -79,6 +80,6 @@ def play(requests: Sequence[Request], estimator: Replay, policy: str) -> list[fl
         capacities=(SLOTS,),
     )
     gpu = Gpu(load_profile("l4", "qwen1.5-1.8b-chat"), SLOTS)
-    workload = cast(Workload, Burst(requests))  # all of it that a Simulation asks for
+    workload = cast(Workload, Given(burst))  # all of it that a Simulation asks for
     Simulation(scheduler, [gpu], workload, on_ended=ended.append).run()
     return [(request.ended_s or 0.0) - request.arrival_s for request in ended]

@@ -13,8 +13,8 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -30,6 +30,8 @@ from scheduler.engines.vllm_setup import (
     omp_threads,
     preflight,
 )
+from scheduler.twin.fit import LiveFit, StepSample
+from scheduler.twin.profile import Profile, load_profile
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,10 @@ class VllmEngine:
         self._max_num_seqs = max_num_seqs
         self._args = dict(args or {})
         self._detail = f"vLLM, {title(model)}"
-        self._gauges = _Gauges()
+        self.fit = LiveFit()
+        self.on_step: Callable[[StepSample], None] = self.fit.add  # told of each step
+        self._gauges = _Gauges(lambda step: self.on_step(step))
+        self._blank: Profile | None = None  # what is known of the engine but for its pace
         self._llm: Any = None  # AsyncLLM; vLLM is imported in start()
         self._starting: asyncio.Future[Any] | None = None
         self._stopping = asyncio.Lock()
@@ -75,6 +80,11 @@ class VllmEngine:
     @property
     def detail(self) -> str:
         return self._detail
+
+    @property
+    def profile(self) -> Profile | None:
+        """The step model that the engine's latest steps show, for the twin; None before it has started."""
+        return None if self._blank is None else self.fit.profile(self._blank)
 
     def telemetry(self) -> EngineTelemetry:
         return self._gauges.read()
@@ -127,6 +137,7 @@ class VllmEngine:
         self.max_model_len = config.model_config.max_model_len
         where = f"CPU, {threads} thread{'s' * (threads != 1)}" if device == "cpu" else _gpu(current_platform)
         self._detail = f"vLLM {vllm.__version__} on {where}, {title(self._model)}"
+        self._blank = _blank_profile(device, self._model, self._detail, config)
         return llm
 
     async def stop(self) -> None:
@@ -198,16 +209,19 @@ class VllmEngine:
                 yield Chunk(0, "abort")
                 return
             outputs = llm.generate(prompt, self._sampling(request), stream.id)
-            total = 0
+            total = held = 0
             try:
                 async for output in outputs:
                     completion = output.outputs[0]
                     tokens = len(completion.token_ids)
                     prompt_tokens = None if total else len(output.prompt_token_ids)
                     total += tokens
+                    held += tokens + (prompt_tokens or 0)
+                    self._gauges.context += tokens + (prompt_tokens or 0)
                     finish = _finish(completion.finish_reason, request, total)
                     yield Chunk(tokens, finish, completion.text, prompt_tokens)
             finally:
+                self._gauges.context -= held
                 await outputs.aclose()  # a consumer that left early ends the request
         except EngineDeadError as error:
             raise EngineLost("the engine died") from error
@@ -285,11 +299,15 @@ class _Stream:
 class _Gauges:
     """vLLM's stat logger for one engine: keeps the last values and prints nothing.
 
-    vLLM reports once a step, so a step lasts from one report to the next while anything runs. (Its own
-    ``elapsed_ms`` leaves out the forward pass where executor and EngineCore are one process.)
+    vLLM reports once a step. A step lasts as long as the gap between the tokens that it and the one before
+    gave to the same request, by the clock of the engine; where there is no such request, from one report to
+    the next while anything runs. (vLLM's own ``elapsed_ms`` leaves out the forward pass where executor and
+    EngineCore are one process.)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_step: Callable[[StepSample], None]) -> None:
+        self.context = 0  # tokens of the requests that run, prompts and answers, as far as handed over
+        self._on_step = on_step
         self._running = self._waiting = self._preemptions = self._steps = 0
         self._kv_use = 0.0
         self._step_ms: float | None = None
@@ -306,9 +324,15 @@ class _Gauges:
             self._kv_use = scheduler_stats.kv_cache_usage
             self._steps += 1
             now = time.monotonic()
-            if self._busy_since is not None:
-                self._step_ms = (now - self._busy_since) * 1000
+            gaps = iteration_stats.inter_token_latencies_iter if iteration_stats is not None else ()
+            step_s = min(gaps) if gaps else None if self._busy_since is None else now - self._busy_since
             self._busy_since = now if self._running else None
+            if step_s is not None:
+                self._step_ms = step_s * 1000
+                details = scheduler_stats.iteration_details
+                if details is not None:
+                    batch = details.num_ctx_requests + details.num_generation_requests
+                    self._on_step(StepSample(step_s, batch, self.context, details.num_ctx_tokens))
         if iteration_stats is not None:
             self._preemptions += iteration_stats.num_preempted_reqs
 
@@ -341,6 +365,22 @@ def _children(llm: Any) -> list[BaseProcess]:
 
 def _gpu(platform: Any) -> str:
     return str(platform.get_device_name())
+
+
+def _blank_profile(device: str, model: str, detail: str, config: Any) -> Profile:
+    """What the twin must know of the engine; how long its steps take is, so far, that of another machine."""
+    like = load_profile("cpu", "smollm2") if device == "cpu" else load_profile("l4", "qwen1.5-1.8b-chat")
+    cache = config.cache_config
+    return replace(
+        like,
+        gpu=device,
+        model=model,
+        detail=f"twin of {detail}",
+        provenance=f"Fitted to the step times of {detail}.",
+        kv_tokens=cache.num_gpu_blocks * cache.block_size,
+        max_model_len=config.model_config.max_model_len,
+        max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
+    )
 
 
 def _finish(reason: str | None, request: Request, total: int) -> str:

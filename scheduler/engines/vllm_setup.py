@@ -105,6 +105,7 @@ def engine_args(
         "scheduling_policy": "fcfs",  # the order is ours: what vLLM is given runs next
         "stream_interval": STREAM_INTERVAL,
         "disable_log_stats": True,  # no lines in the log; our own stat logger switches the numbers on
+        "enable_logging_iteration_details": True,  # to it: what each step computed
     }
     if device == "cpu":
         free = psutil.virtual_memory().available if free_memory is None else free_memory

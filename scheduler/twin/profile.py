@@ -105,6 +105,27 @@ def load_profile(gpu: str, model: str = "") -> Profile:
     return profile
 
 
+def profile_text(profile: Profile) -> str:
+    """The profile as a file that ``load_profile`` reads."""
+    document = {
+        "gpu": profile.gpu,
+        "model": profile.model,
+        "detail": profile.detail,
+        "step": {
+            "floor_ms": profile.floor_s * 1e3,
+            "fixed_ms": profile.fixed_s * 1e3,
+            "per_context_token_us": profile.per_context_token_s * 1e6,
+            "per_sequence_us": profile.per_sequence_s * 1e6,
+            "per_prefill_token_us": profile.per_prefill_token_s * 1e6,
+        },
+        "kv_tokens": profile.kv_tokens,
+        "max_model_len": profile.max_model_len,
+        "max_num_batched_tokens": profile.max_num_batched_tokens,
+        "provenance": profile.provenance,
+    }
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+
+
 def profiles() -> list[str]:
     """Names ("gpu/model") of the profiles that ship."""
     return sorted(_shipped())

@@ -1,0 +1,182 @@
+"""A profile fitted to the step times of an engine: once, from a calibration, or kept current during a run.
+
+The step model of ``profile.py`` is linear but for its floor, which is a knee in the context: below it a
+step costs the floor, above it the floor and so much for each further token. So for a given knee the rest is
+linear least squares with costs that cannot be negative, and the knee is the best of a few.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from math import inf
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.twin.profile import Profile
+
+MIN_STEPS = 32
+"""Fewer steps than this say nothing."""
+
+WINDOW_STEPS, REFIT_STEPS = 1024, 128
+"""What a live fit looks back on (half a minute of a busy engine, or less), and when it looks again."""
+
+_ROUNDS = 8  # of reweighting; it settles in about five
+_TUNING = 2.0  # residuals above so many standard deviations count less (Huber)
+_GROSS = 3.0  # a step this many times longer than its like: something else had the machine
+_KNEES = 12
+_WORTH_A_KNEE = 0.98  # a floor must cut the loss by 2 %, or there is none
+
+Floats = NDArray[np.float64]
+
+
+class StepSample(NamedTuple):
+    """One step of an engine as it was seen."""
+
+    duration_s: float
+    batch: int  # sequences in it
+    context: int  # tokens in their KV cache once it is done
+    prefill: int  # prompt tokens computed in it
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A fitted profile and how well it fits."""
+
+    profile: Profile
+    steps: int  # used
+    dropped: int  # left out as gross
+    median_error: float  # of a single step, as a share of its predicted duration
+
+
+class _Try(NamedTuple):
+    """The best costs for one knee."""
+
+    knee: float
+    costs: Floats
+    loss: float
+    features: Floats
+
+    def rank(self) -> float:
+        """Its loss; a knee with which reading the weights would take less than no time is out of question."""
+        return self.loss if self.costs[0] >= self.costs[1] * self.knee else inf
+
+
+def fit_profile(samples: Sequence[StepSample], base: Profile, *, find_floor: bool = True) -> Fit:
+    """``base`` with its step costs fitted anew. Without ``find_floor`` the knee stays where ``base`` has it.
+
+    Steps count by their relative error, far-off ones less. In the end all costs are scaled so that the steps
+    add up to the time that they took, for latencies are sums of steps. Raises ValueError for fewer than
+    ``MIN_STEPS``.
+    """
+    if len(samples) < MIN_STEPS:
+        raise ValueError(f"{len(samples)} engine steps were seen; at least {MIN_STEPS} are needed for a fit")
+    seconds, batch, context, prefill = np.array(samples, dtype=np.float64).T
+
+    def at(knee: float) -> _Try:
+        features = np.stack([np.ones_like(context), np.maximum(context - knee, 0.0), batch, prefill], axis=1)
+        return _Try(knee, *_robust(features, seconds), features)
+
+    best = at(_knee(base))
+    if find_floor:
+        knees = np.quantile(context, np.linspace(0.02, 0.98, _KNEES)).tolist()
+        best = min((at(knee) for knee in knees), key=_Try.rank)
+        place = knees.index(best.knee)
+        around = np.linspace(knees[max(0, place - 1)], knees[min(place + 1, _KNEES - 1)], _KNEES).tolist()
+        best = min((best, *(at(knee) for knee in around)), key=_Try.rank)
+        flat = at(0.0)
+        if best.rank() > flat.loss * _WORTH_A_KNEE:
+            best = flat
+    knee, costs, predicted = best.knee, best.costs, best.features @ best.costs
+    kept = seconds < _GROSS * predicted
+    costs = costs * (seconds[kept].sum() / predicted[kept].sum())
+    level_s, per_context_s, per_sequence_s, per_prefill_s = costs.tolist()
+    profile = replace(
+        base,
+        fixed_s=max(0.0, level_s - per_context_s * knee),
+        floor_s=level_s if knee else 0.0,
+        per_context_token_s=per_context_s,
+        per_sequence_s=per_sequence_s,
+        per_prefill_token_s=per_prefill_s,
+    )
+    error = np.abs(seconds[kept] / predicted[kept] - 1.0)
+    return Fit(profile, int(kept.sum()), int((~kept).sum()), float(np.median(error)))
+
+
+class LiveFit:
+    """The latest steps of a run. ``add`` costs next to nothing; ``profile`` some milliseconds, but only once
+    in ``REFIT_STEPS``.
+    """
+
+    def __init__(self) -> None:
+        self._steps: deque[StepSample] = deque(maxlen=WINDOW_STEPS)
+        self._seen = 0
+        self._fitted: tuple[int, Profile, Profile] | None = None  # steps seen, base, result
+
+    def add(self, step: StepSample) -> None:
+        """One more step of the engine."""
+        self._steps.append(step)
+        self._seen += 1
+
+    def profile(self, base: Profile) -> Profile:
+        """``base`` with costs as the latest steps show them; ``base`` itself until there are some."""
+        if len(self._steps) < MIN_STEPS:
+            return base
+        fitted = self._fitted
+        if fitted is None or self._seen - fitted[0] >= REFIT_STEPS or fitted[1] != base:
+            steps = [*self._steps, *_anchors(base, self._steps)]
+            self._fitted = fitted = self._seen, base, fit_profile(steps, base, find_floor=False).profile
+        return fitted[2]
+
+
+def _anchors(base: Profile, steps: Collection[StepSample]) -> list[StepSample]:
+    """A few steps far apart as ``base`` has them, at the pace of those seen: they hold down the costs that a
+    run does not vary.
+    """
+    expected_s = sum(base.step_s(step.batch, step.context, step.prefill) for step in steps)
+    pace = sum(step.duration_s for step in steps) / expected_s
+    kinds = ((1, 64, 0), (1, 64, 64), (8, 1024, 0), (8, 1024, 256), (32, 8192, 0), (32, 8192, 512))
+    return [StepSample(pace * base.step_s(*kind), *kind) for kind in kinds]
+
+
+def _knee(profile: Profile) -> float:
+    """Context tokens up to which the floor holds."""
+    if profile.floor_s <= profile.fixed_s or not profile.per_context_token_s:
+        return 0.0
+    return (profile.floor_s - profile.fixed_s) / profile.per_context_token_s
+
+
+def _robust(features: Floats, seconds: Floats) -> tuple[Floats, float]:
+    """Costs by iteratively reweighted least squares, and the Huber loss in relative errors."""
+    weights = 1.0 / seconds**2
+    loss = 0.0
+    for _ in range(_ROUNDS):
+        costs = _non_negative(features, seconds, weights)
+        predicted = features @ costs
+        error = seconds / predicted - 1.0
+        spread = max(1e-9, 1.4826 * float(np.median(np.abs(error))))
+        far = np.maximum(np.abs(error) / (_TUNING * spread), 1.0)
+        weights = 1.0 / (far * predicted**2)
+        loss = float((error**2 * (2.0 / far - 1.0 / far**2)).sum())
+    return costs, loss
+
+
+def _non_negative(features: Floats, seconds: Floats, weights: Floats) -> Floats:
+    """Weighted least squares without negative costs: the best of all choices of those that are not zero."""
+    weighted = features * weights[:, None]
+    gram, target = weighted.T @ features, weighted.T @ seconds
+    best, gain = np.zeros(len(target)), 0.0
+    for size in range(len(target), 0, -1):
+        for chosen in combinations(range(len(target)), size):
+            index = list(chosen)
+            solved, *_ = np.linalg.lstsq(gram[np.ix_(index, index)], target[index], rcond=None)
+            if solved.min() >= 0.0 and (found := float(solved @ target[index])) > gain:
+                best, gain = np.zeros(len(target)), found
+                best[index] = solved
+        if size == len(target) and gain:
+            break  # nothing had to be held at zero
+    return best

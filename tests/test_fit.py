@@ -1,0 +1,155 @@
+"""Fitting a profile to engine steps: a known one is found again, and a live fit follows a change of pace."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+
+import pytest
+
+from scheduler.engines.vllm import _Gauges
+from scheduler.twin.fit import MIN_STEPS, REFIT_STEPS, LiveFit, StepSample, fit_profile
+from scheduler.twin.profile import Profile, load_profile, profile_text
+
+CPU = load_profile("cpu", "smollm2")
+L4 = load_profile("l4", "qwen1.5-1.8b-chat")
+EAGER = load_profile("l4-eager", "qwen1.5-1.8b-chat")
+
+
+def steps(
+    profile: Profile, count: int, *, noise: float = 0.0, hit: float = 0.0, batch: int = 16, tokens: int = 200
+) -> list[StepSample]:
+    """Steps of up to ``batch`` sequences of up to ``tokens`` each, a quarter with some prefill; a share of
+    them ``hit`` by something else on the machine.
+    """
+    rng = Random(5)
+    made = []
+    for _ in range(count):
+        size = rng.randint(1, batch)
+        kind = (size, size * rng.randint(20, tokens), rng.choice((0, 0, 0, rng.randint(10, 400))))
+        seconds = profile.step_s(*kind) * rng.lognormvariate(0.0, noise)
+        made.append(StepSample(seconds * (rng.uniform(4, 9) if rng.random() < hit else 1.0), *kind))
+    return made
+
+
+def costs(profile: Profile) -> tuple[float, ...]:
+    return (
+        max(profile.floor_s, profile.fixed_s),
+        profile.per_context_token_s,
+        profile.per_sequence_s,
+        profile.per_prefill_token_s,
+    )
+
+
+@pytest.mark.parametrize("profile", [CPU, L4], ids=lambda profile: profile.name)
+def test_a_known_profile_is_found_through_noise_and_hiccups(profile: Profile) -> None:
+    base = replace(profile, fixed_s=1.0, floor_s=0.0, per_sequence_s=0.0)  # says nothing of the truth
+    fit = fit_profile(steps(profile, 1500, noise=0.05, hit=0.02, batch=48, tokens=1500), base)
+    assert costs(fit.profile) == pytest.approx(costs(profile), rel=0.1)
+    for kind in ((1, 100, 0), (16, 3000, 0), (16, 3000, 200), (48, 20000, 0)):
+        assert fit.profile.step_s(*kind) == pytest.approx(profile.step_s(*kind), rel=0.02)
+    assert 15 <= fit.dropped <= 45
+    assert fit.steps + fit.dropped == 1500
+    assert 0.02 < fit.median_error < 0.05
+    assert fit.profile.kv_tokens == profile.kv_tokens
+
+
+def test_a_floor_is_found() -> None:
+    fit = fit_profile(steps(EAGER, 800, noise=0.01, batch=64, tokens=1500), EAGER)
+    assert fit.profile.floor_s == pytest.approx(EAGER.floor_s, rel=0.02)
+    assert fit.profile.fixed_s == pytest.approx(EAGER.fixed_s, rel=0.05)
+    assert fit.profile.per_context_token_s == pytest.approx(EAGER.per_context_token_s, rel=0.05)
+
+
+def test_where_there_is_no_floor_none_is_claimed() -> None:
+    assert fit_profile(steps(CPU, 800, noise=0.05), EAGER).profile.floor_s == 0.0
+
+
+def test_the_fitted_steps_take_as_long_in_all() -> None:
+    """A skewed noise moves the mean off the median, and latencies are sums."""
+    seen = [
+        step._replace(duration_s=step.duration_s * (1.6 if n % 5 == 0 else 1.0))
+        for n, step in enumerate(steps(CPU, 500))
+    ]
+    profile = fit_profile(seen, CPU).profile
+    expected_s = sum(profile.step_s(step.batch, step.context, step.prefill) for step in seen)
+    assert expected_s == pytest.approx(sum(step.duration_s for step in seen), rel=0.001)
+
+
+def test_costs_are_never_negative() -> None:
+    """Steps that get shorter with each sequence: the closest that makes sense is that they cost nothing."""
+    odd = [StepSample(0.05 - 0.001 * batch, batch, 100, 0) for batch in range(1, 17) for _ in range(4)]
+    assert min(costs(fit_profile(odd, CPU).profile)) >= 0.0
+
+
+def test_too_few_steps_are_refused() -> None:
+    with pytest.raises(ValueError, match=f"31 engine steps were seen; at least {MIN_STEPS}"):
+        fit_profile(steps(CPU, 31), CPU)
+
+
+def test_a_fitted_profile_is_a_file_that_loads(tmp_path: Path) -> None:
+    fitted = fit_profile(steps(CPU, 200, noise=0.03), CPU).profile
+    file = tmp_path / "fitted.yaml"
+    file.write_text(profile_text(fitted), encoding="utf-8")
+    loaded = load_profile(str(file))
+    assert costs(loaded) == pytest.approx(costs(fitted), rel=1e-12)
+    assert (loaded.name, loaded.detail, loaded.kv_tokens) == (fitted.name, fitted.detail, fitted.kv_tokens)
+    assert loaded.provenance == fitted.provenance
+
+
+def test_a_live_fit_begins_with_its_base_and_follows_the_steps() -> None:
+    live = LiveFit()
+    assert live.profile(CPU) is CPU
+    busy = replace(CPU, fixed_s=0.05, per_sequence_s=0.003)  # somebody else has half of the machine
+    for step in steps(CPU, 1000, noise=0.05):
+        live.add(step)
+    assert costs(live.profile(CPU)) == pytest.approx(costs(CPU), rel=0.1)
+    for step in steps(busy, 1100, noise=0.05):
+        live.add(step)
+    assert costs(live.profile(CPU)) == pytest.approx(costs(busy), rel=0.1)
+
+
+def test_what_a_run_does_not_vary_stays_as_in_the_base() -> None:
+    live = LiveFit()
+    for _ in range(300):
+        live.add(StepSample(2.0 * CPU.step_s(8, 800), 8, 800, 0))
+    slow = live.profile(CPU)
+    assert slow.step_s(8, 800) == pytest.approx(2.0 * CPU.step_s(8, 800), rel=0.01)
+    assert costs(slow) == pytest.approx([2.0 * cost for cost in costs(CPU)], rel=0.1)
+
+
+def test_a_live_fit_is_made_anew_only_now_and_then() -> None:
+    live, made = LiveFit(), steps(CPU, 400, noise=0.05)
+    for step in made[:200]:
+        live.add(step)
+    first = live.profile(CPU)
+    for step in made[200 : 200 + REFIT_STEPS - 1]:
+        live.add(step)
+    assert live.profile(CPU) is first
+    live.add(made[-1])
+    assert live.profile(CPU) is not first
+    assert live.profile(EAGER).floor_s > 0.0  # of another base
+
+
+def test_vllms_reports_become_steps() -> None:
+    """One report a step; the engine's own clock shows in the gaps between tokens."""
+    seen: list[StepSample] = []
+    gauges = _Gauges(seen.append)
+
+    def report(context: int, new: int, running: int, prefill: int, gaps: list[float]) -> None:
+        gauges.context = context
+        details = SimpleNamespace(
+            num_ctx_requests=new, num_generation_requests=len(gaps), num_ctx_tokens=prefill
+        )
+        stats = SimpleNamespace(
+            num_running_reqs=running, num_waiting_reqs=0, kv_cache_usage=0.1, iteration_details=details
+        )
+        gauges.record(stats, SimpleNamespace(inter_token_latencies_iter=gaps, num_preempted_reqs=0))
+
+    report(50, 2, 2, 50, [])  # from idle: nobody knows when it began
+    report(52, 0, 2, 0, [0.020, 0.020])
+    report(84, 1, 3, 30, [0.035, 0.055])  # one of them was preempted in between
+    assert seen == [StepSample(0.020, 2, 52, 0), StepSample(0.035, 3, 84, 30)]
+    assert gauges.read().step_ms == 35.0
