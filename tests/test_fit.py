@@ -49,7 +49,7 @@ def test_a_known_profile_is_found_through_noise_and_hiccups(profile: Profile) ->
     fit = fit_profile(steps(profile, 1500, noise=0.05, hit=0.02, batch=48, tokens=1500), base)
     assert costs(fit.profile) == pytest.approx(costs(profile), rel=0.1)
     for kind in ((1, 100, 0), (16, 3000, 0), (16, 3000, 200), (48, 20000, 0)):
-        assert fit.profile.step_s(*kind) == pytest.approx(profile.step_s(*kind), rel=0.02)
+        assert fit.profile.step_s(*kind) == pytest.approx(profile.step_s(*kind), rel=0.03)
     assert 15 <= fit.dropped <= 45
     assert fit.steps + fit.dropped == 1500
     assert 0.02 < fit.median_error < 0.05
