@@ -56,9 +56,7 @@ _LABELS = {
 }
 
 COMMANDS: tuple[Command, ...] = (
-    Command(
-        "p", "policy", "policy", "Switch the policy; all queued requests are kept.", "main", "policy", True
-    ),
+    Command("p", "policy", "policy", "Switch the policy; the queue is kept.", "main", "policy", True),
     Command("u", "undo", "undo", "Back to the policy before the last switch.", "main", "undo", True),
     Command("s", "inject", "inject", "Inject a scenario, or a burst of one tenant.", "main", "inject", True),
     Command("space", "freeze", "freeze", "Freeze the display; the run goes on.", "main", "freeze", True),
@@ -70,7 +68,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("pagedown", "page_down", "page down", "Move ten tenants down.", "main", "row(10)"),
     Command("slash", "filter", "filter", "Show tenants whose name holds a text.", "main", "filter", True),
     Command("o", "sort", "sort", "Sort the tenants by the next column.", "main", "sort"),
-    Command("l", "latency", "latency", "Show TTFT or E2E latency, in table and chart.", "main", "latency"),
+    Command("l", "latency", "latency", "TTFT or E2E, in table and chart.", "main", "latency"),
     Command("1", "chart_1", "queue chart", "Queue depth: choose or maximise.", "main", "chart(0)"),
     Command("2", "chart_2", "latency chart", "Latency percentiles: choose or maximise.", "main", "chart(1)"),
     Command("3", "chart_3", "drift chart", "Drift: choose or maximise.", "main", "chart(2)"),

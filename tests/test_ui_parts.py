@@ -18,6 +18,7 @@ from driftui.feed import MAX_TENANTS, Grid, History
 from driftui.screens.help import help_text
 from driftui.screens.parse import FieldError, bound, positive, seconds_bound
 from driftui.widgets import columns
+from driftui.widgets.chart import name_cells
 from driftui.widgets.raster import Raster, nice_step, scale
 from driftui.widgets.status import Cost, fields, fit
 
@@ -267,6 +268,18 @@ def test_columns_fit_and_the_dearest_stay() -> None:
             assert len(chosen) == len(columns.COLUMNS)
 
 
+@pytest.mark.parametrize(("width", "name", "shown"), [(155, 18, 18), (155, 99, 23), (300, 99, 32)])
+def test_a_long_name_gets_the_room_there_is(width: int, name: int, shown: int) -> None:
+    assert {column.title: cells for column, cells in columns.choose(width, name)}["tenant"] == shown
+
+
+def test_names_in_a_legend_are_cut_evenly_and_not_below_reason() -> None:
+    assert name_cells((17, 14, 15), 50) == 17
+    assert name_cells((17, 4, 15), 30) == 13
+    assert name_cells((17, 14, 15), 3) == 8
+    assert name_cells((), 10) == 0
+
+
 def test_spark_and_bar() -> None:
     assert columns.spark(np.array([math.nan, 0.0, 4.0, 8.0]), 8) == " ▁▄█"
     assert columns.spark(np.array([math.inf, 1.0, 20.0]), 8) == " ▁█"
@@ -284,7 +297,8 @@ def test_no_key_is_used_twice_on_a_screen() -> None:
 def test_every_command_is_in_the_help() -> None:
     text = help_text()
     for command in COMMANDS:
-        assert f"{command.key_label:<10} {command.title:<17} {command.help}" in text
+        assert f" {command.key_label:<8} {command.title:<16} {command.help}" in text
+    assert max(map(len, text.splitlines())) <= 71  # no line wraps in a terminal of 80
 
 
 def test_numbers_in_forms() -> None:

@@ -23,7 +23,7 @@ def help_text() -> str:
     for where, heading in _HEADINGS.items():
         lines += [*([""] if lines else []), heading]
         lines += [
-            f"  {command.key_label:<10} {command.title:<17} {command.help}"
+            f" {command.key_label:<8} {command.title:<16} {command.help}"
             for command in COMMANDS
             if command.where == where
         ]

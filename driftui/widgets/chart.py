@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,10 @@ from driftui.widgets.raster import GROUND, MARKER, Raster, scale
 
 LABEL_CELLS = 5  # of the vertical axis
 _LINES_AROUND = 2  # legend above, time axis below
+_LEGEND_INDENT = LABEL_CELLS - 2
+_LEGEND_GAP = 2
+_LEGEND_MARK = "━ "
+_SHORTEST_NAME = 8  # below that, those that do not fit are left out
 
 
 class Series(NamedTuple):
@@ -44,6 +49,15 @@ class Moment(NamedTuple):
     now: float
     window_s: float
     markers: tuple[Marker, ...]
+
+
+@lru_cache(256)
+def name_cells(lengths: tuple[int, ...], room: int) -> int:
+    """How long names may be so that all fit into ``room``: the longest are cut first."""
+    most = max(lengths, default=0)
+    while most > _SHORTEST_NAME and sum(min(length, most) for length in lengths) > room:
+        most -= 1
+    return most
 
 
 class Chart(Panel):
@@ -145,20 +159,26 @@ class Chart(Panel):
 
     def _legend(self, values: Floats) -> list[Segment]:
         width = self.inner_width
-        line = [Segment(" " * (LABEL_CELLS - 3), ink(palette.FAINT))]
-        used = LABEL_CELLS - 3
+        line: list[Segment] = []
+        used, gap = 0, _LEGEND_INDENT
         # The tenant under the cursor is drawn last and named first.
-        pairs = zip(self._series, values, strict=True)
-        for series, shown in sorted(pairs, key=lambda pair: not pair[0].strong):
+        pairs = sorted(zip(self._series, values, strict=True), key=lambda pair: not pair[0].strong)
+        names = [clean(series.name) for series, _ in pairs]
+        latest = []
+        for _, shown in pairs:
             known = shown[np.isfinite(shown)]
-            now = self._unit(float(known[-1])) if len(known) else figures.NOTHING
-            text = f"{clean(series.name, 16)} {now}"
-            cells = cell_len(text) + 5
+            latest.append(self._unit(float(known[-1])) if len(known) else figures.NOTHING)
+        around = _LEGEND_GAP + len(_LEGEND_MARK) + 1
+        room = width - _LEGEND_INDENT + _LEGEND_GAP - sum(len(figure) + around for figure in latest)
+        most = name_cells(tuple(map(cell_len, names)), room)
+        for (series, _), name, figure in zip(pairs, names, latest, strict=True):
+            text = f"{clean(name, most)} {figure}"
+            cells = gap + len(_LEGEND_MARK) + cell_len(text)
             if used + cells > width:
                 break
-            line.append(Segment(" ━ ", ink(series.colour)))
-            line.append(Segment(text + "  ", ink(palette.BRIGHT if series.strong else palette.FAINT)))
-            used += cells
+            line.append(Segment(" " * gap + _LEGEND_MARK, ink(series.colour)))
+            line.append(Segment(text, ink(palette.BRIGHT if series.strong else palette.FAINT)))
+            used, gap = used + cells, _LEGEND_GAP
         line.append(Segment(" " * (width - used), ink(palette.FAINT)))
         return line
 

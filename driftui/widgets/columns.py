@@ -119,6 +119,7 @@ def _converged(row: Row, width: int) -> Cell:
 
 
 TENANT = "tenant"
+LONGEST_NAME = 32  # that a wide screen shows whole
 QUEUE_SPARK = "queue 60s"
 DRIFT_SPARK = "drift 60s"
 
@@ -147,10 +148,11 @@ SORTABLE: tuple[Column, ...] = tuple(column for column in COLUMNS if column.orde
 
 
 @cache
-def choose(width: int) -> tuple[tuple[Column, int], ...]:
+def choose(width: int, name: int = 0) -> tuple[tuple[Column, int], ...]:
     """The columns that fit into ``width`` cells, one blank between two, in order, with the widths they get.
 
-    What is left over widens the sparklines, or else the tenant's name.
+    What is left over goes to the tenants' names, the longest of which takes ``name`` cells, then to the
+    sparklines.
     """
     kept: list[Column] = []
     used = -1
@@ -160,6 +162,10 @@ def choose(width: int) -> tuple[tuple[Column, int], ...]:
             used += 1 + column.width
     spare = max(0, width - used)
     widths = {column.title: column.width for column in kept}
+    if TENANT in widths:
+        longer = min(spare, max(0, min(name, LONGEST_NAME) - widths[TENANT]))
+        widths[TENANT] += longer
+        spare -= longer
     if QUEUE_SPARK in widths:
         drift = spare // 3 if DRIFT_SPARK in widths else 0
         widths[QUEUE_SPARK] += spare - drift

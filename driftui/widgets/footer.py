@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from rich.segment import Segment
 
 from driftui import palette
-from driftui.commands import on_screen
+from driftui.commands import Command, on_screen
 from driftui.palette import ink
 from driftui.widgets.canvas import Canvas
 
-_RIGHT = " │ ^p palette "
+# What a narrow line leaves out first.
+_GIVES_WAY = ("filter", "undo", "tenant", "freeze", "pause", "inject")
+_NARROW = 100
 
 
 class KeyLine(Canvas):
@@ -23,17 +25,23 @@ class KeyLine(Canvas):
 
     def draw(self, y: int) -> Sequence[Segment]:
         key, word = ink(palette.ORANGE, on=palette.SURFACE, bold=True), ink(palette.TEXT, on=palette.SURFACE)
-        room = self.cells.width - len(_RIGHT)
+        width = self.cells.width
+        palette_word = "" if width < _NARROW else "palette "
+        shown = {c.id: (f" {_label(c)} ", c.title) for c in on_screen("main") if c.footer}
+        room = width - len(" │ ^p ") - len(palette_word)
+        for command_id in _GIVES_WAY:
+            if _cells(shown) > room:
+                del shown[command_id]
         line: list[Segment] = []
-        used = 0
-        for command in on_screen("main"):
-            label = command.keys[0] if len(command.keys[0]) == 1 else command.key_label
-            cells = len(label) + len(command.title) + 3
-            if not command.footer or used + cells > room:
-                continue
-            line += [Segment(f" {label} ", key), Segment(f"{command.title} ", word)]
-            used += cells
-        if room >= 0:
-            line.append(Segment(" " * (room - used) + " │ ", ink(palette.FRAME, on=palette.SURFACE)))
-            line += [Segment("^p ", key), Segment("palette ", word)]
-        return line
+        for label, title in shown.values():
+            line += [Segment(label, key), Segment(f"{title} ", word)]
+        line.append(Segment(" " * (room - _cells(shown)) + " │ ", ink(palette.FRAME, on=palette.SURFACE)))
+        return [*line, Segment("^p ", key), Segment(palette_word, word)]
+
+
+def _label(command: Command) -> str:
+    return command.keys[0] if len(command.keys[0]) == 1 else command.key_label
+
+
+def _cells(shown: dict[str, tuple[str, str]]) -> int:
+    return sum(len(label) + len(title) + 1 for label, title in shown.values())

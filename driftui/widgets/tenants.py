@@ -99,7 +99,8 @@ class TenantsTable(Panel):
             self.show_again()
 
     def _refill(self, snapshot: Snapshot, history: History) -> None:
-        columns = choose(self.inner_width - _MARGIN - 1)
+        longest = max((len(tenant.name) for tenant in snapshot.tenants), default=0)
+        columns = choose(self.inner_width - _MARGIN - 1, longest)
         lines = max(0, self.inner_height - 1)
         at = next((i for i, tenant in enumerate(self._rows) if tenant.name == self.cursor), 0)
         if lines:
