@@ -16,7 +16,7 @@ from scheduler.bench.replay import Replay, play
 from scheduler.bench.result import BenchError, Claim, Result
 from scheduler.core.estimate import Estimator
 from scheduler.core.estimators import estimator_from
-from scheduler.core.learned import Prior
+from scheduler.core.prior import Prior
 from scheduler.core.metrics import percentiles
 from scheduler.core.types import Request
 from scheduler.load.prior import prompt_key, shipped_prior, train, trained_on

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from scheduler.core.estimate import Counter, Estimator, Oracle, PaperEstimator, count_words
-from scheduler.core.learned import NO_PRIOR, LearnedEstimator, Prior
+from scheduler.core.learned import LearnedEstimator
+from scheduler.core.prior import NO_PRIOR, Prior
 from scheduler.core.tenant_estimate import TenantEstimator
 
 ESTIMATORS: Mapping[str, str] = {

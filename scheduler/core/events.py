@@ -33,7 +33,7 @@ class Kind(StrEnum):
     ESTIMATOR = "estimator"
     ENGINE = "engine"  # started, crashed, restarted, stopped: detail["what"]
     SCENARIO = "scenario"  # started, ended, timeline items: detail["what"]
-    DRIFT = "drift"  # a tenant's answers left the estimate
+    DRIFT = "drift"  # a tenant's answers have become longer or shorter, see core/drift.py
     SLO = "slo"  # a tenant's window misses its objective
     RECORD = "record"  # recording started, stopped, failed
     RUN = "run"  # first and last line of a log

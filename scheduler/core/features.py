@@ -5,16 +5,14 @@ One pass over at most ``MAX_CHARS`` characters, so a hostile prompt costs no mor
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from itertools import pairwise
 from math import log1p, sqrt
 from typing import NamedTuple
 from zlib import crc32
 
 MAX_CHARS = 4000
 MAX_WORDS = 200  # hashed; the first ones say most
-BUCKETS = 4096
+BUCKETS = 16384  # a power of two
 
 CUES: Mapping[str, str] = {
     "transform": "rewrite rephrase paraphrase edit correct fix grammar translate translation convert "
@@ -54,9 +52,9 @@ SHAPE = (
 DENSE = (*SHAPE, *(f"first_{name}" for name in FIRST_WORDS), *CUES)
 """Names of the dense features, in order."""
 
-_WORD = re.compile(rb"[a-z0-9']+")
-_UPPER, _DIGIT = re.compile(r"[A-Z]"), re.compile(r"[0-9]")
-_HOW_TO = ("how to", "how do", "how can")
+_UPPER, _DIGITS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", b"0123456789"
+_WORDS = b"abcdefghijklmnopqrstuvwxyz'" + _DIGITS
+_PLAIN = bytes(byte if byte in _WORDS else byte + 32 if byte in _UPPER else 32 for byte in range(256))
 
 
 def _places(words: Mapping[str, str], start: int) -> dict[bytes, int]:
@@ -69,41 +67,49 @@ _CUE = _places(CUES, len(SHAPE) + len(FIRST_WORDS))
 
 
 class Features(NamedTuple):
-    """``buckets`` counts once each, times ``share``: 1 / sqrt(number of distinct words and pairs)."""
+    """``cues``: places in ``DENSE`` of the words that are there. ``buckets`` counts once each, times
+    ``share``: 1 / sqrt(number of buckets).
+    """
 
-    dense: tuple[float, ...]
+    shape: tuple[float, ...]
+    cues: tuple[int, ...]
     buckets: tuple[int, ...]
     share: float
+
+    @property
+    def dense(self) -> tuple[float, ...]:
+        """In the order of ``DENSE``."""
+        return self.shape + tuple(float(at in self.cues) for at in range(len(SHAPE), len(DENSE)))
 
 
 def read(prompt: str) -> Features:
     """O(min(prompt, MAX_CHARS))."""
     text = prompt[:MAX_CHARS]
-    lower = text.lower()
-    words = _WORD.findall(lower.encode(errors="replace"))
-    chars, end, lines = max(1, len(text)), text.rstrip()[-1:], text.count("\n")
+    raw = text.encode(errors="replace")
+    plain = raw.translate(_PLAIN)  # lower-case words and spaces
+    words = plain.split()
+    chars, end, lines = len(text) or 1, text.rstrip()[-1:], text.count("\n")
     length = log1p(len(words))
-    dense = [0.0] * len(DENSE)
-    dense[: len(SHAPE)] = (
+    shape = (
         length,
-        max(0.0, length - 3.0),
+        length - 3.0 if length > 3.0 else 0.0,
         log1p(lines),
         1.0 if lines else 0.0,
         1.0 if end == "?" else 0.0,
         1.0 if end == "." else 0.0,
-        len(_UPPER.findall(text)) / chars * 5,
-        len(_DIGIT.findall(text)) / chars * 5,
-        min(8.0, chars / max(1, len(words))) / 2,
+        (len(raw) - len(raw.translate(None, _UPPER))) / chars * 5,
+        (len(raw) - len(raw.translate(None, _DIGITS))) / chars * 5,
+        min(8.0, chars / (len(words) or 1)) / 2,
         1.0 if '"' in text else 0.0,
         1.0 if end == ":" or ":\n" in text else 0.0,
         log1p(text.count("?")),
-        1.0 if any(map(lower.__contains__, _HOW_TO)) else 0.0,
+        1.0 if b"how to" in plain or b"how do" in plain or b"how can" in plain else 0.0,
     )
-    if words and (place := _FIRST.get(words[0])) is not None:
-        dense[place] = 1.0
-    for place in filter(None, map(_CUE.get, words)):
-        dense[place] = 1.0
+    cues = {_CUE[word] for word in _CUE.keys() & words}
+    if words and (first := _FIRST.get(words[0])) is not None:
+        cues.add(first)
     del words[MAX_WORDS:]
-    terms = dict.fromkeys([*words, *map(b" ".join, pairwise(words))])  # each once, in a fixed order
-    buckets = tuple([crc32(term) % BUCKETS for term in terms])
-    return Features(tuple(dense), buckets, 1 / sqrt(len(terms) or 1))
+    hashes = list(map(crc32, words))
+    pairs = map(crc32, words[1:], hashes)  # as of the first word followed by the second
+    buckets = tuple({term & (BUCKETS - 1) for term in (*hashes, *pairs)})
+    return Features(shape, tuple(cues), buckets, 1 / sqrt(len(buckets) or 1))

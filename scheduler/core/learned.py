@@ -2,8 +2,10 @@
 
 The logarithm of the length is the sum of
 - a level, a slope on the prior's score, and a slope on log max_tokens: a Kalman filter;
-- what the served model makes of each cue and each hashed word beyond the prior: gradient steps;
-- an offset of the (tenant, category), that of the category where there is little of its own.
+- what the served model makes of each cue and each hashed word beyond the prior: gradient steps that get
+  smaller as more has been seen;
+- offsets of the category, of the tenant, and of the tenant in that category: a Kalman filter each. When a
+  tenant's answers change for good, its own start anew.
 
 All parts learn from the same error. An answer that was cut says "at least this long": its error is the one
 expected of a normal variable above that bound (Tobit), close to zero where more was believed anyway.
@@ -11,69 +13,51 @@ expected of a normal variable above that bound (Tobit), close to zero where more
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from math import copysign, erfc, exp, isfinite, log, pi, sqrt
-from operator import mul, sub, truediv
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from math import erfc, exp, isfinite, log, pi, sqrt
+from operator import mul
+from typing import Any
 
 from scheduler.core.conformal import Margin
-from scheduler.core.estimate import Counter, classify, count_words, runtime_class
-from scheduler.core.features import BUCKETS, DENSE, read
+from scheduler.core.drift import Cusum
+from scheduler.core.estimate import Counter, count_words, runtime_class
+from scheduler.core.features import BUCKETS, DENSE
+from scheduler.core.kalman import Offset, Three, Weights
+from scheduler.core.prior import NO_PRIOR, Prior, PromptReader, Seen
 from scheduler.core.types import CATEGORIES, Estimate, Outcome, Request
 
 CLIP = 2.0  # standard deviations: one answer of a page and a half must not move everything
-SLOPE = 1.3  # a ridge regression shrinks its scores
-VARIANCE = (0.05, 0.02, 0.001)  # of level and slopes before anything was seen, in variances of an answer
-WANDER = (1e-4, 1e-5, 0.0)  # what they change per answer
-CUE_RATE, WORD_RATE, OFFSET_RATE = 0.0015, 0.03, 0.0125
-MAX_CUE = 3.0  # standard deviations: late feedback makes large steps overshoot
-TOWARDS_MEAN = 0.12  # of the variance; 0 is the median and 0.5 the mean of a log-normal
-MAX_CELLS = 10_000
-KEPT_PROMPTS, KEPT_CHARS = 2048, 2000
+SLOPE = 1.25  # a ridge regression shrinks its scores
+# All variances are in variances of an answer: what is not known before anything was seen, and what changes
+# with each answer.
+VARIANCE, WANDER = (0.2, 0.02, 0.001), (2e-5, 1e-6, 0.0)  # of level and slopes
+OF_CATEGORY, OF_TENANT, OF_BOTH = (0.05, 1e-5), (0.02, 7e-5), (0.02, 2e-5)
+ALARM = 8.0
+CHANGED_TENANT, CHANGED_BOTH = 0.2, 0.05  # variance after a change point
+CUE_RATE, WORD_RATE = 0.0015, 0.03  # of the gradient steps at first
+SETTLE, LEAST_RATE = 200, 0.1  # answers after which they have halved, and the share that they keep
+TOWARDS_MEAN = 0.06  # of the variance; 0 is the median and 0.5 the mean of a log-normal
+MAX_TENANTS = 2500
 USUAL_MAX_TOKENS = log(1024)
 
 
-class Prior(NamedTuple):
-    """What other models' answers taught (tools/train_prior.py)."""
+class _Tenant:
+    """What sets one tenant apart."""
 
-    level: float  # mean log length
-    spread: float  # standard deviation that is left
-    mean: tuple[float, ...]  # of each dense feature
-    scale: tuple[float, ...]
-    dense: tuple[float, ...]  # weights
-    words: tuple[float, ...]  # weights by bucket
+    __slots__ = ("categories", "cusum", "offset")
 
-    @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> Prior:
-        """Raises ValueError unless it was trained for just these features."""
-        if document.get("features") != list(DENSE) or len(document["words"]) != BUCKETS:
-            raise ValueError("the prior was trained for other features: run tools/train_prior.py again")
-        unit = document["unit"]
-        return cls(
-            document["level"],
-            document["spread"],
-            tuple(document["mean"]),
-            tuple(document["scale"]),
-            tuple(document["dense"]),
-            tuple(weight * unit for weight in document["words"]),
-        )
+    def __init__(self) -> None:
+        self.offset = Offset(*OF_TENANT)
+        self.categories = {category: Offset(*OF_BOTH) for category in CATEGORIES}
+        self.cusum = Cusum(ALARM)
 
-
-NO_PRIOR = Prior(
-    log(300), 0.8, (0.0,) * len(DENSE), (1.0,) * len(DENSE), (0.0,) * len(DENSE), (0.0,) * BUCKETS
-)
-
-
-class _Seen(NamedTuple):
-    """A prompt as the model sees it."""
-
-    category: str
-    input_tokens: int
-    cues: Sequence[float]  # standardised
-    buckets: tuple[int, ...]
-    share: float
-    score: float  # the prior's, beyond its level
+    def learn(self, category: str, error: float, deviation: float) -> None:
+        if self.cusum.add(error / deviation):
+            self.offset.variance = CHANGED_TENANT
+            for offset in self.categories.values():
+                offset.variance = CHANGED_BOTH
+        self.offset.learn(error)
+        self.categories[category].learn(error)
 
 
 class LearnedEstimator:
@@ -84,14 +68,14 @@ class LearnedEstimator:
     def __init__(self, *, counter: Counter = count_words, prior: Prior = NO_PRIOR) -> None:
         self.prior = prior
         self.margin = Margin(1.28 * prior.spread)
-        self._count = counter
-        self._read = lru_cache(KEPT_PROMPTS)(self._look)
-        self._weights = [prior.level, SLOPE, 0.0]
-        self._covariance = [[VARIANCE[i] if i == j else 0.0 for j in range(3)] for i in range(3)]
+        self._read = PromptReader(prior, counter)
+        self._weights = Weights((prior.level, SLOPE, 0.0), VARIANCE, WANDER)
         self._variance = prior.spread**2
         self._cues = [0.0] * len(DENSE)
         self._words = [0.0] * BUCKETS
-        self._offsets: dict[tuple[str, str], float] = {}  # by tenant and category; tenant "" is all
+        self._categories = _common_offsets()
+        self._tenants: dict[str, _Tenant] = {}
+        self._answers = 0
 
     @property
     def coverage(self) -> float:
@@ -99,7 +83,7 @@ class LearnedEstimator:
         return self.margin.coverage
 
     def estimate(self, request: Request) -> Estimate:
-        seen = self._seen(request)
+        seen = self._read(request)
         cap = request.max_tokens
         mu = self._mu(seen, request)
         believed = exp(min(20.0, mu + TOWARDS_MEAN * self._variance))
@@ -120,42 +104,26 @@ class LearnedEstimator:
             return
         cut = outcome.finish not in ("stop", "length")
         self.margin.observe(request.estimate.upper, tokens, censored=cut)
-        seen = self._seen(request)
+        seen = self._read(request)
         error = log(tokens) - self._mu(seen, request)
-        deviation = sqrt(self._variance)
+        variance = self._variance
+        deviation = sqrt(variance)
         if outcome.finish == "stop":
-            square = min(error * error, 9 * self._variance)
+            square = min(error * error, 9 * variance)
         else:
             z = max(-8.0, min(8.0, error / deviation))
             hazard = exp(-z * z / 2) * sqrt(2 / pi) / erfc(z / sqrt(2))
-            error, square = deviation * hazard, self._variance * (1 + z * hazard)
-        self._variance = max(0.01, self._variance + 0.02 * (square - self._variance))
-        self._learn(seen, request, max(-CLIP * deviation, min(CLIP * deviation, error)))
+            error, square = deviation * hazard, variance * (1 + z * hazard)
+        self._variance = max(0.01, variance + 0.02 * (square - variance))
+        bound = CLIP * deviation
+        self._learn(seen, request, max(-bound, min(bound, error)), deviation)
 
     def bias(self, tenant: str, category: str) -> float:
         """What the tenant's offset and the level make of the prior's estimate."""
-        return exp(self._weights[0] - self.prior.level + self._offset(tenant, category))
+        return exp(self._weights.values[0] - self.prior.level + self._offset(tenant, category))
 
-    def _seen(self, request: Request) -> _Seen:
-        prompt = request.prompt
-        if not prompt:
-            category = request.category or "short_qa"
-            return _Seen(category, request.prompt_tokens, (), (), 0.0, 0.0)
-        return self._read(prompt) if len(prompt) <= KEPT_CHARS else self._look(prompt)
-
-    def _look(self, prompt: str) -> _Seen:
-        prior = self.prior
-        dense, buckets, share = read(prompt)
-        cues = list(map(truediv, map(sub, dense, prior.mean), prior.scale))
-        score = sum(map(mul, cues, prior.dense)) + share * sum(map(prior.words.__getitem__, buckets))
-        cues = [cue if -MAX_CUE < cue < MAX_CUE else copysign(MAX_CUE, cue) for cue in cues]
-        return _Seen(classify(prompt), self._count(prompt), cues, buckets, share, score)
-
-    def _inputs(self, seen: _Seen, request: Request) -> tuple[float, float, float]:
-        return (1.0, seen.score, log(request.max_tokens) - USUAL_MAX_TOKENS)
-
-    def _mu(self, seen: _Seen, request: Request) -> float:
-        level, slope, cap_slope = self._weights
+    def _mu(self, seen: Seen, request: Request) -> float:
+        level, slope, cap_slope = self._weights.values
         mu: float = (
             level
             + slope * seen.score
@@ -167,60 +135,83 @@ class LearnedEstimator:
         return mu
 
     def _offset(self, tenant: str, category: str) -> float:
-        offsets = self._offsets
-        return offsets.get(("", category), 0.0) + offsets.get((tenant, category), 0.0)
+        common = self._categories[category].value
+        own = self._tenants.get(tenant)
+        return common if own is None else common + own.offset.value + own.categories[category].value
 
-    def _learn(self, seen: _Seen, request: Request, error: float) -> None:
-        inputs, covariance = self._inputs(seen, request), self._covariance
-        gain = [sum(map(mul, row, inputs)) for row in covariance]
-        scale = 1 / (1 + sum(map(mul, gain, inputs)))
-        for i in range(3):
-            self._weights[i] += gain[i] * scale * error
-            for j in range(3):
-                covariance[i][j] -= gain[i] * gain[j] * scale
-            covariance[i][i] += WANDER[i]
-        step = CUE_RATE * error
+    def _learn(self, seen: Seen, request: Request, error: float, deviation: float) -> None:
+        self._weights.learn((1.0, seen.score, log(request.max_tokens) - USUAL_MAX_TOKENS), error)
+        self._answers += 1
+        step = error * max(LEAST_RATE, SETTLE / (SETTLE + self._answers))
         if seen.cues:
-            self._cues = [weight + step * cue for weight, cue in zip(self._cues, seen.cues, strict=True)]
-        step = WORD_RATE * error * seen.share
-        words = self._words
+            by = CUE_RATE * step
+            self._cues = [weight + by * cue for weight, cue in zip(self._cues, seen.cues, strict=True)]
+        by, words = WORD_RATE * step * seen.share, self._words
         for bucket in seen.buckets:
-            words[bucket] += step
-        for key in (("", seen.category), (request.tenant, seen.category)):
-            if key in self._offsets or len(self._offsets) < MAX_CELLS:
-                self._offsets[key] = self._offsets.get(key, 0.0) + OFFSET_RATE * error
+            words[bucket] += by
+        self._categories[seen.category].learn(error)
+        own = self._tenants.get(request.tenant)
+        if own is None and len(self._tenants) < MAX_TENANTS:
+            own = self._tenants[request.tenant] = _Tenant()
+        if own is not None:
+            own.learn(seen.category, error, deviation)
 
     def state(self) -> dict[str, Any]:
+        offsets: list[Any] = [
+            [None, category, offset.value, offset.variance] for category, offset in self._categories.items()
+        ]
+        for tenant, own in self._tenants.items():
+            offsets.append([tenant, None, own.offset.value, own.offset.variance])
+            offsets += [[tenant, name, each.value, each.variance] for name, each in own.categories.items()]
         return {
             "kind": "learned",
             "features": list(DENSE),
+            "answers": self._answers,
             "margin": self.margin.log_margin,
             "variance": self._variance,
-            "weights": list(self._weights),
-            "covariance": [list(row) for row in self._covariance],
+            "weights": list(self._weights.values),
+            "covariance": list(map(list, self._weights.covariance)),
             "cues": list(self._cues),
             "words": [[bucket, weight] for bucket, weight in enumerate(self._words) if weight],
-            "offsets": [[*key, offset] for key, offset in self._offsets.items()],
+            "offsets": offsets,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        categories, tenants = _common_offsets(), dict[str, _Tenant]()
+        weights, words = Weights((0.0, 0.0, 0.0), VARIANCE, WANDER), [0.0] * BUCKETS
         try:
             if state["kind"] != "learned" or state["features"] != list(DENSE):
                 raise ValueError
-            margin, variance = _numbers([state["margin"], state["variance"]], 2)
-            weights = _numbers(state["weights"], 3)
-            covariance = [_numbers(row, 3) for row in state["covariance"]]
+            margin, variance, answers = _numbers([state["margin"], state["variance"], state["answers"]], 3)
+            weights.values = _three(state["weights"])
+            first, second, third = map(_three, state["covariance"])
+            weights.covariance = first, second, third
             cues = _numbers(state["cues"], len(DENSE))
-            words = [0.0] * BUCKETS
             for bucket, weight in state["words"]:
                 words[bucket] = _numbers([weight], 1)[0]
-            offsets = {(str(t), str(c)): _numbers([x], 1)[0] for t, c, x in state["offsets"]}
-            if len(covariance) != 3 or variance <= 0 or any(c not in CATEGORIES for _, c in offsets):
+            for tenant, category, *saved in state["offsets"]:
+                if tenant is None:
+                    offset = categories[category]
+                else:
+                    own = tenants.setdefault(str(tenant), _Tenant())
+                    offset = own.offset if category is None else own.categories[category]
+                offset.value, offset.variance = _numbers(saved, 2)
+            if variance <= 0 or answers < 0:
                 raise ValueError
         except (KeyError, TypeError, ValueError, IndexError):
             raise ValueError("not a state of the learned estimator with these features") from None
-        self.margin, self._variance, self._offsets = Margin(margin), variance, offsets
-        self._weights, self._covariance, self._cues, self._words = weights, covariance, cues, words
+        self.margin, self._variance, self._answers = Margin(margin), variance, int(answers)
+        self._weights, self._cues, self._words = weights, cues, words
+        self._categories, self._tenants = categories, tenants
+
+
+def _common_offsets() -> dict[str, Offset]:
+    return {category: Offset(*OF_CATEGORY) for category in CATEGORIES}
+
+
+def _three(values: Any) -> Three:
+    a, b, c = _numbers(values, 3)
+    return a, b, c
 
 
 def _numbers(values: Any, count: int) -> list[float]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Mapping
-from math import isfinite
-from statistics import median
+from math import isfinite, log, sqrt
 from typing import Any
 
 from scheduler.core.conformal import Margin
+from scheduler.core.drift import Cusum
 from scheduler.core.estimate import (
     BASE_TOKENS,
     Counter,
@@ -24,39 +24,62 @@ STATISTICS = ("median", "mean")
 SHRINKAGE = 10.0  # observations of its own that weigh as much as the category's
 MEMORY = 0.05  # of the mean, an EMA; before 1 / MEMORY observations a plain mean
 SPAN = 32  # of the median
-MAX_CELLS = 10_000  # tenants x categories; beyond that the category speaks for newcomers
+KEPT = 4  # answers that count after a change point
+ALARM, CLIP = 8.0, 2.0  # of the change points, in standard deviations
+MAX_TENANTS = 2500  # beyond that the category speaks for newcomers
 
 
 class Cell:
     """Answers over the formula's estimate, as a running mean or median."""
 
-    __slots__ = ("_by_median", "_last", "_sorted", "count", "value")
+    __slots__ = ("_by_median", "_last", "_recent", "_sorted", "count", "value")
 
     def __init__(self, by_median: bool) -> None:
         self.count = 0
         self.value = 1.0
         self._by_median = by_median
+        self._recent = 0  # since the last change point
         self._last: deque[float] = deque()
         self._sorted: list[float] = []
 
     def add(self, ratio: float) -> None:
         self.count += 1
+        self._recent += 1
         if not self._by_median:
-            self.value += (ratio - self.value) * max(MEMORY, 1 / self.count)
+            self.value += (ratio - self.value) * max(MEMORY, 1 / self._recent)
             return
+        ordered = self._sorted
         self._last.append(ratio)
-        insort(self._sorted, ratio)
-        if len(self._last) > SPAN:
-            del self._sorted[bisect_left(self._sorted, self._last.popleft())]
-        self.value = median(self._sorted)
+        insort(ordered, ratio)
+        if len(ordered) > SPAN:
+            del ordered[bisect_left(ordered, self._last.popleft())]
+        half = len(ordered) // 2
+        self.value = ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+    def changed(self) -> None:
+        """What was before hardly counts any more."""
+        self._recent = min(self._recent, KEPT)
+        while len(self._last) > KEPT:
+            self._last.popleft()
+        self._sorted = sorted(self._last)
 
     def state(self) -> list[float]:
-        return [self.count, self.value, *self._last]
+        return [self.count, self._recent, self.value, *self._last]
 
     def restore(self, state: list[float]) -> None:
-        self.count, self.value = int(state[0]), float(state[1])
-        self._last = deque(state[2:])
+        self.count, self._recent, self.value = int(state[0]), int(state[1]), float(state[2])
+        self._last = deque(state[3:])
         self._sorted = sorted(self._last)
+
+
+class _Tenant:
+    """A tenant's cells by category; the changes of its answers are looked for over all of them."""
+
+    __slots__ = ("cells", "cusum")
+
+    def __init__(self) -> None:
+        self.cells: dict[str, Cell] = {}
+        self.cusum = Cusum(ALARM)
 
 
 class TenantEstimator:
@@ -75,7 +98,8 @@ class TenantEstimator:
         self.margin = Margin()
         self._read = prompt_reader(counter)
         self._categories = {category: self._cell() for category in CATEGORIES}
-        self._tenants: dict[tuple[str, str], Cell] = {}
+        self._tenants: dict[str, _Tenant] = {}
+        self._variance = 0.25  # of the log of actual over believed
 
     def _cell(self) -> Cell:
         return Cell(self.statistic == "median")
@@ -101,29 +125,41 @@ class TenantEstimator:
         )
 
     def observe(self, request: Request, outcome: Outcome) -> None:
-        estimate, tokens = request.estimate, outcome.output_tokens
+        estimate, tokens, category = request.estimate, outcome.output_tokens, request.estimate.category
         censored = outcome.finish != "stop"
-        if outcome.finish in ("stop", "length"):
-            self.margin.observe(estimate.upper, tokens, censored=False)  # what was cut needs no more room
-        else:
-            self.margin.observe(estimate.upper, tokens, censored=True)
+        # What was cut at max_tokens needed no more room.
+        self.margin.observe(estimate.upper, tokens, censored and outcome.finish != "length")
         ratio = tokens / max(1.0, estimate.uncorrected)
-        category = estimate.category
-        if ratio <= 0 or (censored and ratio <= self.bias(request.tenant, category)):
+        bias = self.bias(request.tenant, category)
+        if ratio <= 0 or (censored and ratio <= bias):
             return
         self._categories[category].add(ratio)
-        key = (request.tenant, category)
-        if key not in self._tenants and len(self._tenants) < MAX_CELLS:
-            self._tenants[key] = self._cell()
-        if key in self._tenants:
-            self._tenants[key].add(ratio)
+        own = self._tenants.get(request.tenant)
+        if own is None:
+            if len(self._tenants) == MAX_TENANTS:
+                return
+            own = self._tenants[request.tenant] = _Tenant()
+        if self._is_change(own, ratio / bias):
+            for cell in own.cells.values():
+                cell.changed()
+        if category not in own.cells:
+            own.cells[category] = self._cell()
+        own.cells[category].add(ratio)
+
+    def _is_change(self, own: _Tenant, off: float) -> bool:
+        deviation, error = sqrt(self._variance), log(off)
+        bound = CLIP * deviation
+        error = bound if error > bound else -bound if error < -bound else error
+        self._variance += 0.02 * (max(0.01, error * error) - self._variance)
+        return own.cusum.add(error / deviation) > 0
 
     def bias(self, tenant: str, category: str) -> float:
         common = self._categories[category].value
-        own = self._tenants.get((tenant, category))
-        if own is None:
+        own = self._tenants.get(tenant)
+        cell = None if own is None else own.cells.get(category)
+        if cell is None:
             return common
-        return (own.count * own.value + SHRINKAGE * common) / (own.count + SHRINKAGE)
+        return (cell.count * cell.value + SHRINKAGE * common) / (cell.count + SHRINKAGE)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -131,7 +167,11 @@ class TenantEstimator:
             "statistic": self.statistic,
             "margin": self.margin.log_margin,
             "categories": {name: cell.state() for name, cell in self._categories.items()},
-            "tenants": [[*key, cell.state()] for key, cell in self._tenants.items()],
+            "tenants": [
+                [tenant, category, cell.state()]
+                for tenant, own in self._tenants.items()
+                for category, cell in own.cells.items()
+            ],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -139,7 +179,10 @@ class TenantEstimator:
             if state["kind"] != "tenant" or state["statistic"] != self.statistic:
                 raise ValueError
             categories = {name: self._restored(state["categories"][name]) for name in CATEGORIES}
-            tenants = {(str(t), str(c)): self._restored(cell) for t, c, cell in state["tenants"]}
+            tenants: dict[str, _Tenant] = {}
+            for tenant, category, cell in state["tenants"]:
+                own = tenants.setdefault(str(tenant), _Tenant())
+                own.cells[str(category)] = self._restored(cell)
             margin = Margin(_finite(state["margin"]))
         except (KeyError, TypeError, ValueError, IndexError):
             raise ValueError(f"not a state of the tenant estimator by {self.statistic}") from None

@@ -63,9 +63,9 @@ def _line(event: Event) -> tuple[str, str, bool] | None:
         case Kind.ESTIMATOR:
             return "policy", f"estimator {detail['to']}{by}", True
         case Kind.DRIFT:
-            means = f"est {detail['estimated']:.0f}, act {detail['actual']:.0f}"
-            text = f"{detail['tenant']}: actual/estimated ×{detail['ratio']:.2f} ({means})"
-            return "drift", text, False
+            before, after = detail["before"], detail["after"]
+            ratios = f"actual/uncorrected {before:.2f} → {after:.2f}"
+            return "drift", f"{detail['tenant']}: answers ×{after / before:.2f} ({ratios})", False
         case Kind.SLO:
             return "slo", f"{detail['tenant']}: {detail['share']:.0%} of requests meet their SLO", False
         case Kind.RECORD:

@@ -142,6 +142,7 @@ class LiveRun:
     def _on_ended(self, request: Request) -> None:
         if not self._endless:
             self.tally.add(request)
+        self._watch.on_ended(request)
         if self.scheduler.idle:
             self.lag.end()
         self.previewer.on_ended(request)

@@ -1,50 +1,48 @@
-"""Looks after every tenant's window and says once when it leaves, or is back in, its bounds."""
+"""Looks after every tenant and says once when its answers change or it begins to miss its objectives."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from math import isnan
 
+from scheduler.core.drift import ChangeDetector
 from scheduler.core.events import Event, Kind
-from scheduler.core.metrics import drift_ratio
 from scheduler.core.scheduler import Scheduler
+from scheduler.core.types import Request
 
 MIN_COMPLETIONS = 10
-DRIFT_OUT, DRIFT_BACK = 1.5, 1.25  # actual / estimated, or its inverse
-SLO_OUT, SLO_BACK = 0.90, 0.95  # share of requests that meet their objectives
+SLO_OUT, SLO_BACK = 0.90, 0.95  # share of requests that meet their objectives: two, so that none flaps
 
 
 class Watch:
-    """Two bounds each way, so that a value on the edge does not flap."""
+    """Told of every request that has ended; asked for news every so often."""
 
     def __init__(self) -> None:
-        self._drifting: set[str] = set()
+        self._detectors: defaultdict[str, ChangeDetector] = defaultdict(ChangeDetector)
+        self._changes: list[Event] = []
         self._missing: set[str] = set()
 
+    def on_ended(self, request: Request) -> None:
+        """What was cut by max_tokens counts as it is: a change is seen as far as it goes."""
+        estimate = request.estimate
+        if request.finish not in ("stop", "length") or not request.output_tokens or not estimate.uncorrected:
+            return
+        ratio = request.output_tokens / estimate.uncorrected
+        change = self._detectors[request.tenant].add(estimate.category, ratio)
+        if change is not None:
+            detail = {"tenant": request.tenant, "before": change.before, "after": change.after}
+            self._changes.append(Event(request.ended_s or 0.0, Kind.DRIFT, None, detail))
+
     def look(self, scheduler: Scheduler, now: float) -> Iterator[Event]:
-        """Events for tenants that have just left their bounds."""
+        """What happened since the last look."""
+        changes, self._changes = self._changes, []
+        yield from changes
         if scheduler.metrics is None:
             return
         for name, window in scheduler.metrics.tenants.items():
-            done = window.completions
-            if len(done) < MIN_COMPLETIONS:
-                continue
-            ratio = drift_ratio(done)
-            apart = max(ratio, 1 / ratio) if ratio else 1.0
-            if apart > DRIFT_OUT and name not in self._drifting:
-                self._drifting.add(name)
-                count = len(done)
-                detail = {
-                    "tenant": name,
-                    "ratio": ratio,
-                    "estimated": sum(c.estimated for c in done) / count,
-                    "actual": sum(c.actual for c in done) / count,
-                }
-                yield Event(now, Kind.DRIFT, None, detail)
-            elif apart < DRIFT_BACK:
-                self._drifting.discard(name)
             share = window.slo_share
-            if isnan(share):
+            if len(window.completions) < MIN_COMPLETIONS or isnan(share):
                 continue
             if share < SLO_OUT and name not in self._missing:
                 self._missing.add(name)

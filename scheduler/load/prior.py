@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.features import BUCKETS, DENSE, read
-from scheduler.core.learned import Prior
+from scheduler.core.prior import Prior
 
 PRIOR_FILE = Path(__file__).parent.parent / "data" / "prior.json"
 RIDGE = 150.0

@@ -1,0 +1,142 @@
+"""Change points told from noise, by the detector, by the estimators and to the operator; Kalman filters."""
+
+from __future__ import annotations
+
+import math
+import random
+from itertools import pairwise
+
+import pytest
+
+from scheduler.core.drift import Change, ChangeDetector, Cusum
+from scheduler.core.estimators import estimator_from
+from scheduler.core.events import Kind
+from scheduler.core.kalman import Offset, Weights
+from scheduler.core.policies import policy_from
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.types import Estimate, Outcome, Request, Tenant
+from scheduler.live.notices import Notices
+from scheduler.live.watch import Watch
+
+np = pytest.importorskip("numpy")
+
+USUAL = {"short_qa": 1.0, "summary": 3.0, "report": 0.3}  # actual over estimated, by category
+
+
+def changes(
+    detector: ChangeDetector, rng: random.Random, count: int, scale: float, sd: float
+) -> list[Change]:
+    found = []
+    for _ in range(count):
+        category = rng.choice(list(USUAL))
+        change = detector.add(category, scale * USUAL[category] * math.exp(rng.gauss(0, sd)))
+        if change is not None:
+            found.append(change)
+    return found
+
+
+def test_the_sums_by_hand() -> None:
+    cusum = Cusum(alarm=4.0)
+    assert [cusum.add(z) for z in (1.5, 0.0, 1.5, 2.5)] == [0, 0, 0, 0]  # 1, 0.5, 1.5, 3.5
+    assert cusum.add(2.0) == 5, "5.0, and it all began five values ago"
+    assert [cusum.add(-4.0), cusum.add(-2.0)] == [0, 2], "the sums have started anew: 3.5, 5.0"
+
+
+@pytest.mark.parametrize("sd", [0.3, 0.5])
+@pytest.mark.parametrize("scale", [2.0, 0.5])
+def test_a_change_is_told_once_and_soon(sd: float, scale: float) -> None:
+    for seed in range(5):
+        rng, detector = random.Random(seed), ChangeDetector()
+        assert changes(detector, rng, 1000, 1.0, sd) == []
+        (change,) = changes(detector, rng, 60, scale, sd)
+        assert change.after / change.before == pytest.approx(scale, rel=0.4)
+        assert changes(detector, rng, 1000, scale, sd) == []
+        (back,) = changes(detector, rng, 60, 1.0, sd)
+        assert back.before == pytest.approx(change.after, rel=0.5)
+
+
+def test_another_mix_of_categories_is_no_change() -> None:
+    rng, detector = random.Random(0), ChangeDetector()
+    changes(detector, rng, 500, 1.0, 0.5)
+    assert [detector.add("summary", 3.0 * math.exp(rng.gauss(0, 0.5))) for _ in range(300)] == [None] * 300
+
+
+@pytest.mark.parametrize("kind", ["tenant", "learned"])
+def test_an_estimator_follows_a_tenant_that_doubles_and_leaves_the_other_alone(kind: str) -> None:
+    estimator, rng = estimator_from(kind), random.Random(1)
+
+    def ask(tenant: str) -> Request:
+        request = Request("r", tenant, "standard", 0.0, 3, 4096, "What is DNS")
+        request.estimate = estimator.estimate(request)
+        return request
+
+    def teach(count: int, scale: float) -> None:
+        for _ in range(count):
+            for tenant, tokens in (("steady", 100.0), ("acme", 100.0 * scale)):
+                answer = Outcome("stop", round(tokens * math.exp(rng.gauss(0, 0.3))))
+                estimator.observe(ask(tenant), answer)
+
+    teach(300, 1.0)
+    before = ask("acme").estimate.point
+    teach(15, 3.0)
+    assert ask("acme").estimate.point > 2 * before
+    assert ask("steady").estimate.point == pytest.approx(before, rel=0.4)
+
+
+def test_the_operator_is_told_of_a_change_once() -> None:
+    rng, watch, notices = random.Random(2), Watch(), Notices()
+    scheduler = Scheduler(policy_from("fifo"), estimator_from("paper"), [Tenant("acme")])
+    told = []
+    for number in range(200):
+        tokens = round((100 if number < 100 else 250) * math.exp(rng.gauss(0, 0.3)))
+        request = Request(str(number), "acme", "standard", 0.0, 3, 4096)
+        request.estimate = Estimate(3, 100.0, 4096.0, "short_qa", "short", 100.0)
+        request.finish, request.output_tokens, request.ended_s = "stop", tokens, float(number)
+        watch.on_ended(request)
+        told += list(watch.look(scheduler, float(number)))
+    (event,) = told
+    assert event.kind is Kind.DRIFT
+    assert 100 < event.at_s < 115
+    notices.on_event(event)
+    assert notices.after(0)[0].text.startswith("acme: answers ×2.")
+
+
+def test_what_never_ended_by_itself_is_no_change() -> None:
+    watch = Watch()
+    scheduler = Scheduler(policy_from("fifo"), estimator_from("paper"), [Tenant("acme")])
+    for number in range(100):
+        request = Request(str(number), "acme", "standard", 0.0, 3, 4096)
+        request.estimate = Estimate(3, 100.0, 4096.0, "short_qa", "short", 100.0)
+        request.finish, request.output_tokens = ("stop", 100) if number < 50 else ("abort", 1)
+        watch.on_ended(request)
+    assert list(watch.look(scheduler, 1.0)) == []
+
+
+# -- Kalman filters ------------------------------------------------------------------------------------
+
+
+def test_an_offset_starts_as_a_mean_and_ends_with_a_steady_gain() -> None:
+    offset = Offset(variance=1e9, wander=0.01)
+    for error in (3.0, 1.0, 2.0):
+        offset.learn(error - offset.value)
+    assert offset.value == pytest.approx(2.0, abs=0.05)
+    variances = []
+    for _ in range(200):
+        offset.learn(0.0)
+        variances.append(offset.variance)
+    assert all(after <= before for before, after in pairwise(variances))
+    assert variances[-1] ** 2 / (1 + variances[-1]) == pytest.approx(0.01, rel=0.05)
+
+
+def test_three_weights_against_the_textbook() -> None:
+    rng = np.random.default_rng(3)
+    weights = Weights((1.0, 2.0, 3.0), (0.5, 0.2, 0.1), (0.01, 0.02, 0.03))
+    values, covariance = np.array([1.0, 2.0, 3.0]), np.diag([0.5, 0.2, 0.1])
+    for inputs in rng.normal(size=(20, 3)):
+        error = float(rng.normal())
+        gain = covariance @ inputs / (1 + inputs @ covariance @ inputs)
+        values = values + gain * error
+        covariance = covariance - np.outer(gain, inputs @ covariance) + np.diag([0.01, 0.02, 0.03])
+        weights.learn(tuple(map(float, inputs)), error)
+    assert weights.values == pytest.approx(values)
+    assert np.array(weights.covariance) == pytest.approx(covariance)
