@@ -36,7 +36,7 @@ def add_benches(commands: Any) -> None:
     twin = benches.add_parser("twin", help="the twin, fitted to a real engine, beside runs of it; minutes")
     twin.add_argument("--model", default="smollm2", metavar="M", help="default: smollm2")
     twin.add_argument("--requests", type=_whole, metavar="N", help="of each scenario; default: 300")
-    twin.add_argument("--tokens", type=_whole, metavar="N", help="median answer; default: 20")
+    twin.add_argument("--tokens", type=_whole, metavar="N", help="median answer; default: 16")
     twin.add_argument("--concurrency", type=_whole, metavar="N", help="the engine's batch; default: 16")
     twin.add_argument("--repeats", type=_whole, metavar="N", help="runs of each scenario; default: 2")
     twin.set_defaults(command=_bench_twin)

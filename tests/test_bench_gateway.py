@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from aiohttp import web
 
-from scheduler.bench.gateway import bench_gateway
+from scheduler.bench.gateway import beside_echo
 from scheduler.bench.http_load import closed_loop
 from scheduler.bench.result import BenchError
 
@@ -15,7 +15,7 @@ from scheduler.bench.result import BenchError
 @pytest.mark.slow
 def test_rounds_of_both_sides_and_what_is_claimed() -> None:
     told: list[str] = []
-    result = bench_gateway(told.append, rounds=2, seconds=0.2)
+    result = beside_echo(told.append, rounds=2, seconds=0.2)
     assert [row["first"] for row in result.rows] == ["echo", "gateway"]
     for row in result.rows:
         assert row["share"] == row["gateway_per_s"] / row["echo_per_s"]

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Any, NamedTuple
 
+from scheduler.bench.engine import PAIRS
+from scheduler.bench.gateway_vllm import beside_vllm
 from scheduler.bench.http_load import Load, closed_loop
 from scheduler.bench.result import BenchError, Claim, Result
 from scheduler.core.metrics import nearest_rank
@@ -37,8 +39,23 @@ PROTOCOL = (
 )
 
 
-def bench_gateway(tell: Callable[[str], None], *, rounds: int = ROUNDS, seconds: float = ROUND_S) -> Result:
-    """Less than a minute. ``tell`` hears the progress. Raises BenchError."""
+def bench_gateway(tell: Callable[[str], None], *, model: str | None = None, pairs: int = PAIRS) -> Result:
+    """Less than a minute; with a ``model``, beside vLLM's own server too, four more.
+
+    Raises BenchError; with a model, PlanError and EngineError, and the engine prints on file descriptors 1
+    and 2: see ``live.output.engine_output_to``.
+    """
+    # The engine goes first: should it not start, nothing has been measured in vain.
+    served = None if model is None else beside_vllm(tell, model, pairs=pairs)
+    result = beside_echo(tell)
+    if served is None:
+        return result
+    protocol = f"{result.protocol} {served.protocol}"
+    return Result("gateway", protocol, result.rows + served.rows, result.claims + served.claims)
+
+
+def beside_echo(tell: Callable[[str], None], *, rounds: int = ROUNDS, seconds: float = ROUND_S) -> Result:
+    """Raises BenchError."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     with _on_core(cores[-1]), _served("echo", cores[0]) as echo, _served("gateway", cores[0]) as gateway:
         sides = (echo, gateway)
