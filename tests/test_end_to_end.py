@@ -13,6 +13,9 @@ import psutil
 import pytest
 
 from scheduler.engines.models import ModelError, resolve
+from scheduler.load.scenario import load_scenario
+from scheduler.plan import make_plan
+from scheduler.record.redo import Logged, Redone, redo
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -66,6 +69,10 @@ def test_a_run_on_the_real_engine(tmp_path: Path) -> None:
     assert document["loop_lag_ms"]["p99"] > 0
     assert document["estimate"]["bias"]
     assert "Traceback" not in done.stderr
+
+    scheduler = make_plan(load_scenario(str(tmp_path / "end-to-end.yaml"))).scheduler(capacity=4)
+    scheduler.estimator = Logged()
+    assert redo(tmp_path / "run", scheduler) == Redone(10), "its log, decided again in virtual time"
 
 
 def test_no_child_outlives_a_kill(tmp_path: Path) -> None:

@@ -1,0 +1,165 @@
+"""A recorded run's decisions, made again: the inputs of its log, at their times, through a fresh Scheduler.
+
+The log says what came in (arrivals with their estimates, cancels, what the engine finished and when, swaps,
+pauses, crashes) and what was decided (rejections, dispatches). The inputs are given to a Scheduler in the
+order of the log; wherever the run dispatched, the Scheduler is asked for all that it would, and must name the
+same requests in the same order. Times are the log's own, so the engine of the run may be a real one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scheduler.core.events import Kind
+from scheduler.core.lifecycle import UnknownRequest
+from scheduler.core.policies import policy_from
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.types import Estimate, Outcome, Request
+
+_EVERYTHING = 1 << 62
+
+
+class NotRedoable(ValueError):
+    """The run did something that its log does not hold in full; says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Redone:
+    """``difference`` says where the decisions part, and is "" where they are the same to the end."""
+
+    dispatched: int
+    difference: str = ""
+
+
+class Logged:
+    """The estimator of a recorded run: a request's estimate is in the log."""
+
+    name = "logged"
+
+    def estimate(self, request: Request) -> Estimate:
+        return request.estimate
+
+    def observe(self, request: Request, outcome: Outcome) -> None:
+        """What was learned is in the estimates of those that came after."""
+
+    def bias(self, tenant: str, category: str) -> float:
+        return 1.0
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """There is nothing to take over."""
+
+
+def redo(folder: Path, scheduler: Scheduler) -> Redone:
+    """``scheduler`` is a new one as the run's was, with ``Logged`` for its estimator.
+
+    Raises NotRedoable, OSError.
+    """
+    if scheduler.slots.batch is not None:
+        raise NotRedoable("micro-batches close by a timer, which is not in the log")
+    with (folder / "events.jsonl").open(encoding="utf-8") as lines:
+        return _Redo(scheduler).play(json.loads(line) for line in lines)
+
+
+class _Redo:
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._dispatched = 0
+
+    def play(self, events: Iterable[Mapping[str, Any]]) -> Redone:
+        expected: list[str] = []  # dispatched one after the other
+        at_s = 0.0
+        for event in events:
+            if event["e"] == Kind.DISPATCHED:
+                expected.append(event["id"])
+                at_s = event["t"]
+                continue
+            if expected and (difference := self._decide(expected, at_s)):
+                return Redone(self._dispatched, difference)
+            expected = []
+            try:
+                difference = self._apply(event)
+            except UnknownRequest as error:  # the run had dispatched it
+                difference = f"at {event['t']:.6f} s: {error}"
+            if difference:
+                return Redone(self._dispatched, difference)
+        return Redone(self._dispatched, self._decide(expected, at_s) if expected else "")
+
+    def _decide(self, expected: list[str], at_s: float) -> str:
+        decided: list[str] = []
+        while (request := self._scheduler.next_dispatch(at_s)) is not None:
+            decided.append(request.id)
+        for logged, redone in zip(expected, decided, strict=False):
+            if logged != redone:
+                return f"at {at_s:.6f} s the run dispatched {logged}, now it would be {redone}"
+            self._dispatched += 1
+        if len(decided) != len(expected):
+            return (
+                f"at {at_s:.6f} s the run dispatched {len(expected)} requests, now it would be {len(decided)}"
+            )
+        return ""
+
+    def _apply(self, event: Mapping[str, Any]) -> str:
+        """One input; a difference where the Scheduler answers it otherwise than the run's did."""
+        scheduler, now = self._scheduler, event["t"]
+        match event["e"]:
+            case Kind.QUEUED | Kind.REJECTED:
+                rejected = scheduler.submit(_request(event), now)
+                reason = "" if rejected is None else rejected.reason
+                if reason != event.get("reason", ""):
+                    return f"at {now:.6f} s {event['id']}: {event.get('reason', '')!r}, now {reason!r}"
+            case Kind.FIRST_TOKEN:
+                scheduler.on_first_token(event["id"], now)
+            case Kind.ABORTING:
+                scheduler.cancel(event["id"], now)
+            case Kind.FINISHED | Kind.FAILED | Kind.CANCELLED | Kind.EXPIRED:
+                self._end(event)
+            case Kind.SWAP_REQUESTED:
+                scheduler.begin_swap(policy_from(event["to"]), now, by=event["by"])
+            case Kind.SWAP_APPLIED:
+                scheduler.swap_step(now, _EVERYTHING)
+            case Kind.PAUSED:
+                scheduler.pause(now)
+            case Kind.RESUMED:
+                scheduler.resume(now)
+            case Kind.ENGINE if event["what"] == "crashed":
+                scheduler.on_engine_lost(event.get("replica", 0), now)
+            case Kind.ENGINE if event["what"] in ("started", "restarted"):
+                scheduler.on_engine_up(event.get("replica", 0))
+            case Kind.TENANT | Kind.LIMITS | Kind.ESTIMATOR as kind:
+                raise NotRedoable(f"at {now:.6f} s the {kind} was changed; the log does not say to what")
+        return ""
+
+    def _end(self, event: Mapping[str, Any]) -> None:
+        scheduler, now = self._scheduler, event["t"]
+        request = scheduler.get(event["id"])
+        if request is None:
+            return  # it went with its engine
+        if request.replica < 0:  # it waits
+            scheduler.expire(now) if event["e"] == Kind.EXPIRED else scheduler.cancel(request.id, now)
+            return
+        request.prompt_tokens = event["prompt_tokens"]  # as the engine counted them
+        scheduler.on_complete(request.id, now, Outcome(event["finish"], event["output_tokens"]))
+
+
+def _request(event: Mapping[str, Any]) -> Request:
+    point = event["estimate"]
+    request = Request(
+        *(event["id"], event["tenant"], event["tier"], event["arrival_s"]),
+        *(event["prompt_tokens"], event["max_tokens"]),
+    )
+    request.estimate = Estimate(
+        event["input_tokens"],
+        point,
+        event.get("upper", point),
+        event["category"],
+        event["class"],
+        event["uncorrected"],
+    )
+    return request

@@ -1,0 +1,102 @@
+"""A live run's log, its inputs and times given to a fresh Scheduler: the same decisions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler.live.run import LiveRun
+from scheduler.load.scenario import Scenario
+from scheduler.plan import Plan, make_plan
+from scheduler.record.redo import Logged, NotRedoable, Redone, redo
+
+EVERYONE = {"acme": 2, "blue": 2, "cyan": 1}
+
+
+def plan(policy: str, **fields: Any) -> Plan:
+    scenario = {
+        "name": "recorded",
+        "seed": 5,
+        "speed": 300.0,
+        "policy": policy,
+        "tenants": (
+            {"name": "acme", "tier": "premium", "weight": 5},
+            {"name": "blue", "tier": "standard", "weight": 3, "max_in_flight": 9},
+            {"name": "cyan", "tier": "batch", "weight": 2, "max_queued": 4},
+        ),
+        "load": ({"tenant": EVERYONE, "arrivals": {"poisson": 15.0}, "count": 250, "patience": "9s"},),
+    }
+    return make_plan(Scenario.model_validate(scenario | fields))
+
+
+async def record(plan: Plan, folder: Path) -> Path:
+    run = LiveRun(plan, out=folder)
+    await run.start()
+    await run.session.drained.wait()
+    await run.stop()
+    return folder
+
+
+def again(plan: Plan, folder: Path) -> Redone:
+    scheduler = plan.scheduler()
+    scheduler.estimator = Logged()
+    return redo(folder, scheduler)
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("policy", ["fifo", "sjf", "weighted", "fair", "two-class"])
+async def test_the_same_dispatch_order(policy: str, tmp_path: Path) -> None:
+    made = plan(policy)
+    folder = await record(made, tmp_path / "run")
+    kinds = [event["e"] for event in events(folder)]
+    assert {"rejected", "aborting", "cancelled"} <= set(kinds)
+    assert again(made, folder) == Redone(kinds.count("dispatched"))
+
+
+async def test_through_swaps_and_a_crash(tmp_path: Path) -> None:
+    timeline = (
+        {"at": "4s", "policy": "fair"},
+        {"at": "8s", "fault": {"engine": "crash"}},
+        {"at": "25s", "policy": "sjf"},
+    )
+    made = plan("fifo", timeline=timeline)
+    folder = await record(made, tmp_path / "run")
+    kinds = [event["e"] for event in events(folder)]
+    assert kinds.count("swap_applied") == 2
+    assert "retried" in kinds
+    assert again(made, folder) == Redone(kinds.count("dispatched"))
+
+
+@pytest.fixture
+async def recorded(tmp_path: Path) -> tuple[Plan, Path]:
+    made = plan("sjf")
+    return made, await record(made, tmp_path / "run")
+
+
+async def test_another_policy_would_have_decided_otherwise(recorded: tuple[Plan, Path]) -> None:
+    _, folder = recorded
+    redone = again(plan("fifo"), folder)
+    assert "the run dispatched" in redone.difference
+    assert redone.dispatched < 250
+
+
+async def test_a_missing_dispatch_is_a_difference(recorded: tuple[Plan, Path]) -> None:
+    made, folder = recorded
+    lines = events(folder)
+    lines.remove(next(line for line in lines if line["e"] == "dispatched"))
+    (folder / "events.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    assert "no running request r0" in again(made, folder).difference
+
+
+async def test_what_the_log_does_not_hold_is_said(recorded: tuple[Plan, Path]) -> None:
+    made, folder = recorded
+    with (folder / "events.jsonl").open("a") as log:
+        log.write('{"t": 99.0, "e": "limits", "by": "operator"}\n')
+    with pytest.raises(NotRedoable, match="limits was changed"):
+        again(made, folder)
