@@ -97,5 +97,5 @@ async def test_an_engine_that_it_does_not_know_is_predicted(hidden: Hidden) -> N
     assert all(abs(row["error"]) < 0.01 for row in rows)
     assert result.ok
     assert len(result.claims) == 10
-    assert {(row["scenario"], row["policy"]) for row in rows} == {("steady", "fifo"), ("rush", "sjf")}
+    assert {(row["scenario"], row["policy"]) for row in rows} == {("steady", "fifo"), ("rush", "weighted")}
     assert "rush, run 2 of 2" in said

@@ -150,6 +150,6 @@ def test_vllms_reports_become_steps() -> None:
 
     report(50, 2, 2, 50, [])  # from idle: nobody knows when it began
     report(52, 0, 2, 0, [0.020, 0.020])
-    report(84, 1, 3, 30, [0.035, 0.055])  # one of them was preempted in between
+    report(54, 1, 3, 30, [0.035, 0.055])  # one of them was preempted in between
     assert seen == [StepSample(0.020, 2, 52, 0), StepSample(0.035, 3, 84, 30)]
     assert gauges.read().step_ms == 35.0

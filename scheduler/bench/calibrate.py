@@ -18,16 +18,16 @@ TENANTS = {"bench-premium": "premium", "bench-standard": "standard", "bench-batc
 ALONE = "alone"  # the stream of a single client
 FORCED = ({"at": 0, "drift": {"output_scale": 1, "force": True}},)
 
-_REQUESTS = {1: 6, 2: 8, 4: 12}  # of so many clients; of more, two each
-_WORDS = (3, 6, 12, 24, 48, 96, 192)
+_REQUESTS = {1: 4, 2: 6, 4: 8}  # of so many clients; of more, two each
+_WORDS = (3, 6, 12, 24, 48, 96)
 
 
 def sweep(folder: Path, number: int, *, capacity: int, tokens: int) -> Scenario:
     """The ``number``-th calibration of an engine that batches ``capacity``: one client, then two, and so on,
     each asking again when it has its answer. Answers are forced; their median is ``tokens``. The prompts, of
-    three to 192 words, are like no scenario's and no other sweep's; they go into ``folder``.
+    three to 96 words, are like no scenario's and no other sweep's; they go into ``folder``.
     """
-    levels = sorted({1, 2, 4, *(max(1, capacity * share // 4) for share in (2, 3, 4)), capacity + 2})
+    levels = sorted({1, 2, 4, max(1, capacity // 2), capacity + 2})
     counts = [_REQUESTS.get(clients, 2 * clients) for clients in levels]
     prompts = folder / f"calibration-{number}.jsonl"
     prompts.write_text("\n".join(_prompts(number, sum(counts))) + "\n", encoding="utf-8")

@@ -42,10 +42,10 @@ GAPS = 1.5  # times the gap between repeats of the real run are forgiven, where 
 PROTOCOL = (
     "One engine, started once, in the bench's own event loop; every run is a whole headless live run on it, "
     "answers of forced length, the prefix cache emptied before each. Calibration: clients that ask again "
-    "when they have their answer, from one to {more} at a time, prompts of three to 192 words; the profile "
+    "when they have their answer, from one to {more} at a time, prompts of three to 96 words; the profile "
     "is fitted to the duration of every engine step, the hand-over to the first tokens of the single client. "
     "Scenarios: {requests} requests each, prompts and seeds of their own, one Poisson at {steady:.0%} of the "
-    "capacity that the twin gives them, under fifo, one at {rush:.0%}, under sjf. They are run in turn, "
+    "capacity that the twin gives them, under fifo, one at {rush:.0%}, under weighted. They are run in turn, "
     "{repeats} times each, with a calibration before and after every turn. Then the twin is fitted to the "
     "calibrations alone and given each scenario's arrivals, prompt and answer lengths; the same scheduler, "
     "policy and estimates run in virtual time. Error: predicted against the mean of the repeats. Gap: "
@@ -83,7 +83,7 @@ class Sizes:
     """How much is done. The loads are shares of the capacity that the twin gives the scenario."""
 
     requests: int = 300  # of each scenario
-    tokens: int = 20  # median answer
+    tokens: int = 16  # median answer
     concurrency: int = 16  # the engine's batch
     repeats: int = 2
     steady: float = 0.6
@@ -232,7 +232,7 @@ def _plans(subject: Subject, sizes: Sizes, profile: Profile, prompt_tokens: int)
     ]
     served = predict(plan, requests, profile, subject.capacity, 0.0)
     capacity = sizes.requests / served["duration_s"]
-    loads = (("steady", "fifo", sizes.steady), ("rush", "sjf", sizes.rush))
+    loads = (("steady", "fifo", sizes.steady), ("rush", "weighted", sizes.rush))
     return {
         name: subject.plan(_scenario(name, policy, sizes, share * capacity, sizes.requests, seed))
         for seed, (name, policy, share) in enumerate(loads, start=1)

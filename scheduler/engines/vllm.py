@@ -306,7 +306,7 @@ class _Gauges:
     """
 
     def __init__(self, on_step: Callable[[StepSample], None]) -> None:
-        self.context = 0  # tokens of the requests that run, prompts and answers, as far as handed over
+        self.context = 0  # tokens of the requests that decode, prompts and answers, as far as handed over
         self._on_step = on_step
         self._running = self._waiting = self._preemptions = self._steps = 0
         self._kv_use = 0.0
@@ -332,7 +332,8 @@ class _Gauges:
                 details = scheduler_stats.iteration_details
                 if details is not None:
                     batch = details.num_ctx_requests + details.num_generation_requests
-                    self._on_step(StepSample(step_s, batch, self.context, details.num_ctx_tokens))
+                    prefill = details.num_ctx_tokens
+                    self._on_step(StepSample(step_s, batch, self.context + prefill, prefill))
         if iteration_stats is not None:
             self._preemptions += iteration_stats.num_preempted_reqs
 
