@@ -7,8 +7,10 @@ tenants, outcomes, categories, the policy. Nothing that a client sends is one.
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from math import isnan
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -19,7 +21,6 @@ from prometheus_client.core import (
     SummaryMetricFamily,
 )
 from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from scheduler.core.types import CATEGORIES, Request, State
@@ -48,7 +49,7 @@ class _Histogram:
     def buckets(self) -> list[tuple[str, float]]:
         """(bound, values at or below it), the last one +Inf."""
         names = [*map(floatToGoString, self.bounds), "+Inf"]
-        return [(name, sum(self.counts[: index + 1])) for index, name in enumerate(names)]
+        return list(zip(names, accumulate(self.counts), strict=True))
 
 
 class _Tenant:
@@ -65,20 +66,29 @@ class _Tenant:
         self.error_tokens = 0.0  # sum of |actual - estimated|
 
 
-class Metrics(Collector):
+class _Collected(CollectorRegistry):
+    """What was collected, for prometheus-client to write out."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        super().__init__()
+        self._metrics = list(metrics)
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._metrics
+
+
+class Metrics:
     """Figures of one live run; definitions are those of docs/metrics.md, times are run seconds."""
 
     def __init__(self, run: LiveRun, *, model: str) -> None:
         self._run = run
         self._model = model
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
         self._seen: dict[str, _Tenant] = {}  # by name
         run.observers.append(self.on_ended)
 
-    def text(self) -> bytes:
-        """The exposition, as of now."""
-        return generate_latest(self._registry)
+    async def text(self) -> bytes:
+        """The exposition, as of now; it is long where there are many tenants, so a thread writes it out."""
+        return await asyncio.to_thread(generate_latest, _Collected(self._collect()))
 
     def on_ended(self, request: Request) -> None:
         arrival_s, dispatched_s = request.arrival_s, request.dispatched_s
@@ -101,7 +111,7 @@ class Metrics(Collector):
         seen.estimates += 1
         seen.error_tokens += abs(output - min(request.estimate.point, request.max_tokens))
 
-    def collect(self) -> Iterator[Metric]:
+    def _collect(self) -> Iterator[Metric]:
         yield from self._scheduler()
         yield from self._tenants()
         yield from self._estimates()

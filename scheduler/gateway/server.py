@@ -118,7 +118,7 @@ class Gateway:
     async def _metrics(self, http: web.Request) -> web.Response:
         """Names and volumes of all tenants: the operator's."""
         self.keys.operator(http.headers.get("Authorization"))
-        return web.Response(body=self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+        return web.Response(body=await self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
 
 def _guard(keys: Keys) -> Middleware:
