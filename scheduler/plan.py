@@ -6,7 +6,7 @@ Everything that can be wrong before a run starts is found here, as a PlanError (
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -232,6 +232,15 @@ def run_header(plan: Plan, engine_detail: str, capacity: int, clock: str) -> dic
         "counter": plan.scenario.estimator.counter,
         "calibrated": plan.scenario.estimator.calibrate,
         "seed": plan.seed,
+        "tenants": {
+            tenant.name: {
+                "tier": tenant.tier,
+                "weight": tenant.weight,
+                "slo": asdict(tenant.slo),
+                "limits": asdict(tenant.limits),
+            }
+            for tenant in plan.tenants
+        },
     }
 
 

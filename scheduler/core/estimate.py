@@ -72,7 +72,14 @@ def prompt_reader(count: Counter) -> Callable[[str], tuple[str, int]]:
     return lambda prompt: kept(prompt) if len(prompt) <= _KEPT_CHARS else read(prompt)
 
 
-class Estimator(Protocol):
+class Learned(Protocol):
+    """Knows what was learned."""
+
+    def bias(self, tenant: str, category: str) -> float:
+        """The learned multiplier in force for this tenant and category."""
+
+
+class Estimator(Learned, Protocol):
     """Guesses output lengths and learns from how requests really ended."""
 
     @property
@@ -82,9 +89,6 @@ class Estimator(Protocol):
 
     def observe(self, request: Request, outcome: Outcome) -> None:
         """Learn from an ending. "stop" is a length; every other finish only says "at least this many"."""
-
-    def bias(self, tenant: str, category: str) -> float:
-        """The learned multiplier in force for this tenant and category."""
 
     def state(self) -> dict[str, Any]:
         """All that was learned, as JSON can hold it."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import ceil, exp, isnan, log, nan
 from typing import NamedTuple
 
-from scheduler.core.estimate import Estimator
+from scheduler.core.estimate import Learned
 from scheduler.core.types import Percentiles, Request, Slo, State
 
 NO_PERCENTILES = Percentiles(nan, nan, nan, nan, nan, nan)
@@ -148,7 +148,7 @@ class WindowMetrics:
             )
         )
 
-    def on_observed(self, request: Request, estimator: Estimator) -> None:
+    def on_observed(self, request: Request, estimator: Learned) -> None:
         """The estimator has just learned from this request: follow the tenant's effective multiplier."""
         window = self.tenants[request.tenant]
         category = request.estimate.category

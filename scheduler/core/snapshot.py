@@ -2,15 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from math import nan
+from typing import Protocol
 
+from scheduler.core.books import Books
+from scheduler.core.estimate import Learned
 from scheduler.core.metrics import NO_PERCENTILES, TenantWindow, WindowMetrics, drift_ratio, percentiles
-from scheduler.core.scheduler import Scheduler
-from scheduler.core.types import CATEGORIES, ENDED, Snapshot, State, TenantSnapshot
+from scheduler.core.swap import Swap, SwapRecord
+from scheduler.core.types import CATEGORIES, ENDED, Request, Snapshot, State, TenantSnapshot
 
 
-def take_snapshot(scheduler: Scheduler, now: float) -> Snapshot:
+class Named(Protocol):
+    def describe(self) -> str: ...
+
+
+class Bounded(Protocol):
+    @property
+    def capacity(self) -> int: ...
+
+
+class Source(Protocol):
+    """What a picture is taken of: the Scheduler, or a recorded run that is played again."""
+
+    books: Books
+    paused: bool
+
+    @property
+    def metrics(self) -> WindowMetrics | None: ...
+    @property
+    def policy(self) -> Named: ...
+    @property
+    def slots(self) -> Bounded: ...
+    @property
+    def estimator(self) -> Learned: ...
+    @property
+    def swap(self) -> Swap | None: ...
+    @property
+    def swaps(self) -> Sequence[SwapRecord]: ...
+    def active(self) -> Iterable[Request]: ...
+
+
+def take_snapshot(scheduler: Source, now: float) -> Snapshot:
     """Counts as of ``now``, windows over the last ``metrics.window_s`` seconds; O(active + window)."""
     metrics = scheduler.metrics or WindowMetrics(scheduler.books.tenants)
     rates = metrics.rates(now)
@@ -53,7 +87,7 @@ def take_snapshot(scheduler: Scheduler, now: float) -> Snapshot:
 
 
 def _tenant(
-    scheduler: Scheduler,
+    scheduler: Source,
     name: str,
     window: TenantWindow,
     rate: tuple[float, float],

@@ -1,0 +1,147 @@
+"""A recorded run played again: the same counts and percentiles as its run.json, at any instant."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler.core.types import Snapshot
+from scheduler.load.scenario import load_scenario
+from scheduler.plan import make_plan
+from scheduler.record.folders import FolderError
+from scheduler.record.playback import Playback, Recording, read_recording
+from scheduler.virtual import VirtualRun
+
+Json = dict[str, Any]
+
+SCENARIO = """
+name: recorded
+seed: 5
+engine: {kind: sim, capacity: 8}
+policy: fifo
+tenants:
+  - {name: acme, tier: premium, weight: 5, slo: {ttft: 2s, e2e: 20s}, max_queued: 25}
+  - {name: globex, tier: standard, weight: 3, slo: {e2e: 30s}}
+  - {name: lab, tier: batch, weight: 2, ttl: 12s}
+load:
+  - {tenant: acme, arrivals: {poisson: 2.0}, for: 60s, patience: 25s}
+  - {tenant: {globex: 1, lab: 1}, arrivals: {poisson: 2.0}, for: 60s}
+timeline:
+  - {at: 20s, policy: sjf}
+  - {at: 30s, fault: {engine: crash}}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with every kind of ending in it."""
+    home = tmp_path_factory.mktemp("recorded")
+    (home / "recorded.yaml").write_text(SCENARIO)
+    plan = make_plan(load_scenario(str(home / "recorded.yaml")), clock="virtual")
+    VirtualRun(plan, out=home / "run").run()
+    return home / "run"
+
+
+@pytest.fixture(scope="module")
+def recording(folder: Path) -> Recording:
+    return read_recording(folder)
+
+
+@pytest.fixture(scope="module")
+def document(folder: Path) -> Json:
+    found: Json = json.loads((folder / "run.json").read_text())
+    return found
+
+
+def at_the_end(recording: Recording) -> Snapshot:
+    """With a window over the whole run."""
+    playback = Playback(recording, window_s=1e9)
+    playback.play_to(recording.duration_s)
+    return playback.snapshot()
+
+
+def test_the_counts_at_the_end_are_those_of_the_run(recording: Recording, document: Json) -> None:
+    shown = at_the_end(recording)
+    assert shown.counts == document["requests"]
+    assert (shown.queued, shown.in_flight) == (0, 0)
+    for tenant in shown.tenants:
+        told = document["latency_s"]["tenants"][tenant.name]["requests"]
+        assert (tenant.submitted, tenant.finished) == (told["submitted"], told["finished"])
+
+
+def test_the_percentiles_over_the_whole_run_are_those_of_the_run(
+    recording: Recording, document: Json
+) -> None:
+    shown, latency = at_the_end(recording), document["latency_s"]
+    for name in ("ttft", "e2e", "queue_wait"):
+        assert getattr(shown, name)._asdict() == pytest.approx(latency["all"][name])
+    for tenant in shown.tenants:
+        assert tenant.e2e._asdict() == pytest.approx(latency["tenants"][tenant.name]["e2e"])
+
+
+def test_tokens_tenants_policy_and_multipliers(recording: Recording, document: Json) -> None:
+    shown = at_the_end(recording)
+    output_per_s = document["tokens"]["output"] / recording.duration_s
+    assert shown.tokens_per_s >= output_per_s  # of cancelled requests, too
+    assert shown.tokens_per_s == pytest.approx(output_per_s, rel=0.1)
+    assert shown.policy == "sjf"
+    assert shown.policy_since_s == 20.0
+    assert shown.capacity == 8
+    acme, globex, lab = shown.tenants
+    assert (acme.tier, acme.weight, acme.slo.ttft_s, acme.slo.tpot_s) == ("premium", 5, 2.0, math.inf)
+    assert (globex.limits.max_queued, lab.limits.ttl_s) == (None, 12.0)
+    assert shown.category_bias == pytest.approx(document["estimate"]["bias"])
+
+
+def test_going_back_shows_what_was_shown_before(recording: Recording) -> None:
+    playback = Playback(recording)
+    playback.play_to(25.0)
+    before = playback.snapshot()
+    assert before.queued > 0
+    assert 0 < before.in_flight <= 8
+    playback.play_to(50.0)
+    playback.restart()
+    playback.play_to(25.0)
+    again = playback.snapshot()
+    assert (again.counts, again.queued, again.e2e, again.policy) == (
+        before.counts,
+        before.queued,
+        before.e2e,
+        before.policy,
+    )
+
+
+def test_no_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(FolderError, match=r"no run folder \(no run.json in it\)"):
+        read_recording(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"t":1.0,"e":"finis',
+        "[]",
+        '{"t":1.0}',
+        '{"t":"x","e":"queued","id":"r"}',
+        '{"t":1.0,"e":"unheard-of"}',
+        '{"t":1.0,"e":"queued","id":"r0"}',
+        '{"t":1.0,"e":"finished","id":"r0"}',
+        '{"t":1.0,"e":"swap_applied"}',
+    ],
+)
+def test_a_broken_line_is_named(folder: Path, tmp_path: Path, line: str) -> None:
+    (tmp_path / "run.json").write_text((folder / "run.json").read_text())
+    lines = (folder / "events.jsonl").read_text().splitlines()
+    (tmp_path / "events.jsonl").write_text("\n".join([*lines[:4], line]) + "\n")
+    with pytest.raises(FolderError, match=r"events.jsonl:5: not a line of an event log"):
+        read_recording(tmp_path)
+
+
+def test_a_broken_document_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(FolderError, match=r"run.json: not a run document"):
+        read_recording(tmp_path)
