@@ -268,6 +268,25 @@ def test_closed_clients_wait_for_their_answers(tmp_path: Path) -> None:
     assert sum(thinking) / len(thinking) == pytest.approx(2.0, rel=0.5)
 
 
+def test_closed_clients_overtake_each_other_while_they_think(tmp_path: Path) -> None:
+    workload = closed(tmp_path, "5s", count=200)
+    running = [a.request for a in workload.take(0.0) if isinstance(a, Submit)]
+    now, total = 0.0, 3
+    while not workload.exhausted:
+        now = min(workload.next_time(), now + 1.0) if running else workload.next_time()
+        if now < workload.next_time():
+            request = running.pop(0)
+            request.state = State.FINISHED
+            workload.on_ended(request, now)
+            continue
+        due = workload.take(now)
+        assert all(isinstance(action, Submit) and action.request.arrival_s == now for action in due)
+        running += [a.request for a in due if isinstance(a, Submit)]
+        total += len(due)
+        assert len(running) <= 3
+    assert total == 200
+
+
 def test_a_client_that_is_turned_away_does_not_come_back_at_once(tmp_path: Path) -> None:
     workload = closed(tmp_path, "0s", **{"for": "10s"})
     first = workload.take(0.0)[0]

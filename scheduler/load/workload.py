@@ -120,6 +120,9 @@ class Workload:
         while heap and heap[0][0] <= now:
             at_s, rank, sequence, what = heap[0]
             if rank == _ARRIVAL:
+                if what.next_s != at_s:
+                    heappop(heap)  # a client came back sooner than this one; its own entry is another
+                    continue
                 request = what.take(self._submitted, f"{self._prefix}{self._submitted}")
                 self._submitted += 1
                 if what.next_s < inf:
