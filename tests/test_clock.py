@@ -36,14 +36,17 @@ async def clock() -> PlannedClock:
 
 
 async def test_a_busy_loop_moves_no_instant(clock: PlannedClock) -> None:
-    asyncio.get_running_loop().call_soon(block, 0.05)  # 5 s of the run
-    assert await fire_all(clock, 3.0, 1.0, 2.0) == [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
+    asyncio.get_running_loop().call_soon(block, 0.1)  # 10 s of the run
+    soon = clock.now() + 5.0
+    seen = await fire_all(clock, soon, soon + 2.0, soon + 1.0)
+    assert seen == [(soon, soon), (soon + 1.0, soon + 1.0), (soon + 2.0, soon + 2.0)]
 
 
 async def test_time_does_not_pass_what_is_due(clock: PlannedClock) -> None:
-    clock.call_at(1.0, lambda: None)
-    block(0.05)
-    assert clock.now() == 1.0
+    soon = clock.now() + 5.0
+    clock.call_at(soon, lambda: None)
+    block(0.1)
+    assert clock.now() == soon
 
 
 async def test_time_stands_still_until_what_follows_is_done(clock: PlannedClock) -> None:
@@ -57,11 +60,12 @@ async def test_time_stands_still_until_what_follows_is_done(clock: PlannedClock)
         else:
             done.set()
 
-    clock.call_at(1.0, lambda: asyncio.ensure_future(follow(2)))
-    clock.call_at(1.0 + 1e-9, lambda: None)
-    block(0.05)
+    soon = clock.now() + 5.0
+    clock.call_at(soon, lambda: asyncio.ensure_future(follow(2)))
+    clock.call_at(soon + 1e-9, lambda: None)
+    block(0.1)
     await done.wait()
-    assert shown == [1.0] * 3
+    assert shown == [soon] * 3
 
 
 async def test_the_past_is_now(clock: PlannedClock) -> None:

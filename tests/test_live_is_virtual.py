@@ -54,9 +54,12 @@ async def test_the_same_figures_at_rho_0_8(policy: str) -> None:
     assert seen["tokens"]["output_per_s"] == pytest.approx(expected["tokens"]["output_per_s"], rel=0.001)
 
 
-async def test_the_same_course_with_impatient_clients_and_a_switch() -> None:
+async def test_the_same_course_with_patience_clients_that_wait_and_a_switch() -> None:
     busy = {
-        "load": ({"tenant": EVERYONE, "arrivals": {"poisson": 12.0}, "count": 300, "patience": "6s"},),
+        "load": (
+            {"tenant": EVERYONE, "arrivals": {"poisson": 12.0}, "count": 200, "patience": "6s"},
+            {"tenant": "blue", "arrivals": {"closed": {"clients": 12, "think": "2s"}}, "for": "20s"},
+        ),
         "timeline": ({"at": "10s", "policy": "sjf"},),
     }
     expected = VirtualRun(plan("fifo", **busy)).run()
