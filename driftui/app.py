@@ -20,8 +20,10 @@ from driftui.feed import History
 from driftui.palette import THEME
 from driftui.screens.main import MainScreen
 from driftui.screens.quit import QuitScreen
+from driftui.screens.replay import ReplayScreen
 from driftui.terminal import DriftDriver, kept_signals
 from driftui.widgets.status import Cost
+from scheduler.live.replay import ReplayFeed
 from scheduler.live.view import CommandError, Feed
 
 REFRESH_S = 0.25  # nominal, 4 Hz
@@ -66,7 +68,8 @@ class DriftApp(App[None]):
         self.theme = THEME.name
 
     def get_default_screen(self) -> MainScreen:
-        return MainScreen(id="_default")
+        screen = ReplayScreen if isinstance(self.feed, ReplayFeed) else MainScreen
+        return screen(id="_default")
 
     @property
     def main(self) -> MainScreen:
@@ -126,11 +129,14 @@ class DriftApp(App[None]):
 
     async def action_quit(self) -> None:
         """Leave; asked once more while requests are in flight, and hurried when asked again while leaving."""
+        view = self.feed.view()
         if self.leaving:
             self.hurry()
-        elif self.feed.view().snapshot.in_flight and not isinstance(self.screen, QuitScreen):
-            self.push_screen(QuitScreen(self.feed.view()))
-        elif not isinstance(self.screen, QuitScreen):
+        elif isinstance(self.screen, QuitScreen):
+            return
+        elif view.snapshot.in_flight and not view.replay:
+            self.push_screen(QuitScreen(view))
+        else:
             self.leave()
 
     def leave(self) -> None:

@@ -53,6 +53,12 @@ _LABELS = {
     "pagedown": "PgDn",
     "tab": "tab",
     "ctrl+s": "^s",
+    "left": "←",
+    "right": "→",
+    "home": "Home",
+    "end": "End",
+    "left_square_bracket": "[",
+    "right_square_bracket": "]",
 }
 
 COMMANDS: tuple[Command, ...] = (
@@ -89,12 +95,28 @@ COMMANDS: tuple[Command, ...] = (
     Command("escape", "tenant_cancel", "close", "Leave the tenant as it is.", "tenant", "dismiss"),
     Command("y", "quit_yes", "yes, quit", "Stop the run and leave.", "quit", "yes"),
     Command("n,escape", "quit_no", "stay", "Keep the run going.", "quit", "dismiss"),
+    Command(
+        "space", "replay_play", "play/hold", "Play, or hold the run.", "replay", "play", True
+    ),
+    Command("left", "replay_back", "10 s back", "Ten seconds back.", "replay", "seek(-10)", True),
+    Command("right", "replay_on", "10 s on", "Ten seconds on.", "replay", "seek(10)", True),
+    Command("home", "replay_start", "start", "To the start of the run.", "replay", "go(0)"),
+    Command("end", "replay_end", "end", "To the end of the run.", "replay", "go(1)"),
+    Command("left_square_bracket", "replay_slower", "slower", "Half the speed.", "replay", "speed(0.5)"),
+    Command("right_square_bracket", "replay_faster", "faster", "Twice the speed.", "replay", "speed(2)"),
     Command("escape,q,question_mark", "help_close", "close", "Back to the run.", "help", "dismiss"),
 )
 
 
+# A recorded run is watched as a live one is, but for what would change it.
+_LIVE_ONLY = frozenset({"policy", "undo", "inject", "freeze", "pause"})
+
+
 def on_screen(where: str) -> tuple[Command, ...]:
-    return tuple(command for command in COMMANDS if command.where == where)
+    own = tuple(command for command in COMMANDS if command.where == where)
+    if where == "replay":
+        own += tuple(command for command in on_screen("main") if command.id not in _LIVE_ONLY)
+    return own
 
 
 def bindings(where: str) -> list[Binding | tuple[str, str] | tuple[str, str, str]]:
@@ -111,11 +133,11 @@ def hints(where: str) -> str:
 
 
 class DriftCommands(Provider):
-    """The registry as the palette sees it: everything that can be done on the main screen."""
+    """The registry as the palette sees it: everything that can be done on the first screen."""
 
     def _hits(self) -> Iterator[tuple[str, partial[None], str]]:
         app = cast("DriftApp", self.app)
-        for command in on_screen("main"):
+        for command in on_screen(app.main.WHERE):
             if command.id == "palette":
                 continue
             yield f"{command.title} ({command.key_label})", partial(app.run_command, command), command.help

@@ -107,6 +107,13 @@ def _parser() -> argparse.ArgumentParser:
     attach.add_argument("url", metavar="URL", help="such as http://127.0.0.1:8000")
     attach.set_defaults(command=_attach)
 
+    replay = commands.add_parser("replay", help="the dashboard on a recorded run")
+    replay.add_argument("folder", type=Path, metavar="DIR", help="as --out and --record write it")
+    replay.add_argument(
+        "--speed", type=_positive, default=1.0, metavar="X", help="recorded seconds in a second (default: 1)"
+    )
+    replay.set_defaults(command=_replay)
+
     report = commands.add_parser("report", help="one self-contained page with figures, from run folders")
     report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="run folders, or their parent")
     report.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
@@ -205,6 +212,20 @@ def _attach(args: argparse.Namespace) -> int:
     from driftui.attach import run_attached
 
     return run_attached(args.url, os.environ.get(KEY_VARIABLE))
+
+
+def _replay(args: argparse.Namespace) -> int:
+    if not _on_terminal():
+        print("driftsched: replay needs a terminal; scripts read run.json", file=sys.stderr)
+        return USAGE
+    from driftui.replay import run_replay
+    from scheduler.record.folders import FolderError
+
+    try:
+        return run_replay(args.folder, args.speed)
+    except FolderError as error:
+        print(f"driftsched: {error}", file=sys.stderr)
+        return USAGE
 
 
 def _serve(args: argparse.Namespace) -> int:

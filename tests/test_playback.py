@@ -141,7 +141,8 @@ def test_a_broken_line_is_named(folder: Path, tmp_path: Path, line: str) -> None
         read_recording(tmp_path)
 
 
-def test_a_broken_document_is_named(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "[]", '{"policy": "fifo"}', '{"capacity": "x"}'])
+def test_a_broken_document_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
     with pytest.raises(FolderError, match=r"run.json: not a run document"):
         read_recording(tmp_path)

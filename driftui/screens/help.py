@@ -9,6 +9,7 @@ from driftui.screens.dialog import Dialog, plain
 
 _HEADINGS = {
     "main": "Main screen",
+    "replay": "Recorded run (driftsched replay)",
     "policy": "Policy switcher",
     "inject": "Injector",
     "tenant": "Tenant",

@@ -49,6 +49,8 @@ class MainScreen(Screen[None]):
 
     BINDINGS = bindings("main")
     AUTO_FOCUS = ""
+    WHERE = "main"  # in the command registry
+    RUN_CLOCK = False  # whether events are shown by the run's clock
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -70,8 +72,8 @@ class MainScreen(Screen[None]):
         self.status = StatusLine(id="status")
         self.tenants = TenantsTable(id="tenants")
         self.panes = Container(*self.charts, id="charts")
-        self.events = EventList(id="events")
-        self.keys = KeyLine(id="keys")
+        self.events = EventList(run_clock=self.RUN_CLOCK, id="events")
+        self.keys = KeyLine(self.WHERE, id="keys")
         self.filter_input = field("", placeholder="part of a tenant's name", id="filter")
         yield self.status
         yield self.tenants

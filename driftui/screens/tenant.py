@@ -77,7 +77,7 @@ class TenantScreen(Dialog):
         self.error: Static = plain("", id="error")
         self.inputs: dict[str, Input] = {}
         rows: list[Widget] = []
-        for name, label in _FORM:
+        for name, label in () if self.drift.feed.view().replay else _FORM:
             value = None
             if tenant is not None:
                 value = tenant.weight if name == "weight" else getattr(tenant.limits, name)
@@ -100,7 +100,7 @@ class TenantScreen(Dialog):
 
     def action_apply(self) -> None:
         tenant = self._find()
-        if tenant is None:
+        if tenant is None or not self.inputs:  # a recorded one is only looked at
             return
         try:
             weight = positive("weight", self.inputs["weight"].value)

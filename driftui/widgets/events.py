@@ -8,7 +8,7 @@ from itertools import islice
 
 from rich.segment import Segment
 
-from driftui import palette
+from driftui import figures, palette
 from driftui.clean import pad
 from driftui.palette import ink
 from driftui.widgets.canvas import Panel
@@ -18,10 +18,11 @@ _KIND_CELLS = 9
 
 
 class EventList(Panel):
-    """As many of the latest notices as fit."""
+    """As many of the latest notices as fit, by the time of day or by the run's clock."""
 
-    def __init__(self, *, id: str) -> None:
+    def __init__(self, *, run_clock: bool = False, id: str) -> None:
         super().__init__(id=id)
+        self._run_clock = run_clock
         self.title = "Events"
         self._notices: list[Notice] = []
 
@@ -39,6 +40,8 @@ class EventList(Panel):
         notice = self._notices[y]
         symbol, colour = palette.KINDS.get(notice.kind, palette.OTHER_KIND)
         at = time.strftime("%H:%M:%S", time.localtime(notice.wall))
+        if self._run_clock:
+            at = figures.clock(notice.at_s).rjust(len(at))
         text_cells = max(0, width - 12 - _KIND_CELLS - 1)
         return [
             Segment(f" {at} ", ink(palette.FAINT)),

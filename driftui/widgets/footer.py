@@ -17,7 +17,11 @@ _NARROW = 100
 
 
 class KeyLine(Canvas):
-    """The bottom line of the main screen."""
+    """The bottom line: the commands of the screen that ``where`` names."""
+
+    def __init__(self, where: str, *, id: str) -> None:
+        super().__init__(id=id)
+        self._where = where
 
     @property
     def background(self) -> str:
@@ -27,7 +31,7 @@ class KeyLine(Canvas):
         key, word = ink(palette.ORANGE, on=palette.SURFACE, bold=True), ink(palette.TEXT, on=palette.SURFACE)
         width = self.cells.width
         palette_word = "" if width < _NARROW else "palette "
-        shown = {c.id: (f" {_label(c)} ", c.title) for c in on_screen("main") if c.footer}
+        shown = {c.id: (f" {_label(c)} ", c.title) for c in on_screen(self._where) if c.footer}
         room = width - len(" │ ^p ") - len(palette_word)
         for command_id in _GIVES_WAY:
             if _cells(shown) > room:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import NamedTuple
 
 from rich.cells import cell_len
@@ -79,6 +80,11 @@ def state(view: View, frozen: bool, leaving: str) -> tuple[list[str], str]:
     """The words for how the run and the display stand, the weightiest first, and their colour."""
     if leaving:
         return [leaving], palette.ORANGE
+    if view.replay:
+        words = ["REPLAY" if view.replay == "playing" else f"REPLAY {view.replay.upper()}"]
+        if view.snapshot.paused:
+            words.append("DISPATCH PAUSED")
+        return words, palette.VIOLET
     words = []
     if view.engine_state != "ready":
         words.append(f"ENGINE {clean(view.engine_state, 12).upper()}")
@@ -164,8 +170,9 @@ def _machine(view: View, cost: Cost) -> list[Field]:
         if share is not None
     ]
     lag_ms = view.loop_lag_p99_ms
-    lag_colour = palette.TEXT if lag_ms < 20 else palette.WARN if lag_ms < 100 else palette.BAD
-    figures_shown.append((34, "lag", Part(f"{lag_ms:.0f}ms", lag_colour)))
+    if not isnan(lag_ms):
+        lag_colour = palette.TEXT if lag_ms < 20 else palette.WARN if lag_ms < 100 else palette.BAD
+        figures_shown.append((34, "lag", Part(f"{lag_ms:.0f}ms", lag_colour)))
     screen = Part(f"{cost.refresh_ms:.1f}ms {100 * cost.share:.1f}%", palette.TEXT)
     figures_shown.append((32, "ui", screen))
     return [

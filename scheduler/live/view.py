@@ -44,8 +44,9 @@ class View:
     scenario_done: bool
     recording: str  # folder; "" when not recording
     recorded_bytes: int
-    loop_lag_p99_ms: float
+    loop_lag_p99_ms: float  # NaN where nothing was measured
     health: Health
+    replay: str = ""  # of a recorded run: playing, held or over
 
 
 class Notice(NamedTuple):

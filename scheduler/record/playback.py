@@ -54,7 +54,8 @@ def read_recording(folder: Path) -> Recording:
         raise FolderError(f"{folder}: no run folder (no run.json in it); `--out DIR` of a run writes one")
     try:
         document = json.loads(document_file.read_text(encoding="utf-8"))
-        policy, capacity = str(document["policy"]), int(document["capacity"])
+        document["capacity"] = int(document["capacity"])
+        document |= {key: str(document[key]) for key in ("scenario", "engine", "engine_detail", "policy")}
         tenants = tuple(_tenant(name, told) for name, told in document.get("tenants", {}).items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FolderError(f"{document_file}: not a run document: {error!r:.200}") from error
@@ -72,7 +73,6 @@ def read_recording(folder: Path) -> Recording:
     steps += _tokens(steps)
     # Stable: lines of one instant keep their order; a request's last tokens come before its end.
     steps.sort(key=lambda step: (step.at_s, step.kind is not None))
-    document |= {"policy": policy, "capacity": capacity}
     return Recording(folder.name, document, tenants, tuple(steps))
 
 

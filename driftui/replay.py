@@ -1,0 +1,19 @@
+"""``driftsched replay``: the dashboard on a recorded run."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from driftui.app import run_dashboard
+from driftui.terminal import own_terminal
+from scheduler.live.output import log_path
+from scheduler.live.replay import ReplayFeed
+from scheduler.record.playback import read_recording
+
+
+def run_replay(folder: Path, speed: float) -> int:
+    """Returns the exit code; ``speed`` is recorded seconds in a second. Raises FolderError."""
+    feed = ReplayFeed(read_recording(folder), speed=speed)
+    with own_terminal(log_path()):
+        return asyncio.run(run_dashboard(feed))

@@ -1,0 +1,51 @@
+"""The main screen on a recorded run: nothing can be changed, but time can."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from driftui.commands import bindings
+from driftui.feed import History
+from driftui.screens.main import WINDOWS_S, MainScreen
+from scheduler.live.replay import ReplayFeed
+
+
+class ReplayScreen(MainScreen, inherit_bindings=False):
+    """Plays, holds, and goes to any instant; the charts then show what led up to it."""
+
+    BINDINGS = bindings("replay")
+    WHERE = "replay"
+    RUN_CLOCK = True
+
+    @property
+    def _feed(self) -> ReplayFeed:
+        return cast("ReplayFeed", self.drift.feed)
+
+    def action_play(self) -> None:
+        if self._feed.state == "over":
+            self._go(0.0)
+            self._feed.play(True)
+        else:
+            self._feed.play(self._feed.state == "held")
+        self.drift.tick()
+
+    def action_seek(self, by_s: float) -> None:
+        self._go(self._feed.position_s + by_s)
+
+    def action_go(self, share: float) -> None:
+        self._go(share * self._feed.recording.duration_s)
+
+    def action_speed(self, factor: float) -> None:
+        self._feed.set_speed(self._feed.speed * factor)
+        self.drift.tick()
+
+    def action_window(self, by: int) -> None:
+        super().action_window(by)
+        self._go(self._feed.position_s)
+
+    def _go(self, at_s: float) -> None:
+        history = History()
+        for view in self._feed.seek(at_s, WINDOWS_S[self.shown.window]):
+            history.sample(view)
+        self.drift.history = history
+        self.drift.tick()

@@ -1,0 +1,172 @@
+"""``driftsched replay``: the dashboard on a recorded run. Its keys move in time; none changes the run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from textual.pilot import Pilot
+
+from driftui.app import DriftApp
+from driftui.commands import on_screen
+from driftui.feed import Grid
+from driftui.screens.replay import ReplayScreen
+from scheduler.cli import main
+from scheduler.live.replay import FASTEST, ReplayFeed
+from scheduler.live.view import CommandError
+from scheduler.load.scenario import load_scenario
+from scheduler.plan import make_plan
+from scheduler.record.playback import Recording, read_recording
+from scheduler.virtual import VirtualRun
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("replayed") / "run"
+    VirtualRun(make_plan(load_scenario("demo"), clock="virtual"), out=where).run()
+    return where
+
+
+@pytest.fixture(scope="module")
+def recording(folder: Path) -> Recording:
+    return read_recording(folder)
+
+
+class Wall:
+    """A clock that is set by hand."""
+
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+Replay = tuple[DriftApp, Pilot[None], ReplayFeed, Wall]
+
+
+@asynccontextmanager
+async def replaying(recording: Recording) -> AsyncIterator[Replay]:
+    wall = Wall()
+    feed = ReplayFeed(recording, clock=wall)
+    app = DriftApp(feed, auto_refresh=False)
+    async with app.run_test(size=(160, 48), notifications=True) as pilot:
+        app.tick()
+        await pilot.pause()
+        yield app, pilot, feed, wall
+
+
+def text_of(app: DriftApp) -> str:
+    return "\n".join(strip.text for strip in app.screen._compositor.render_strips())
+
+
+def test_it_plays_at_its_pace_holds_and_ends(recording: Recording) -> None:
+    wall = Wall()
+    feed = ReplayFeed(recording, speed=4.0, clock=wall)
+    wall.now_s += 5
+    assert feed.view().snapshot.now == 20.0
+    feed.play(False)
+    wall.now_s += 5
+    assert feed.view().snapshot.now == 20.0
+    assert feed.view().replay == "held"
+    feed.play(True)
+    feed.set_speed(1e9)
+    assert feed.speed == FASTEST
+    wall.now_s += 5
+    view = feed.view()
+    assert (view.replay, view.scenario_done, view.snapshot.now) == ("over", True, recording.duration_s)
+
+
+def test_a_seek_shows_the_same_wherever_it_comes_from(recording: Recording) -> None:
+    feeds = [ReplayFeed(recording, clock=Wall()) for _ in range(2)]
+    list(feeds[0].seek(95.0, 60.0))
+    for at_s in (140.0, 10.0, 95.0):
+        views = list(feeds[1].seek(at_s, 60.0))
+        assert len(views) == 240
+    one, other = (feed.view().snapshot for feed in feeds)
+    assert (one.now, one.counts, one.queued, one.e2e) == (other.now, other.counts, other.queued, other.e2e)
+    assert [notice.text for notice in feeds[0].notices()] == [notice.text for notice in feeds[1].notices()]
+    assert [notice.kind for notice in feeds[0].notices()][-1] == "policy"
+
+
+def test_a_recorded_run_cannot_be_changed(recording: Recording) -> None:
+    feed = ReplayFeed(recording)
+    verbs = (
+        feed.pause,
+        feed.resume,
+        feed.undo_policy,
+        lambda: feed.switch_policy("sjf"),
+        lambda: feed.inject("demo"),
+        lambda: feed.burst("a", 1, 1),
+        lambda: feed.set_tenant("a", weight=2),
+        feed.preview,
+    )
+    for verb in verbs:
+        with pytest.raises(CommandError, match="watched, not changed"):
+            verb()
+    actions = {command.action for command in on_screen("replay")}
+    assert not actions & {"policy", "undo", "inject", "pause", "freeze"}
+    assert actions >= {"play", "seek(-10)", "seek(10)", "tenant", "help", "app.quit"}
+
+
+async def test_seeking_by_keys_fills_the_charts_and_the_events(recording: Recording) -> None:
+    async with replaying(recording) as (app, pilot, feed, wall):
+        assert isinstance(app.screen, ReplayScreen)
+        assert "REPLAY" in text_of(app)
+        await pilot.press("end")
+        await pilot.pause()
+        shown = text_of(app)
+        assert "REPLAY OVER" in shown
+        assert "1:30 ◆ policy" in shown
+        assert "fifo → sjf by timeline" in shown
+        await pilot.press("left", "left", "left", "left", "left", "left")
+        await pilot.pause()
+        assert feed.position_s == recording.duration_s - 60
+        shown = text_of(app)
+        assert "fifo → sjf" not in shown
+        assert "policy fifo" in shown
+        queue = app.history.buckets("queue", Grid.ending(feed.position_s, 60, 60), "checkout-assistant")
+        assert np.isfinite(queue).all()
+        wall.now_s += 4
+        app.tick()
+        assert feed.position_s == recording.duration_s - 56
+        await pilot.press("space", "right_square_bracket", "right")
+        await pilot.pause()
+        wall.now_s += 4
+        app.tick()
+        assert feed.position_s == recording.duration_s - 46
+        assert "REPLAY HELD" in text_of(app)
+        assert "×2.00" in text_of(app)
+
+
+async def test_playing_again_from_the_end_and_leaving_at_once(recording: Recording) -> None:
+    async with replaying(recording) as (app, pilot, feed, wall):
+        await pilot.press("end", "space")
+        assert feed.position_s == 0.0
+        wall.now_s += 30
+        app.tick()
+        assert feed.view().snapshot.in_flight > 0
+        await pilot.press("p", "s", "P", "u")
+        assert isinstance(app.screen, ReplayScreen)
+        await pilot.press("t")
+        await pilot.pause()
+        assert "submitted" in text_of(app)
+        assert "max queued" not in text_of(app)  # nothing to be changed
+        await pilot.press("enter", "escape", "q")
+        assert app.leaving
+
+
+def test_the_command_names_what_it_cannot_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["replay", str(folder)]) == 2
+    assert "replay needs a terminal" in capsys.readouterr().err
+    monkeypatch.setattr("scheduler.cli._on_terminal", lambda: True)
+    assert main(["replay", str(tmp_path)]) == 2
+    assert "no run folder" in capsys.readouterr().err
+    (tmp_path / "run.json").write_text((folder / "run.json").read_text())
+    (tmp_path / "events.jsonl").write_text('{"t":0.0,"e":"scenario","what":"x"}\nnonsense\n')
+    assert main(["replay", str(tmp_path)]) == 2
+    assert "events.jsonl:2: not a line of an event log" in capsys.readouterr().err
