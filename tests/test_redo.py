@@ -59,6 +59,12 @@ async def test_the_same_dispatch_order(policy: str, tmp_path: Path) -> None:
     assert again(made, folder) == Redone(kinds.count("dispatched"))
 
 
+async def test_with_tokens_reserved_by_the_upper_estimate(tmp_path: Path) -> None:
+    made = plan("sjf", max_inflight_tokens=3000, estimator={"kind": "tenant"})
+    folder = await record(made, tmp_path / "run")
+    assert again(made, folder).difference == ""
+
+
 async def test_through_swaps_and_a_crash(tmp_path: Path) -> None:
     timeline = (
         {"at": "4s", "policy": "fair"},

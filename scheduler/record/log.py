@@ -52,6 +52,7 @@ class LineMaker:
             "by": request.submitted_by,
             "input_tokens": estimate.input_tokens,
             "estimate": estimate.point,
+            "upper": estimate.upper,
             "uncorrected": estimate.uncorrected,
             "category": estimate.category,
             "class": estimate.runtime_class,

@@ -149,17 +149,16 @@ class _Redo:
 
 
 def _request(event: Mapping[str, Any]) -> Request:
-    point = event["estimate"]
     request = Request(
         *(event["id"], event["tenant"], event["tier"], event["arrival_s"]),
         *(event["prompt_tokens"], event["max_tokens"]),
     )
     request.estimate = Estimate(
-        event["input_tokens"],
-        point,
-        event.get("upper", point),
-        event["category"],
-        event["class"],
-        event["uncorrected"],
+        input_tokens=event["input_tokens"],
+        point=event["estimate"],
+        upper=event["upper"],
+        category=event["category"],
+        runtime_class=event["class"],
+        uncorrected=event["uncorrected"],
     )
     return request
