@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from scheduler.core.autopilot import Goal
 from scheduler.core.estimate import Counter, Estimator, count_words
 from scheduler.core.estimators import estimator_from
 from scheduler.core.events import Emit
+from scheduler.core.guard import GuardRule
 from scheduler.core.metrics import WindowMetrics
 from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
@@ -49,6 +51,7 @@ class Plan:
     profile: Profile | None
     counter: Counter
     served_counter: Counter | None  # counts what the engine will prefill, where known
+    goal: Goal | None = None  # of the autopilot, where there is one
 
     @property
     def simulated(self) -> bool:
@@ -57,6 +60,16 @@ class Plan:
     @property
     def tenants(self) -> tuple[Tenant, ...]:
         return tuple(tenant.to_core() for tenant in self.scenario.tenants)
+
+    @property
+    def guard(self) -> GuardRule | None:
+        return None if self.scenario.guard is None else self.scenario.guard.to_core()
+
+    @property
+    def steered(self) -> bool:
+        """Whether the policy can change in the course of the run, by the scenario itself."""
+        switches = any(item.policy is not None for item in self.scenario.timeline)
+        return switches or self.goal is not None
 
     @property
     def batch(self) -> MicroBatch | None:
@@ -147,7 +160,8 @@ def make_plan(
     elif scenario.estimator.kind == "oracle":
         raise PlanError("estimator oracle: it knows true lengths, which only --clock virtual has")
     try:
-        policy = policy_from(policy or scenario.policy).describe()
+        autopilot = scenario.policy.auto if policy is None else None  # a policy by name is to stay
+        policy = policy_from(policy or scenario.policy.start).describe()
         profile = None
         if kind == "sim":
             profile = _profile(scenario, model)
@@ -169,6 +183,7 @@ def make_plan(
         profile=profile,
         counter=counter,
         served_counter=counter if uses_tokenizer else None,
+        goal=autopilot.to_core() if autopilot is not None else None,
     )
 
 

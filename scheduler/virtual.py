@@ -17,7 +17,8 @@ from scheduler.record.recorder import Recorder
 from scheduler.record.run import run_document
 from scheduler.record.tally import Tally
 from scheduler.twin.gpu import Gpu
-from scheduler.twin.simulate import Simulation
+from scheduler.twin.simulate import Load, Simulation
+from scheduler.twin.steering import Steered
 from scheduler.twin.steplog import StepLog
 
 
@@ -70,10 +71,16 @@ class VirtualRun:
         gpu = Gpu(
             plan.profile, plan.capacity, first_token_events=recorded, track_gaps=track_gaps, log=self._log
         )
+        self._steered: Steered | None = None
+        load: Load = plan.workload()
+        if plan.steered:
+            self._steered = load = Steered(
+                plan.workload(), self.scheduler, gpu, guard=plan.guard, goal=plan.goal
+            )
         self.simulation = Simulation(
             self.scheduler,
             [gpu],
-            plan.workload(),
+            load,
             on_ended=self.tally.add if on_ended is None else self._both(on_ended),
             emit=emit,
             on_progress=on_progress,
@@ -106,7 +113,7 @@ class VirtualRun:
             wall_s=time.perf_counter() - started,
             interrupted=self.simulation.stopped,
             switches=self.simulation.switches,
-            predictions=[],
+            predictions=[] if self._steered is None else self._steered.document(self.simulation.now),
             telemetry={},
             loop_lag_ms=dict.fromkeys(("p50", "p99", "max"), None),
         )

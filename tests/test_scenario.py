@@ -53,7 +53,7 @@ def example(tmp_path: Path) -> Path:
 def test_the_example_of_the_format_loads(example: Path) -> None:
     scenario = load_scenario(str(example))
     first, uniform, bursts, trace = scenario.load
-    assert (scenario.name, scenario.seed, scenario.policy) == ("drift-shock", 7, "fifo")
+    assert (scenario.name, scenario.seed, scenario.policy.spec) == ("drift-shock", 7, "fifo")
     assert scenario.tenants[0].to_core() == Tenant(
         "acme", "premium", 5, Slo(2, 20, inf), Limits(max_queued=500)
     )
@@ -81,8 +81,8 @@ def test_a_scenario_is_frozen(example: Path) -> None:
             "dispatch.microbatch.wait_s",
             0.005,
         ),
-        ("policy: fifo", "policy: {name: aging, rate: 0.05}", "policy", "aging rate=0.05"),
-        ("policy: fifo", "policy: aging rate=0.05", "policy", "aging rate=0.05"),
+        ("policy: fifo", "policy: {name: aging, rate: 0.05}", "policy.spec", "aging rate=0.05"),
+        ("policy: fifo", "policy: aging rate=0.05", "policy.spec", "aging rate=0.05"),
         ("paper: false", "max_inflight_tokens: kv", "max_inflight_tokens", "kv"),
         ("paper: false", "max_inflight_tokens: 60000", "max_inflight_tokens", 60000),
         ("paper: false", "limits: {max_queued: 9, ttl: 1.5m}", "limits.limits", Limits(9, None, None, 90)),

@@ -13,8 +13,8 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable, Iterable
 from itertools import count
 
+from scheduler.core.guard import Figures
 from scheduler.live.preview_child import LENGTH, Job
-from scheduler.twin.outlook import Figures
 from scheduler.twin.picture import Picture
 
 PLAYERS = 2

@@ -12,13 +12,13 @@ from dataclasses import replace
 from typing import Any
 
 from scheduler.core.events import Event
+from scheduler.core.guard import Figures
 from scheduler.core.policies import POLICIES, policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import Request
 from scheduler.engines.clock import Clock
 from scheduler.live.players import Packed, PlayerLost, Players
 from scheduler.live.view import CommandError, Predicted, Preview
-from scheduler.twin.outlook import Figures
 from scheduler.twin.picture import Recent, take_picture
 from scheduler.twin.predictions import Prediction, Predictions
 from scheduler.twin.preview import POINT_SEED, band, horizon_of, who_waits_longer

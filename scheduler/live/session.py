@@ -157,8 +157,8 @@ class Session:
                     self._ended(request)
             case Cancel(request_id):
                 self.cancel(request_id)
-            case SwitchPolicy(spec):
-                self.switch_policy(policy_from(spec), by="timeline")
+            case SwitchPolicy(spec, by):
+                self.switch_policy(policy_from(spec), by=by)
             case ChangeTenant(name, weight, limits):
                 tenant = self.scheduler.books.tenant(name).config.changed(weight, limits)
                 self.scheduler.set_tenant(tenant, now, by="timeline")

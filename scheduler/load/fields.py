@@ -58,7 +58,8 @@ def model_path(value: str, info: ValidationInfo) -> str:
     return beside(value, info) if value.startswith((".", "/", "~")) else value
 
 
-def _policy(value: object) -> str:
+def policy_spec(value: object) -> str:
+    """A policy by its name or mapping, with all its parameters, as text."""
     if not isinstance(value, str | Mapping):
         raise ValueError("must be a policy's name, or {name: aging, rate: 0.01}")
     return policy_from(value).describe()
@@ -106,7 +107,7 @@ Rate = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
-PolicySpec = Annotated[str, BeforeValidator(_policy)]
+PolicySpec = Annotated[str, BeforeValidator(policy_spec)]
 TenantShares = Annotated[
     dict[str, Rate],
     BeforeValidator(lambda value: {value: 1.0} if isinstance(value, str) else value),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from math import inf
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from scheduler.core.autopilot import Goal
 from scheduler.core.estimators import ESTIMATORS
+from scheduler.core.guard import COMPARE, FIGURES, Bound, GuardRule
+from scheduler.core.policies import policy_from
 from scheduler.core.types import Limits, Slo, Tenant
 from scheduler.load.fields import (
     Count,
@@ -23,10 +27,12 @@ from scheduler.load.fields import (
     model_path,
     not_empty,
     or_section,
+    policy_spec,
     profile_path,
 )
 from scheduler.load.stream import Stream
 from scheduler.load.yamlfile import did_you_mean
+from scheduler.record.expect import parse_expect
 
 
 class Engine(Section):
@@ -182,6 +188,110 @@ class TimelineItem(Section):
         return self
 
 
+def _bound(value: object) -> Bound:
+    """``tiers.premium.e2e.p99 < 12s``; with the path that run.json has, too."""
+    if not isinstance(value, str):
+        raise ValueError(f"must be `FIGURE OP VALUE`, such as e2e.p99 < 12s, got {value!r:.60}")
+    expectation = parse_expect(value)
+    figure = _figure(expectation.path)
+    if expectation.op not in COMPARE or not isinstance(expectation.value, float):
+        raise ValueError(f"{value!r:.60} compares with one of {' '.join(COMPARE)} and a number or a duration")
+    return Bound(figure, expectation.op, expectation.value)
+
+
+def _figure(value: object) -> str:
+    name = str(value).removeprefix("latency_s.").removeprefix("all.")
+    if name not in FIGURES:
+        raise ValueError(f"no figure {value!r:.60}; {did_you_mean(name, FIGURES)}")
+    return name
+
+
+def _share(value: object) -> float:
+    """``25%`` or 0.25."""
+    text = str(value)
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = inf
+    if isinstance(value, bool) or not 0 <= share < 100:
+        raise ValueError(f"must be a share such as 25% or 0.25, got {value!r:.60}")
+    return share
+
+
+BoundSpec = Annotated[Bound, BeforeValidator(_bound)]
+Share = Annotated[float, BeforeValidator(_share)]
+
+
+CANDIDATES = tuple(
+    policy_from(name).describe() for name in ("fifo", "sjf", "two-class", "fair+two-class", "priority")
+)
+
+
+def _previous(value: object) -> object:
+    return value if value == "previous" else policy_spec(value)
+
+
+def _policy(value: object) -> object:
+    if isinstance(value, Policy) or (isinstance(value, Mapping) and set(value) == {"auto"}):
+        return value
+    return {"spec": policy_spec(value)}
+
+
+class Guard(Section):
+    """When to undo a switch of the policy. At least one of `when` and `worse_than_predicted`."""
+
+    when: BoundSpec | None = None
+    """What must not be."""
+    worse_than_predicted: Share | None = None
+    """The P50 of E2E is this much above what was predicted at the switch."""
+    over_s: Duration = Field(default=60.0, alias="over")
+    """Figures are over so long."""
+    hold_s: Seconds = Field(default=30.0, alias="hold")
+    """It must have lasted so long."""
+    cooldown_s: Duration = Field(default=120.0, alias="cooldown")
+    """Shortest time between two roll backs."""
+    roll_back: Annotated[Literal["previous"] | PolicySpec, BeforeValidator(_previous)] = "previous"
+    """To the policy before the switch, or to this one."""
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.when is None and self.worse_than_predicted is None:
+            raise ValueError("needs `when`, `worse_than_predicted` or both")
+        return self
+
+    def to_core(self) -> GuardRule:
+        target = "" if self.roll_back == "previous" else self.roll_back
+        return GuardRule(
+            self.when, self.worse_than_predicted, self.over_s, self.hold_s, self.cooldown_s, target
+        )
+
+
+class Auto(Section):
+    """Previews every so often, and a swap when the gain is clear."""
+
+    minimise: Annotated[str, BeforeValidator(_figure)] = "e2e.p50"
+    subject_to: tuple[BoundSpec, ...] = ()
+    every_s: Duration = Field(default=30.0, alias="every")
+    candidates: Annotated[tuple[PolicySpec, ...], AfterValidator(not_empty)] = CANDIDATES
+    start: PolicySpec = "fifo"
+    gain: Share = 0.10
+
+    def to_core(self) -> Goal:
+        return Goal(self.minimise, self.subject_to, self.candidates, self.every_s, self.gain)
+
+
+class Policy(Section):
+    """A name with its parameters, as text, or an autopilot."""
+
+    spec: PolicySpec = "fifo"
+    auto: Auto | None = None
+
+    @property
+    def start(self) -> str:
+        """What orders first."""
+        return self.spec if self.auto is None else self.auto.start
+
+
 def _kv(value: object) -> object:
     if value == "kv" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value
@@ -197,8 +307,10 @@ class Scenario(Section):
     seed: int = 0
     engine: Engine = Engine()
     dispatch: Annotated[Dispatch, or_section("continuous", {})] = Dispatch()
-    policy: PolicySpec = "fifo"
-    """A name, or a name with its parameters; kept as text: "aging rate=0.01"."""
+    policy: Annotated[Policy, BeforeValidator(_policy)] = Policy()
+    """A name, a name with its parameters, or `auto`."""
+    guard: Guard | None = None
+    """Rolls a switch back."""
     estimator: Estimator = Estimator()
     paper: bool = False
     """With the paper's quirks."""

@@ -38,6 +38,7 @@ class SwitchPolicy(NamedTuple):
     """Swap to the policy of this spec, as ``policy_from`` reads it."""
 
     spec: str
+    by: str = "timeline"
 
 
 class ChangeTenant(NamedTuple):

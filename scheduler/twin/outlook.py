@@ -8,16 +8,20 @@ age, so that a policy does not look better for what it leaves waiting. Figures h
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
+from math import inf
 
 from scheduler.core.books import TenantBooks
+from scheduler.core.guard import PERCENTILES, Figures
 from scheduler.core.metrics import meets_slo, percentiles
 from scheduler.core.types import TIERS, Request, Slo, State, Tenant
 from scheduler.record.tally import jain
 
-Figures = Mapping[str, float]
-
 NO_SLO = Slo()
+
+
+MORE_IS_BETTER = frozenset({"goodput.requests_per_s", "fairness.jain", "ended"})
 
 
 class Outlook:
@@ -63,15 +67,38 @@ class Outlook:
         for prefix, values in groups.items():
             if values:
                 found = percentiles(values)
-                figures[f"{prefix}e2e.p50"] = found.p50
-                figures[f"{prefix}e2e.p95"] = found.p95
-                figures[f"{prefix}e2e.p99"] = found.p99
+                for name in PERCENTILES:
+                    figures[f"{prefix}e2e.{name}"] = getattr(found, name)
         for name, values in self._tenants.items():
             figures[f"tenants.{name}.e2e.mean"] = sum(values) / len(values)
-        figures["goodput.requests_per_s"] = self._met / self.span_s
+        figures["goodput.requests_per_s"] = self._met / self.span_s if self.span_s else 0.0
         if books is not None:
             figures["fairness.jain"] = jain(books.values(), self.until_s)
         figures["longest_wait_s"] = self._longest_s
         figures["ended"] = float(self._ended)
         figures["here"] = float(self._here)
         return figures
+
+
+class Window:
+    """What has ended in the last ``span_s`` seconds, for figures of just that."""
+
+    def __init__(self, span_s: float) -> None:
+        self.span_s = span_s
+        self._ended: deque[Request] = deque()
+
+    def add(self, request: Request) -> None:
+        """A request that ended; in order."""
+        self._ended.append(request)
+
+    def figures(self, tenants: Iterable[Tenant], now: float, since_s: float = -inf) -> Figures:
+        """Over the window, or since ``since_s`` if that is later."""
+        ended = self._ended
+        while ended and (ended[0].ended_s or 0.0) < now - self.span_s:
+            ended.popleft()
+        start_s = max(since_s, now - self.span_s)
+        outlook = Outlook(tenants, start_s, now - start_s)
+        for request in ended:
+            if (request.ended_s or 0.0) > start_s:
+                outlook.ended(request)
+        return outlook.figures()

@@ -169,7 +169,7 @@ def take_picture(
 ) -> Picture:
     """O(active + recent); 5,000 queued requests take some milliseconds. ``max_num_seqs`` is what the engine
     batches where that is not the scheduler's capacity; ``generated`` tells the tokens of a running request
-    where the requests themselves do not say.
+    where the requests themselves do not say, nor when the first one came.
     """
     queued, running = [], []
     replicas = scheduler.slots.replicas
@@ -180,7 +180,7 @@ def take_picture(
             ended = bool(request.finish)  # a micro-batch holds what has ended
             known = pending(request, ended=ended)
             if generated is not None and not ended:
-                known = known._replace(generated=generated(request.id))
+                known = known._replace(generated=generated(request.id), first_token_s=None)
             running.append(known)
     queued.sort(key=lambda request: request.ticket)
     recent_s, arrivals = recent.arrivals(now)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from scheduler.core.guard import Figures
 from scheduler.core.types import Request, Tenant
-from scheduler.twin.outlook import Figures, Outlook
+from scheduler.twin.outlook import Outlook
 
 
 class Prediction:
@@ -33,7 +34,7 @@ class Prediction:
         """The span is over, or as much of it as there will be."""
         if self.observed is None:
             self.observed_s = now - self.at_s
-            self._outlook.span_s = self.observed_s or 1.0
+            self._outlook.span_s = self.observed_s
             self._outlook.still_here(active, now)
             self.observed = self._outlook.figures()
 
@@ -71,6 +72,10 @@ class Predictions:
         if self._all:
             self._all[-1].close(prediction.at_s, active)
         self._all.append(prediction)
+
+    @property
+    def latest(self) -> Prediction | None:
+        return self._all[-1] if self._all else None
 
     def on_ended(self, request: Request) -> None:
         if self._all:

@@ -13,16 +13,18 @@ from random import Random
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
+from scheduler.core.autopilot import Forecast
+from scheduler.core.guard import Figures
 from scheduler.core.metrics import nearest_rank
 from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import Estimate, Outcome, Request
 from scheduler.twin.gpu import Gpu
-from scheduler.twin.outlook import Figures, Outlook
+from scheduler.twin.outlook import MORE_IS_BETTER, Outlook
 from scheduler.twin.picture import Pending, Picture, Ratios
 
 HORIZON_S = 120.0
-MAX_HORIZON_S = 600.0
+MAX_HORIZON_S = 480.0
 
 POINT_SEED = 0
 """The future of a point prediction; every other seed is for bands."""
@@ -135,6 +137,27 @@ def _arrivals(picture: Picture, horizon_s: float, seed: int, rng: Random) -> Ite
             yield request._replace(arrival_s=at_s)
 
 
+def forecast(draws: Sequence[Figures]) -> Forecast:
+    """The median and the worse quarter of each figure over several futures."""
+    usual, cautious = {}, {}
+    for name in {name: None for figures in draws for name in figures}:
+        values = sorted(figures[name] for figures in draws if name in figures)
+        usual[name] = nearest_rank(values, 0.5)
+        cautious[name] = nearest_rank(values, 0.25 if name in MORE_IS_BETTER else 0.75)
+    return Forecast(usual, cautious)
+
+
+def forecasts(
+    picture: Picture, policies: Iterable[str], futures: int, horizon_s: float
+) -> dict[str, Forecast]:
+    """All policies over the same ``futures``."""
+    drawn = [draw_future(picture, horizon_s, seed) for seed in range(POINT_SEED, POINT_SEED + futures)]
+    return {
+        policy: forecast([play(picture, policy, future, horizon_s) for future in drawn])
+        for policy in policies
+    }
+
+
 def band(draws: Sequence[Figures]) -> tuple[Figures, Figures]:
     """p10 and p90 of each figure over several futures; of one that a future lacks, over the others."""
     low, high = {}, {}
@@ -180,7 +203,7 @@ class _Play:
     def __init__(self, picture: Picture, policy: str, future: Future, horizon_s: float) -> None:
         self._until_s = picture.now + horizon_s
         self._outlook = Outlook(picture.tenants, picture.now, horizon_s)
-        self._lengths: dict[str, int] = {}
+        self._running: dict[str, Request] = {}  # on the GPUs
         self._gpus = [
             Gpu(picture.profile, picture.max_num_seqs, first_token_events=False) for _ in picture.capacities
         ]
@@ -208,10 +231,10 @@ class _Play:
         request = Request(
             str(self._come), known.tenant, known.tier, known.arrival_s, known.prompt_tokens, known.max_tokens
         )
+        request.intended_tokens = tokens
         request.estimate = known.estimate
         request.ttl_s = known.ttl_s
         request.acknowledged = acknowledged
-        self._lengths[request.id] = tokens
         self._scheduler.submit(request, now)
         return request
 
@@ -223,51 +246,57 @@ class _Play:
         tokens = sum(request.prompt_tokens + request.generated for request in running)
         steps = ceil(tokens / profile.max_num_batched_tokens)
         start_s = picture.now - tokens * profile.per_prefill_token_s - steps * profile.step_s(1, 0)
-        done: dict[str, Pending] = {}
-        for known, length in zip(running, lengths, strict=True):
-            request = self._submit(known, length, start_s, acknowledged=True)
-            done[request.id] = known
+        known: dict[str, Pending] = {}
+        for pending, length in zip(running, lengths, strict=True):
+            known[self._submit(pending, length, start_s, acknowledged=True).id] = pending
         wait_s = picture.batch.wait_s if picture.batch is not None else 0.0
         for at_s in (start_s - wait_s, start_s):  # a micro-batch first waits for more
             while (ready := self._scheduler.next_dispatch(at_s)) is not None:
-                known = done[ready.id]
+                done = known[ready.id]
                 ready.dispatched_s = ready.arrival_s  # how long it waited is past
-                ready.first_token_s = known.first_token_s
-                more = max(1, self._lengths[ready.id] - known.generated)
-                prompt = known.prompt_tokens + known.generated
-                self._gpus[ready.replica].start(ready.id, prompt, more, start_s)
+                ready.first_token_s = done.first_token_s
+                if ready.first_token_s is None and done.generated:
+                    ready.first_token_s = start_s  # at the latest
+                prompt = ready.prompt_tokens + done.generated
+                more = (ready.intended_tokens or 0) - done.generated
+                self._running[ready.id] = ready
+                self._gpus[ready.replica].start(ready.id, prompt, max(1, more), start_s)
         self._now = start_s
 
     def run(self) -> Figures:
-        scheduler, gpus, outlook = self._scheduler, self._gpus, self._outlook
-        next_dispatch, until_s, lengths = scheduler.next_dispatch, self._until_s, self._lengths
-        now = self._now
+        scheduler, gpus, running = self._scheduler, self._gpus, self._running
+        next_dispatch, next_timer = scheduler.next_dispatch, scheduler.next_timer
+        ended, until_s, now = self._outlook.ended, self._until_s, self._now
+        only = gpus[0] if len(gpus) == 1 else None
         coming, tokens = next(self._arrivals, (None, 0))
         while True:
             while (ready := next_dispatch(now)) is not None:
-                gpus[ready.replica].start(ready.id, ready.prompt_tokens, lengths[ready.id], now)
-            event_s = min([gpu.next_event() for gpu in gpus])
-            arrival_s = inf if coming is None else coming.arrival_s
-            timer_s = scheduler.next_timer()
-            now = max(now, min(event_s, arrival_s, timer_s))
+                running[ready.id] = ready
+                length = ready.intended_tokens or 1
+                gpus[ready.replica].start(ready.id, ready.prompt_tokens, length, now)
+            event_s = only.next_event() if only is not None else min(gpu.next_event() for gpu in gpus)
+            timer_s = next_timer()
+            soonest_s = event_s if event_s < timer_s else timer_s
+            if coming is not None and coming.arrival_s < soonest_s:
+                soonest_s = coming.arrival_s
+            if soonest_s > now:
+                now = soonest_s
             if now >= until_s:
                 break
             if event_s <= now:
                 for gpu in gpus:
                     for event in gpu.advance(now):
-                        done = scheduler.get(event.request_id)
-                        assert done is not None
+                        done = running.pop(event.request_id)
                         if done.first_token_s is None:
                             done.first_token_s = event.first_token_s
-                        finish = "length" if lengths[done.id] >= done.max_tokens else "stop"
-                        for ended in scheduler.on_complete(
-                            event.request_id, now, Outcome(finish, lengths[event.request_id])
-                        ):
-                            outlook.ended(ended)
+                        length = done.intended_tokens or 1
+                        finish = "length" if length >= done.max_tokens else "stop"
+                        for request in scheduler.on_complete(done.id, now, Outcome(finish, length)):
+                            ended(request)
             if timer_s <= now:
                 scheduler.expire(now)
             while coming is not None and coming.arrival_s <= now:
                 self._submit(coming, tokens, now)
                 coming, tokens = next(self._arrivals, (None, 0))
-        outlook.still_here(scheduler.active(), until_s)
-        return outlook.figures(scheduler.books.tenants)
+        self._outlook.still_here(scheduler.active(), until_s)
+        return self._outlook.figures(scheduler.books.tenants)

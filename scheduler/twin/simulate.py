@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Any
+from typing import Any, Protocol
 
 from scheduler.core.events import Emit, Event, Kind
 from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import ENDED, Outcome, Request
-from scheduler.load.workload import Cancel, ChangeTenant, Fault, Mark, Submit, SwitchPolicy, Workload
+from scheduler.load.workload import Action, Cancel, ChangeTenant, Fault, Mark, Submit, SwitchPolicy
 from scheduler.twin.answer import answer
 from scheduler.twin.gpu import Gpu
 
@@ -25,6 +25,18 @@ RESTART_S = 10.0
 _PROGRESS_EVERY = 2000  # instants
 
 
+class Load(Protocol):
+    """What comes, and when: a scenario's ``Workload``, or something that stands before it."""
+
+    def next_time(self) -> float: ...
+
+    def take(self, now: float) -> list[Action]: ...
+
+    def on_ended(self, request: Request, now: float) -> None: ...
+
+    def on_drained(self, now: float) -> None: ...
+
+
 class Simulation:
     """One run in virtual time. ``on_ended`` gets every request that has ended, in order."""
 
@@ -32,7 +44,7 @@ class Simulation:
         self,
         scheduler: Scheduler,
         gpus: Sequence[Gpu],
-        workload: Workload,
+        workload: Load,
         *,
         on_ended: Callable[[Request], None],
         emit: Emit | None = None,
@@ -124,10 +136,10 @@ class Simulation:
         match action:
             case Cancel(request_id):
                 self._cancel(request_id, now)
-            case SwitchPolicy(spec):
+            case SwitchPolicy(spec, by):
                 started = time.perf_counter()
                 source = scheduler.policy.describe()
-                scheduler.begin_swap(policy_from(spec), now, by="timeline")
+                scheduler.begin_swap(policy_from(spec), now, by=by)
                 scheduler.swap_step(now, max_items=1 << 62)
                 scheduler.waiting.retire(1 << 62)
                 took_ms = (time.perf_counter() - started) * 1e3

@@ -1,0 +1,67 @@
+"""The autopilot: which policy should order, by previews of several, and when that is clear enough to swap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from scheduler.core.guard import Bound, Figures
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What an autopilot is to do, and how sure it must be."""
+
+    minimise: str  # a figure, as ``twin.outlook`` has them
+    subject_to: tuple[Bound, ...] = ()
+    candidates: tuple[str, ...] = ()  # full names
+    every_s: float = 30.0  # between two previews
+    gain: float = 0.10  # share by which another policy must be better
+
+
+class Forecast(NamedTuple):
+    """What a policy is predicted to do, over several futures."""
+
+    usual: Figures  # the median of each figure
+    cautious: Figures  # the worse quarter: what a bound is held against
+
+
+def best(forecasts: Mapping[str, Forecast], goal: Goal) -> str:
+    """The policy with the least of what is to be minimised, of those within all bounds; where none is, the
+    one that is least beyond them. Of equals, the first.
+    """
+    return min(forecasts, key=lambda name: _rank(forecasts[name], goal))
+
+
+def _rank(forecast: Forecast, goal: Goal) -> tuple[float, float]:
+    excess = max((bound.excess(forecast.cautious) for bound in goal.subject_to), default=0.0)
+    return excess, forecast.usual.get(goal.minimise, 0.0)
+
+
+class Autopilot:
+    """Swaps when two previews in a row name the same policy, clearly better than the one in force."""
+
+    def __init__(self, goal: Goal) -> None:
+        self.goal = goal
+        self._favourite = ""  # of the preview before
+
+    def choose(self, current: str, forecasts: Mapping[str, Forecast]) -> str | None:
+        """The policy to swap to now; None to stay. ``forecasts`` has the current policy, too."""
+        found = best({current: forecasts[current], **forecasts}, self.goal)
+        if found == current or not self._clear(forecasts[current], forecasts[found]):
+            self._favourite = ""
+            return None
+        if found != self._favourite:
+            self._favourite = found
+            return None
+        self._favourite = ""
+        return found
+
+    def _clear(self, now: Forecast, then: Forecast) -> bool:
+        """Whether a swap is worth it: back within the bounds, or ``gain`` better."""
+        beyond, value = _rank(now, self.goal)
+        beyond_then, value_then = _rank(then, self.goal)
+        if beyond > 0:
+            return beyond_then <= beyond * (1 - self.goal.gain)
+        return value_then <= value * (1 - self.goal.gain)

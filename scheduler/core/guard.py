@@ -1,0 +1,111 @@
+"""The guard: rolls a switch back when what follows is worse than it may be, and never flaps.
+
+It acts only after a violation has lasted, at most once for each switch that somebody else made, and then not
+again before the cooldown is over.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import inf
+from typing import NamedTuple
+
+from scheduler.core.types import TIERS
+
+Figures = Mapping[str, float]
+
+COMPARE: Mapping[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+PERCENTILES = ("p50", "p95", "p99")
+LATENCIES = tuple(f"{group}e2e.{p}" for group in ("", *(f"tiers.{t}." for t in TIERS)) for p in PERCENTILES)
+FIGURES = (*LATENCIES, "longest_wait_s", "goodput.requests_per_s")
+"""What a rule may name: figures over a span of time, see ``twin.outlook``."""
+
+MIN_ENDED = 10
+"""Requests that must have ended before figures say something."""
+
+
+class Bound(NamedTuple):
+    """``tiers.premium.e2e.p99 < 12``: a figure by its name, as ``twin.outlook`` has them."""
+
+    figure: str
+    op: str  # one of COMPARE
+    limit: float
+
+    def holds(self, figures: Figures) -> bool:
+        """A figure that is not there is within every bound."""
+        value = figures.get(self.figure)
+        return value is None or COMPARE[self.op](value, self.limit)
+
+    def excess(self, figures: Figures) -> float:
+        """How far the figure is past the limit, as a share of it; 0 within."""
+        if self.holds(figures):
+            return 0.0
+        return abs(figures[self.figure] - self.limit) / (abs(self.limit) or 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class GuardRule:
+    """When to roll back. At least one of ``when`` and ``worse_than_predicted`` is set."""
+
+    when: Bound | None = None  # holds for what must not be
+    worse_than_predicted: float | None = None  # share by which the P50 of E2E may exceed its prediction
+    over_s: float = 60.0  # figures are over so long, and never from before the last switch
+    hold_s: float = 30.0  # so long a violation must last
+    cooldown_s: float = 120.0  # at least so long between two roll backs
+    roll_back: str = ""  # to this policy; "" is the one before the switch
+
+
+class Guard:
+    """Told of every switch and, every now and then, of the figures since; says when to roll back."""
+
+    def __init__(self, rule: GuardRule) -> None:
+        self.rule = rule
+        self.switched_s = -inf
+        self._previous: str | None = None  # what a roll back goes to; None when there is nothing to undo
+        self._violated_since_s = inf
+        self._acted_s = -inf
+
+    def on_switch(self, source: str, now: float) -> None:
+        """The policy is no longer ``source``, whoever asked for it."""
+        self._previous = source
+        self._violated_since_s = inf
+        self.switched_s = now
+
+    def check(
+        self, current: str, figures: Figures, now: float, predicted: Figures | None = None
+    ) -> str | None:
+        """The policy to go back to, now; None to leave things as they are. ``figures`` are over the last
+        ``over_s`` seconds, or since the last switch if that is later; ``predicted`` is what that switch
+        promised. Once it has named a policy the switch to it is taken as made.
+        """
+        if not self._violated(figures, predicted):
+            self._violated_since_s = inf
+            return None
+        self._violated_since_s = min(self._violated_since_s, now)
+        rule = self.rule
+        target = rule.roll_back or self._previous
+        lasted = now - self._violated_since_s >= rule.hold_s
+        if not lasted or target in (None, current) or now - self._acted_s < rule.cooldown_s:
+            return None
+        self._acted_s = self.switched_s = now
+        self._violated_since_s = inf
+        self._previous = None  # what the guard did is not undone by it
+        return target
+
+    def _violated(self, figures: Figures, predicted: Figures | None) -> bool:
+        if figures.get("ended", 0.0) < MIN_ENDED:
+            return False
+        rule = self.rule
+        if rule.when is not None and rule.when.figure in figures and rule.when.holds(figures):
+            return True
+        if rule.worse_than_predicted is None or predicted is None or "e2e.p50" not in predicted:
+            return False
+        return figures["e2e.p50"] > predicted["e2e.p50"] * (1 + rule.worse_than_predicted)

@@ -1,0 +1,161 @@
+"""A load in virtual time that is watched: predictions at each switch, guard and autopilot if asked for.
+
+It stands between the driver and the scenario's ``Workload`` and looks like one. What guard and autopilot
+decide comes out as the workload's own actions would.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+from scheduler.core.autopilot import Autopilot, Goal
+from scheduler.core.guard import Guard, GuardRule
+from scheduler.core.policies import policy_from
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.types import Request, State
+from scheduler.load.workload import Action, Submit, SwitchPolicy, Workload
+from scheduler.twin.gpu import Gpu
+from scheduler.twin.outlook import Window
+from scheduler.twin.picture import Picture, Recent, take_picture
+from scheduler.twin.predictions import Prediction, Predictions
+from scheduler.twin.preview import POINT_SEED, draw_future, forecasts, horizon_of, play
+
+GUARD, AUTOPILOT = "guard", "autopilot"  # who asked for a switch
+
+CHECK_S = 5.0
+"""Between two looks of a guard."""
+
+FUTURES = 3
+"""What an autopilot's preview plays of each policy."""
+
+
+class Watched:
+    """Records what came and what ended lately; takes pictures of now."""
+
+    def __init__(self, workload: Workload, scheduler: Scheduler, gpu: Gpu) -> None:
+        self.scheduler = scheduler
+        self._workload = workload
+        self._gpu = gpu
+        self._recent = Recent()
+        self._submitted: list[Request] = []  # taken, and by the next call submitted
+
+    def next_time(self) -> float:
+        return self._workload.next_time()
+
+    def take(self, now: float) -> list[Action]:
+        for request in self._submitted:
+            self._recent.arrived(request)
+        actions = self._workload.take(now) if self._workload.next_time() <= now else []
+        self._submitted = [action.request for action in actions if type(action) is Submit]
+        return actions
+
+    def on_ended(self, request: Request, now: float) -> None:
+        if request.state is State.FINISHED:
+            self._recent.ended(request)
+        self._workload.on_ended(request, now)
+
+    def on_drained(self, now: float) -> None:
+        self._workload.on_drained(now)
+
+    def picture(self, now: float) -> Picture:
+        gpu = self._gpu
+        return take_picture(
+            self.scheduler,
+            self._recent,
+            gpu.profile,
+            now,
+            max_num_seqs=gpu.max_num_seqs,
+            generated=lambda request_id: gpu.tokens(request_id, now),
+        )
+
+
+class Steered(Watched):
+    """With the rules that a scenario gives."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        scheduler: Scheduler,
+        gpu: Gpu,
+        *,
+        guard: GuardRule | None = None,
+        goal: Goal | None = None,
+    ) -> None:
+        super().__init__(workload, scheduler, gpu)
+        self._predictions = Predictions()
+        self._closes_s = inf  # when the span of the latest prediction is over
+        self._guard = None if guard is None else Guard(guard)
+        self._window = None if guard is None else Window(guard.over_s)
+        self._autopilot = None if goal is None else Autopilot(goal)
+        self._checks_s = inf if guard is None else CHECK_S
+        self._previews_s = inf if goal is None else goal.every_s
+
+    def next_time(self) -> float:
+        load_s = super().next_time()
+        if load_s == inf and self.scheduler.idle:
+            return inf  # nothing is left to steer
+        return min(load_s, self._closes_s, self._checks_s, self._previews_s)
+
+    def take(self, now: float) -> list[Action]:
+        scheduler = self.scheduler
+        if self._closes_s <= now:
+            self._closes_s = inf
+            if (prediction := self._predictions.latest) is not None:
+                prediction.close(now, scheduler.active())
+        actions = super().take(now)
+        if self._checks_s <= now:
+            self._checks_s = now + CHECK_S
+            actions.extend(self._check(now))
+        if self._previews_s <= now:
+            assert self._autopilot is not None
+            self._previews_s = now + self._autopilot.goal.every_s
+            actions.extend(self._preview(self._autopilot, now))
+        for action in actions:
+            if type(action) is SwitchPolicy:
+                self._on_switch(policy_from(action.spec).describe(), action.by, now)
+        return actions
+
+    def on_ended(self, request: Request, now: float) -> None:
+        self._predictions.on_ended(request)
+        if self._window is not None:
+            self._window.add(request)
+        super().on_ended(request, now)
+
+    def document(self, now: float) -> list[dict[str, Any]]:
+        """``predictions`` of run.json."""
+        return self._predictions.document(now, self.scheduler.active())
+
+    def _on_switch(self, target: str, by: str, now: float) -> None:
+        source = self.scheduler.policy.describe()
+        if source == target:
+            return
+        if self._guard is not None and by != GUARD:
+            self._guard.on_switch(source, now)
+        picture = self.picture(now)
+        horizon_s = horizon_of(picture)
+        prediction = Prediction(now, source, target, horizon_s, picture.tenants)
+        self._predictions.begin(prediction, self.scheduler.active())
+        self._closes_s = now + horizon_s
+        future = draw_future(picture, horizon_s, POINT_SEED)
+        prediction.stay = play(picture, source, future, horizon_s)
+        prediction.predicted = play(picture, target, future, horizon_s)
+
+    def _check(self, now: float) -> list[Action]:
+        guard, window = self._guard, self._window
+        assert guard is not None
+        assert window is not None
+        tenants = self.scheduler.books.configs.values()
+        figures = window.figures(tenants, now, guard.switched_s)
+        latest = self._predictions.latest
+        promised = None if latest is None else latest.predicted
+        target = guard.check(self.scheduler.policy.describe(), figures, now, promised)
+        return [] if target is None else [SwitchPolicy(target, GUARD)]
+
+    def _preview(self, autopilot: Autopilot, now: float) -> list[Action]:
+        current = self.scheduler.policy.describe()
+        policies = dict.fromkeys([current, *autopilot.goal.candidates])
+        picture = self.picture(now)
+        found = forecasts(picture, policies, FUTURES, horizon_of(picture))
+        target = autopilot.choose(current, found)
+        return [] if target is None else [SwitchPolicy(target, AUTOPILOT)]
