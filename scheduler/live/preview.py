@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from scheduler.core.autopilot import Forecast
 from scheduler.core.events import Event
 from scheduler.core.guard import Figures
 from scheduler.core.policies import POLICIES, policy_from
@@ -21,7 +22,7 @@ from scheduler.live.players import Packed, PlayerLost, Players
 from scheduler.live.view import CommandError, Predicted, Preview
 from scheduler.twin.picture import Recent, take_picture
 from scheduler.twin.predictions import Prediction, Predictions
-from scheduler.twin.preview import POINT_SEED, band, horizon_of, who_waits_longer
+from scheduler.twin.preview import POINT_SEED, band, forecast, horizon_of, who_waits_longer
 from scheduler.twin.profile import Profile
 
 SEEDS = range(1, 9)
@@ -98,6 +99,29 @@ class Previewer:
         prediction.close(self._clock.now(), self._scheduler.active())
         if (line := prediction.line()) is not None:
             self._tell(line)
+
+    @property
+    def promised(self) -> Figures | None:
+        """What the latest switch was predicted to bring."""
+        latest = self._predictions.latest
+        return None if latest is None else latest.predicted
+
+    async def forecasts(self, policies: Sequence[str], futures: int) -> dict[str, Forecast] | None:
+        """All policies, by full name, over the same futures; None where there is no way to tell."""
+        packed = self._take()
+        if packed is None:
+            return None
+        draws: dict[str, list[Figures]] = {policy: [] for policy in policies}
+
+        def keep(policy: str, seed: int, figures: Figures) -> None:
+            draws[policy].append(figures)
+
+        seeds = range(POINT_SEED, POINT_SEED + futures)
+        try:
+            await self._players.play(packed, [(policy, seed) for seed in seeds for policy in policies], keep)
+        except PlayerLost:
+            return None
+        return {policy: forecast(found) for policy, found in draws.items()}
 
     # -- what an operator asks -----------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from scheduler.engines.engine import Engine
 from scheduler.live.notices import Notices
 from scheduler.live.preview import Previewer
 from scheduler.live.session import Session
+from scheduler.live.steering import Steering
 from scheduler.live.telemetry import LoopLag, Machine, Sample, Summary, health
 from scheduler.live.view import Health
 from scheduler.live.watch import Watch
@@ -78,8 +79,9 @@ class LiveRun:
             self.clock,
             on_ended=self._on_ended,
             on_event=self.on_event,
-            on_switch=self.previewer.on_switch,
+            on_switch=self._on_switch,
         )
+        self.steering = Steering(self.session, self.clock, self.previewer, plan.guard, plan.goal)
         self.load = plan.workload()
         if out is not None:
             self.recorder = Recorder(
@@ -98,11 +100,13 @@ class LiveRun:
         self.lag.start()
         self._sampling = self._loop.create_task(self._sample(machine))
         self.on_event(Event(0.0, Kind.SCENARIO, None, {"what": f"{self.plan.scenario.name} started"}))
+        self.steering.start()
         self.session.add_load(self.load)
 
     async def stop(self, *, drain_s: float = 0.0, interrupted: bool = False) -> dict[str, Any]:
         """End the run in DESIGN's order and return its document; the run folder is complete then."""
         await self.session.stop(drain_s=drain_s)
+        await self.steering.stop()
         if self._sampling is not None:
             self._sampling.cancel()
             await asyncio.gather(self._sampling, return_exceptions=True)
@@ -146,8 +150,13 @@ class LiveRun:
         if self.scheduler.idle:
             self.lag.end()
         self.previewer.on_ended(request)
+        self.steering.on_ended(request)
         for observe in self.observers:
             observe(request)
+
+    def _on_switch(self, target: str, by: str, now: float) -> None:
+        self.steering.on_switch(by, now)
+        self.previewer.on_switch(target, now)
 
     def _recording_failed(self, why: str) -> None:
         """May be called from the writer's thread."""

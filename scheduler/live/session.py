@@ -40,7 +40,7 @@ MAX_CRASHES, CRASH_SPAN_S = 3, 60.0
 
 class Session:
     """Owns the tasks of a run. ``on_event`` gets every event, ``on_ended`` every request that has ended,
-    ``on_switch`` each policy that is about to take over, and when.
+    ``on_switch`` each policy that is about to take over, by whose wish, and when.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Session:
         *,
         on_ended: Callable[[Request], None],
         on_event: Callable[[Event], None],
-        on_switch: Callable[[str, float], None] = lambda target, now: None,
+        on_switch: Callable[[str, str, float], None] = lambda target, by, now: None,
     ) -> None:
         self.scheduler = scheduler
         self.engine = engine
@@ -194,7 +194,7 @@ class Session:
     def switch_policy(self, policy: Policy, *, by: str) -> None:
         """Begin a hot swap; slices of it ride on the loop's next turns."""
         now = self.clock.now()
-        self._on_switch(policy.describe(), now)
+        self._on_switch(policy.describe(), by, now)
         source, started_s = self.scheduler.policy.describe(), self._loop.time()
         self.scheduler.begin_swap(policy, now, by=by)
         self._swap_slice(self.scheduler.swap, source, started_s)
