@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
@@ -12,32 +11,20 @@ from math import inf
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 from scheduler.bench.calibrate import TENANTS, answers, handover_s, scenario, sweep
 from scheduler.bench.engine import SharedEngine, shared_engine
-from scheduler.bench.replay import Given
-from scheduler.bench.result import BenchError, Claim, Result
+from scheduler.bench.prediction import GAPS, claims, compare, predict
+from scheduler.bench.result import BenchError, Result
 from scheduler.core.types import Request
 from scheduler.engines.vllm_setup import preflight
 from scheduler.live.run import LiveRun
 from scheduler.load.scenario import Scenario
-from scheduler.load.workload import Submit, Workload
+from scheduler.load.workload import Submit
 from scheduler.plan import Plan, make_plan
-from scheduler.record.tally import Tally
 from scheduler.twin.fit import Fit, StepSample, fit_profile
-from scheduler.twin.gpu import Gpu, GpuEvent
 from scheduler.twin.profile import Profile, profile_text
-from scheduler.twin.simulate import Simulation
-
-TOLERANCES = {
-    "output_per_s": 0.03,
-    "e2e_s.p50": 0.05,
-    "e2e_s.p90": 0.05,
-    "e2e_s.p99": 0.10,
-    "ttft_s.p50": 0.10,
-}
-GAPS = 1.5  # times the gap between repeats of the real run are forgiven, where that is more
 
 PROTOCOL = (
     "One engine, started once, in the bench's own event loop; every run is a whole headless live run on it, "
@@ -239,107 +226,7 @@ def _plans(subject: Subject, sizes: Sizes, profile: Profile, prompt_tokens: int)
     }
 
 
-# -- the prediction --------------------------------------------------------------------------------------
-
-
-class Distant(Gpu):
-    """A GPU that hears of a request some time after it was sent."""
-
-    def __init__(self, profile: Profile, max_num_seqs: int, delay_s: float) -> None:
-        super().__init__(profile, max_num_seqs, first_token_events=False)
-        self._delay_s = delay_s
-        self._coming: deque[tuple[float, str, int, int]] = deque()
-
-    def start(
-        self, request_id: str, prompt_tokens: int, output_tokens: int, now: float, group: str = ""
-    ) -> None:
-        self._coming.append((now + self._delay_s, request_id, prompt_tokens, output_tokens))
-
-    def next_event(self) -> float:
-        event_s = super().next_event()
-        return min(event_s, self._coming[0][0]) if self._coming else event_s
-
-    def advance(self, now: float) -> list[GpuEvent]:
-        events = super().advance(now)
-        while self._coming and self._coming[0][0] <= now:
-            super().start(*self._coming.popleft()[1:], now)
-        return events
-
-
-def predict(
-    plan: Plan, requests: Iterable[Request], profile: Profile, capacity: int, delay_s: float
-) -> dict[str, Any]:
-    """Figures of run.json for these requests, of which only what came in and how long the answers were is
-    looked at.
-    """
-    again = [_again(request) for request in requests]
-    scheduler = plan.scheduler(capacity=capacity)
-    tally = Tally({tenant.name: tenant.slo for tenant in plan.tenants})
-    gpu = Distant(profile, plan.capacity, delay_s)
-    Simulation(scheduler, [gpu], cast(Workload, Given(again)), on_ended=tally.add).run()
-    return tally.figures(scheduler.books.tenants, tally.last_end_s)
-
-
-def _again(request: Request) -> Request:
-    """A fresh one whose answer gets as long, and ends in the same way."""
-    tokens = request.output_tokens or request.forced_tokens
-    return Request(
-        *(request.id, request.tenant, request.tier, request.arrival_s),
-        *(request.prompt_tokens, request.max_tokens, request.prompt, request.category),
-        intended_tokens=tokens,
-        forced_tokens=None if request.finish == "stop" else tokens,
-    )
-
-
-# -- the comparison --------------------------------------------------------------------------------------
-
-
-def compare(predicted: dict[str, Any], observed: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each figure."""
-    rows = []
-    names = (
-        "output_per_s",
-        *(f"{kind}_s.{rank}" for kind in ("ttft", "tpot", "e2e") for rank in ("p50", "p90", "p99")),
-    )
-    for name in names:
-        values = [_figure(document, name) for document in observed]
-        ours, mean = _figure(predicted, name), fmean(values)
-        gap = (max(values) - min(values)) / mean
-        tolerance = TOLERANCES.get(name)
-        rows.append(
-            {
-                "figure": name,
-                "predicted": ours,
-                "observed": mean,
-                "error": ours / mean - 1.0,
-                "gap": gap,
-                "tolerance": tolerance,
-                "allowed": None if tolerance is None else max(tolerance, GAPS * gap),
-            }
-        )
-    return rows
-
-
-def claims(scenario: str, rows: Iterable[dict[str, Any]]) -> list[Claim]:
-    """On the size of each error that has a tolerance."""
-    return [
-        Claim(
-            f"{scenario}_{row['figure']}_error",
-            row["allowed"],
-            abs(row["error"]),
-            abs(row["error"]) <= row["allowed"],
-            row["tolerance"],
-        )
-        for row in rows
-        if row["tolerance"] is not None
-    ]
-
-
-def _figure(document: dict[str, Any], name: str) -> float:
-    if name == "output_per_s":
-        return float(document["tokens"][name])
-    kind, _, rank = name.partition("_s.")
-    return float(document["latency_s"]["all"][kind][rank])
+# -- rows -----------------------------------------------------------------------------------------------
 
 
 def _fit_row(fit: Fit, delay_s: float) -> dict[str, Any]:
