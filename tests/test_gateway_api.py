@@ -168,7 +168,8 @@ async def test_priority_may_lower_the_tier_and_never_raise_it() -> None:
         status, _, _ = await served.post(COMPLETIONS, completion(), headers={PRIORITY: "batch"})
         assert (status, seen[0].tier) == (200, "batch")
         status, body, _ = await served.post(COMPLETIONS, completion(), headers={PRIORITY: "premium"})
-        assert (status, body["error"]["param"]) == (400, PRIORITY)
+        assert (status, body["error"]["param"]) == (403, PRIORITY)
+        assert (await served.post(COMPLETIONS, completion(), headers={PRIORITY: "vip"}))[0] == 400
 
 
 async def test_a_deadline_ends_what_waits_too_long(served: Served) -> None:

@@ -74,6 +74,7 @@ async def test_policy_and_who_asked_for_it(served: Served) -> None:
     assert served.run.session.switches[-1]["by"] == "alice"
     assert await ask(served, "POST", "/control/policy/undo", {}) == 200
     await until(lambda: served.run.scheduler.policy.name == "fifo")
+    assert await ask(served, "POST", "/control/policy/undo", {}) == 409
     assert await ask(served, "POST", "/control/policy", {"policy": "nonsense"}) == 400
     assert await ask(served, "POST", "/control/policy", {"policy": "sjf", "by": "\x1b[2J"}) == 400
     assert await ask(served, "POST", "/control/policy", {"polcy": "sjf"}) == 400
@@ -108,7 +109,8 @@ async def test_pause_resume_limits_tenants_drain(served: Served) -> None:
     config = scheduler.books.tenant("acme").config
     assert (config.weight, config.limits) == (3.0, Limits(max_in_flight=2))
     assert await ask(served, "PATCH", "/control/tenants/nobody", {}) == 404
-    assert await ask(served, "PATCH", "/control/tenants/acme", {"weight": -1}) == 400
+    for senseless in ({"weight": -1}, {"weight": 1e-9}, {"weight": 1e9}, {"limits": {"ttl": 10**400}}):
+        assert await ask(served, "PATCH", "/control/tenants/acme", senseless) == 400
     assert await ask(served, "POST", "/control/drain", {}) == 200
     assert (await served.post("/v1/completions", completion(), ACME))[0] == 503
     assert await ask(served, "POST", "/control/drain", {"draining": False}) == 200

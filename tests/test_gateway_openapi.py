@@ -9,7 +9,7 @@ from pathlib import Path
 from gateway_kit import serving
 
 from scheduler.gateway.openapi import document
-from scheduler.gateway.params import CHAT, COMPLETION
+from scheduler.gateway.params import CHAT, COMPLETION, NEUTRAL
 
 FILE = Path(__file__).resolve().parent.parent / "docs" / "openapi.json"
 
@@ -33,5 +33,5 @@ async def test_every_route_is_described_and_nothing_else(tmp_path: Path) -> None
 
 def test_every_parameter_is_described() -> None:
     schemas = document()["components"]["schemas"]
-    assert schemas["Completion"]["properties"].keys() == COMPLETION.keys()
-    assert schemas["Chat"]["properties"].keys() == CHAT.keys()
+    assert schemas["Completion"]["properties"].keys() == COMPLETION.keys() | NEUTRAL.keys()
+    assert schemas["Chat"]["properties"].keys() == CHAT.keys() | NEUTRAL.keys()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from math import isfinite
+from math import inf, isfinite
 
 ALLOWED = 'a number of seconds, or text like "10ms", "2s", "1.5m" or "2h"'
 
@@ -16,7 +16,7 @@ def parse_duration(value: object) -> float:
     if isinstance(value, str) and (match := _TEXT.fullmatch(value.strip())):
         seconds = float(match[1]) * _UNITS[match[2]]
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value)
+        seconds = float(value) if abs(value) < 1e300 else inf
     else:
         raise ValueError(f"not a duration: {value!r:.60}, allowed is {ALLOWED}")
     if not isfinite(seconds):

@@ -244,9 +244,10 @@ def _over_context(context: int | None) -> ApiError:
 def _priority(asked: str | None, own: str) -> str:
     if asked is None:
         return own
-    allowed = [tier for tier in TIERS if TIER_RANK[tier] >= TIER_RANK[own]]
-    if asked not in allowed:
-        raise bad(f"{PRIORITY} must be one of {', '.join(allowed)}", PRIORITY)
+    if asked not in TIERS:
+        raise bad(f"{PRIORITY} must be one of {', '.join(TIERS)}", PRIORITY)
+    if TIER_RANK[asked] < TIER_RANK[own]:
+        raise ApiError(403, f"{PRIORITY}: your tier is {own}", param=PRIORITY, code="tier_not_allowed")
     return asked
 
 

@@ -29,6 +29,8 @@ from scheduler.load.schema import LimitsSection, TenantLimits
 KEEP_ALIVE_S = 15.0
 """An event stream says something at least so often, so that a dead connection is noticed."""
 
+MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
+
 By = Annotated[str, Field(pattern=r"^[A-Za-z0-9._@ -]{1,32}$")]
 
 
@@ -79,7 +81,7 @@ class SetLimits(Verb, LimitsSection):
 class SetTenant(Verb):
     """What is not given stays; limits are replaced as a whole."""
 
-    weight: Positive | None = None
+    weight: Annotated[float, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)] | None = None
     limits: TenantLimits | None = None
 
 
@@ -200,7 +202,11 @@ class Control:
 
     async def undo_policy(self, http: web.Request) -> web.Response:
         verb = await self._read(http, Verb)
-        return self._do(lambda: self._feed.undo_policy(by=verb.by))
+        try:
+            self._feed.undo_policy(by=verb.by)
+        except CommandError as error:
+            raise ApiError(409, str(error), code="nothing_to_undo") from None
+        return _done()
 
     async def set_estimator(self, http: web.Request) -> web.Response:
         verb = await self._read(http, SetEstimator)

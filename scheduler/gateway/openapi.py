@@ -13,12 +13,18 @@ from typing import Any
 from scheduler.core.estimators import ESTIMATORS
 from scheduler.core.types import TIERS
 from scheduler.gateway.completions import DEADLINE, PRIORITY
+from scheduler.gateway.control import MAX_WEIGHT, MIN_WEIGHT
 from scheduler.gateway.jobs import IDEMPOTENCY_KEY
-from scheduler.gateway.params import MAX_STOP_CHARS, MAX_STOPS, ROLES
+from scheduler.gateway.params import MAX_STOP_CHARS, MAX_STOPS, NEUTRAL, ROLES
 
 Json = dict[str, Any]
 
+_NEEDED = {"policy", "estimator", "scenario", "tenant", "rate", "seconds"}
+"""Of the control API's parameters."""
+
 _ESTIMATORS = [name for name in ESTIMATORS if name != "oracle"]
+
+_JSON, _TEXT, _EVENTS = "application/json", "text/plain", "text/event-stream"
 
 _ERRORS = {
     "400": "A parameter is wrong or not supported; `param` names it.",
@@ -26,7 +32,7 @@ _ERRORS = {
     "403": "The key is not allowed to do this.",
     "404": "There is no such thing.",
     "408": "The body did not come in time.",
-    "409": "The idempotency key came with another body before.",
+    "409": "The idempotency key came with another body before; or there is nothing to undo.",
     "413": "The body, or the prompt and max_tokens together, are too large.",
     "415": "Content-Type must be application/json.",
     "429": "Full; Retry-After says when to come back.",
@@ -57,7 +63,7 @@ def document() -> Json:
             },
             "/health": {"get": _operation("Does the process answer", "503", key=None)},
             "/ready": {"get": _operation("Are requests accepted", "503", key=None)},
-            "/metrics": {"get": _operation("Figures for Prometheus", "401 403", key="operator", plain=True)},
+            "/metrics": {"get": _operation("Figures for Prometheus", "401 403", key="operator", kind=_TEXT)},
             **_control(),
         },
         "components": {
@@ -87,12 +93,13 @@ def document() -> Json:
 
 def _control() -> Json:
     steer = "400 401 403 408 413 415"
+    policy = {"type": "string", "maxLength": 200, "examples": ["sjf", "aging rate=0.05"]}
     verbs: dict[tuple[str, str], tuple[str, Json]] = {
-        ("post", "policy"): ("Swap the policy", {"policy": {"type": "string"}}),
+        ("post", "policy"): ("Swap the policy", {"policy": policy}),
         ("put", "estimator"): ("Estimate by another one from now on", {"estimator": {"enum": _ESTIMATORS}}),
         ("post", "preview"): (
             "Predict what these policies would do, or all",
-            {"policies": {"type": "array", "maxItems": 32, "items": {"type": "string", "maxLength": 200}}},
+            {"policies": {"type": "array", "maxItems": 32, "items": policy}},
         ),
         ("post", "policy/undo"): ("Back to the policy before", {}),
         ("post", "pause"): ("Dispatch nothing more", {}),
@@ -106,7 +113,7 @@ def _control() -> Json:
         ("put", "limits"): ("Limits over all tenants", _limits()),
         ("patch", "tenants/{name}"): (
             "Weight or limits of one tenant",
-            {"weight": _positive(), "limits": _object({**_limits(), **_rates()}, closed=True)},
+            {"weight": _weight(), "limits": _object({**_limits(), **_rates()}, closed=True)},
         ),
         ("post", "drain"): ("Refuse new requests, or accept them again", {"draining": {"type": "boolean"}}),
     }
@@ -120,16 +127,20 @@ def _control() -> Json:
     }
     paths: Json = {}
     for name, what in looks.items():
-        operation = _operation(what, "400 401 403", key="operator")
+        kind = _EVENTS if name == "events" else _JSON
+        operation = _operation(what, "400 401 403", key="operator", kind=kind)
         if name in ("view", "events"):
             after = {"type": "integer", "minimum": 0}
             operation["parameters"] = [{"name": "after", "in": "query", "schema": after}]
         paths[f"/control/{name}"] = {"get": operation}
     for (method, name), (what, fields) in verbs.items():
         path = "name" if "{name}" in name else None
-        operation = _operation(what, f"{steer} 404" if path else steer, key="operator", path=path)
+        errors = steer + " 404" * (path is not None) + " 409" * (name == "policy/undo")
+        operation = _operation(what, errors, key="operator", path=path)
+        required = tuple(field for field in fields if field in _NEEDED)
         by = {"type": "string", "pattern": "^[A-Za-z0-9._@ -]{1,32}$"}
-        operation["requestBody"] = _body(_object({**fields, "by": by}, closed=True), required=False)
+        body = _object({**fields, "by": by}, closed=True, required=required)
+        operation["requestBody"] = _body(body, required=bool(required))
         paths.setdefault(f"/control/{name}", {})[method] = operation
     return paths
 
@@ -137,6 +148,7 @@ def _control() -> Json:
 def _generate(what: str, schema: str) -> Json:
     operation = _operation(what, "400 401 403 404 408 413 415 429 500 503")
     operation["description"] = "With `stream: true` the answer is server-sent events, the last one [DONE]."
+    operation["responses"]["200"]["content"][_EVENTS] = {}
     operation["parameters"] = _headers()
     operation["requestBody"] = _body({"$ref": f"#/components/schemas/{schema}"})
     return operation
@@ -147,16 +159,17 @@ def _post_job() -> Json:
     operation["responses"]["202"] = {**operation["responses"].pop("200"), "description": "It is on disk."}
     key = {"type": "string", "pattern": "^[!-~]{1,128}$"}
     operation["parameters"] = [*_headers(), {"name": IDEMPOTENCY_KEY, "in": "header", "schema": key}]
-    both = [{"$ref": "#/components/schemas/Completion"}, {"$ref": "#/components/schemas/Chat"}]
+    whole = {"properties": {"stream": {"enum": [False, None]}}}
+    both = [{"allOf": [{"$ref": f"#/components/schemas/{each}"}, whole]} for each in ("Completion", "Chat")]
     operation["requestBody"] = _body({"oneOf": both})
     return operation
 
 
 def _operation(
-    what: str, errors: str, *, key: str | None = "tenant", path: str | None = None, plain: bool = False
+    what: str, errors: str, *, key: str | None = "tenant", path: str | None = None, kind: str = _JSON
 ) -> Json:
-    content: Json = {"text/plain" if plain else "application/json": {}}
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    content: Json = {kind: {}}
+    error = {_JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}
     operation: Json = {
         "summary": what,
         "security": [{key: []}] if key else [],
@@ -184,13 +197,13 @@ def _headers() -> list[Json]:
             "name": DEADLINE,
             "in": "header",
             "description": "Longest time in the queue, such as 30s; past it the request ends with 429.",
-            "schema": {"type": "string"},
+            "schema": _duration(),
         },
     ]
 
 
 def _body(schema: Json, *, required: bool = True) -> Json:
-    return {"required": required, "content": {"application/json": {"schema": schema}}}
+    return {"required": required, "content": {_JSON: {"schema": schema}}}
 
 
 def _object(properties: Json, *, closed: bool = False, required: tuple[str, ...] = ()) -> Json:
@@ -225,11 +238,19 @@ def _sampling() -> Json:
     }
 
 
+def _asked(text: str, fields: Json) -> Json:
+    """A body with this text in it: what is honoured, and what is not but in values that ask for nothing."""
+    neutral = {name: {"enum": [*values, None]} for name, values in NEUTRAL.items()}
+    schema = _object({**fields, **_sampling(), **neutral}, closed=True, required=(text,))
+    given = {"properties": {"stream_options": {"type": "object"}}, "required": ["stream_options"]}
+    streamed = {"properties": {"stream": {"const": True}}, "required": ["stream"]}
+    return {**schema, "if": given, "then": streamed}
+
+
 def _completion() -> Json:
     text = {"type": "string", "minLength": 1}
     one = {"type": "array", "items": text, "minItems": 1, "maxItems": 1}
-    prompt = {"anyOf": [text, one]}
-    return _object({"prompt": prompt, **_sampling()}, required=("prompt",))
+    return _asked("prompt", {"prompt": {"anyOf": [text, one]}})
 
 
 def _chat() -> Json:
@@ -237,12 +258,28 @@ def _chat() -> Json:
         {"type": {"const": "text"}, "text": {"type": "string"}}, closed=True, required=("type", "text")
     )
     content = {"anyOf": [{"type": "string"}, {"type": "array", "items": part, "minItems": 1}]}
-    message = _object({"role": {"enum": list(ROLES)}, "content": content}, required=("role", "content"))
+    message = _object(
+        {"role": {"enum": list(ROLES)}, "content": content}, closed=True, required=("role", "content")
+    )
     fields = {
         "messages": {"type": "array", "items": message, "minItems": 1},
         "max_completion_tokens": {"type": ["integer", "null"], "minimum": 1},
     }
-    return _object({**fields, **_sampling()}, required=("messages",))
+    return _asked("messages", fields)
+
+
+def _duration() -> Json:
+    """Above 0 and up to 24 h; a bare number is seconds."""
+    number = r"(0\.[0-9]*[1-9]|[1-9][0-9]{0,2}(\.[0-9]{1,3})?)"
+    return {
+        "type": "string",
+        "pattern": rf"^({number}(ms|s|m)?|([1-9]|1[0-9]|2[0-4])h)$",
+        "examples": ["30s"],
+    }
+
+
+def _weight() -> Json:
+    return {"type": ["number", "null"], "minimum": MIN_WEIGHT, "maximum": MAX_WEIGHT}
 
 
 def _positive() -> Json:
@@ -259,7 +296,7 @@ def _limits() -> Json:
         "max_queued": {"type": ["integer", "null"], "minimum": 0},
         "max_queued_tokens": {"type": ["integer", "null"], "minimum": 0},
         "max_in_flight": {"type": ["integer", "null"], "minimum": 1},
-        "ttl": {"type": ["number", "string", "null"]},
+        "ttl": {"anyOf": [_positive(), _duration(), {"type": "null"}]},
     }
 
 

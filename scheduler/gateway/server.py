@@ -160,7 +160,12 @@ def _of_http(error: web.HTTPException) -> ApiError:
         case 404:
             return ApiError(404, "there is nothing at this address", code="not_found")
         case 405:
-            return ApiError(405, "this address does not take this method", code="method_not_allowed")
+            return ApiError(
+                405,
+                "this address does not take this method",
+                code="method_not_allowed",
+                allow=error.headers.get("Allow"),
+            )
         case 413:
             return ApiError(413, f"the body is over {MAX_BODY_BYTES} bytes", code="body_too_large")
         case status:
