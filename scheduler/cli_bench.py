@@ -24,13 +24,13 @@ def add_benches(commands: Any) -> None:
 
     engine = benches.add_parser("engine", help="tokens/s beside the same prompts straight to vLLM; minutes")
     engine.add_argument("--model", default="smollm2", metavar="M", help="default: smollm2")
-    _add_work_options(engine)
+    _add_work_options(engine, requests=64)
     engine.set_defaults(command=_bench_engine)
 
     screen = benches.add_parser("screen", help="what the dashboard costs, on a pseudo-terminal; minutes")
     screen.add_argument("--refreshes", type=_whole, metavar="N", help="default: 480, the demo once")
     screen.add_argument("--model", metavar="M", help="also tokens/s of this model's engine, beside headless")
-    _add_work_options(screen)
+    _add_work_options(screen, requests=40)  # ten halves beside the rest: ten minutes at 120 tokens/s
     screen.set_defaults(command=_bench_screen)
 
     twin = benches.add_parser("twin", help="the twin, fitted to a real engine, beside runs of it; minutes")
@@ -66,9 +66,11 @@ def add_benches(commands: Any) -> None:
         parser.add_argument("--json", action="store_true", help="the document on stdout, and nothing else")
 
 
-def _add_work_options(parser: argparse.ArgumentParser) -> None:
+def _add_work_options(parser: argparse.ArgumentParser, *, requests: int) -> None:
     parser.add_argument("--pairs", type=_whole, default=5, metavar="N", help="of halves; default: 5")
-    parser.add_argument("--requests", type=_whole, metavar="N", help="of each half; default: 64")
+    parser.add_argument(
+        "--requests", type=_whole, default=requests, metavar="N", help="of each half; default: %(default)s"
+    )
     parser.add_argument("--tokens", type=_whole, metavar="N", help="median answer; default: 96")
     parser.add_argument("--concurrency", type=_whole, metavar="N", help="the engine's batch; default: 16")
 
