@@ -58,7 +58,7 @@ class Hidden:
 
     def __init__(self, folder: Path, capacity: int) -> None:
         self.capacity = capacity + 2
-        self.profile = load_profile("cpu", "smollm2")  # not the one that it runs
+        self.blank = load_profile("cpu", "smollm2")  # not the one that it runs
         self._file = folder / "hidden.yaml"
         self._file.write_text(profile_text(HIDDEN), encoding="utf-8")
 

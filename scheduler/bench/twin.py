@@ -57,8 +57,8 @@ class Subject(Protocol):
         """Requests in flight, as the scheduler counts."""
 
     @property
-    def profile(self) -> Profile:
-        """What is known of it but for its pace."""
+    def blank(self) -> Profile:
+        """A step model of it, right but for its pace."""
 
     def plan(self, scenario: Scenario) -> Plan: ...
 
@@ -116,9 +116,9 @@ class _Vllm:
         return self._engine.capacity
 
     @property
-    def profile(self) -> Profile:
-        assert self._engine.profile is not None, "it has started"
-        return self._engine.profile
+    def blank(self) -> Profile:
+        assert self._engine.blank is not None, "it has started"
+        return self._engine.blank
 
     def plan(self, scenario: Scenario) -> Plan:
         return make_plan(scenario, engine="vllm", model=self._model)
@@ -166,7 +166,7 @@ async def judge(subject: Subject, sizes: Sizes, tell: Callable[[str], None]) -> 
         warm_up = _scenario("warm-up", "fifo", sizes, 1e6, 2 * sizes.concurrency)
         like = (await subject.play(subject.plan(warm_up))).requests
         await calibrate()
-        rough = fit_profile(calibrations[0].steps, subject.profile).profile
+        rough = fit_profile(calibrations[0].steps, subject.blank).profile
         plans = _plans(subject, sizes, rough, round(fmean(request.prompt_tokens for request in like)))
         runs: dict[str, list[Played]] = {name: [] for name in plans}
         for repeat in range(1, sizes.repeats + 1):
@@ -175,7 +175,7 @@ async def judge(subject: Subject, sizes: Sizes, tell: Callable[[str], None]) -> 
                 runs[name].append(await subject.play(plan))
             await calibrate()
 
-    fit = fit_profile([step for each in calibrations for step in each.steps], subject.profile)
+    fit = fit_profile([step for each in calibrations for step in each.steps], subject.blank)
     alone = [request for each in calibrations for request in each.requests]
     delay_s = handover_s(alone, fit.profile)
     protocol = PROTOCOL.format(**asdict(sizes), more=subject.capacity, gaps=GAPS)

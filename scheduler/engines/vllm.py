@@ -65,7 +65,7 @@ class VllmEngine:
         self.fit = LiveFit()
         self.on_step: Callable[[StepSample], None] = self.fit.add  # told of each step
         self._gauges = _Gauges(lambda step: self.on_step(step))
-        self._blank: Profile | None = None  # what is known of the engine but for its pace
+        self.blank: Profile | None = None  # once it has started: a step model, right but for its pace
         self._llm: Any = None  # AsyncLLM; vLLM is imported in start()
         self._starting: asyncio.Future[Any] | None = None
         self._stopping = asyncio.Lock()
@@ -83,8 +83,8 @@ class VllmEngine:
 
     @property
     def profile(self) -> Profile | None:
-        """The step model that the engine's latest steps show, for the twin; None before it has started."""
-        return None if self._blank is None else self.fit.profile(self._blank)
+        """The step model that the engine's latest steps show, for the twin; None until there are some."""
+        return None if self.blank is None else self.fit.profile(self.blank)
 
     def telemetry(self) -> EngineTelemetry:
         return self._gauges.read()
@@ -137,7 +137,7 @@ class VllmEngine:
         self.max_model_len = config.model_config.max_model_len
         where = f"CPU, {threads} thread{'s' * (threads != 1)}" if device == "cpu" else _gpu(current_platform)
         self._detail = f"vLLM {vllm.__version__} on {where}, {title(self._model)}"
-        self._blank = _blank_profile(device, self._model, self._detail, config)
+        self.blank = _blank_profile(device, self._model, self._detail, config)
         return llm
 
     async def stop(self) -> None:
@@ -369,7 +369,7 @@ def _gpu(platform: Any) -> str:
 
 
 def _blank_profile(device: str, model: str, detail: str, config: Any) -> Profile:
-    """What the twin must know of the engine; how long its steps take is, so far, that of another machine."""
+    """What the twin must know of the engine; how long its steps take is that of another machine."""
     like = load_profile("cpu", "smollm2") if device == "cpu" else load_profile("l4", "qwen1.5-1.8b-chat")
     cache = config.cache_config
     return replace(

@@ -122,10 +122,10 @@ class LiveFit:
         self._steps.append(step)
         self._seen += 1
 
-    def profile(self, base: Profile) -> Profile:
-        """``base`` with costs as the latest steps show them; ``base`` itself until there are some."""
+    def profile(self, base: Profile) -> Profile | None:
+        """``base`` with costs as the latest steps show them; None until there are ``MIN_STEPS``."""
         if len(self._steps) < MIN_STEPS:
-            return base
+            return None
         fitted = self._fitted
         if fitted is None or self._seen - fitted[0] >= REFIT_STEPS or fitted[1] != base:
             steps = [*self._steps, *_anchors(base, self._steps)]
