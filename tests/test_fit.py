@@ -84,6 +84,11 @@ def test_costs_are_never_negative() -> None:
     assert min(costs(fit_profile(odd, CPU).profile)) >= 0.0
 
 
+def test_steps_that_cost_nothing_of_their_own_still_make_a_profile() -> None:
+    proportional = [StepSample(0.01 * batch, batch, 100, 0) for batch in range(1, 17) for _ in range(4)]
+    assert fit_profile(proportional, CPU).profile.step_s(8, 100) == pytest.approx(0.08, rel=0.01)
+
+
 def test_too_few_steps_are_refused() -> None:
     with pytest.raises(ValueError, match=f"31 engine steps were seen; at least {MIN_STEPS}"):
         fit_profile(steps(CPU, 31), CPU)

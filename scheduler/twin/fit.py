@@ -29,6 +29,7 @@ _ROUNDS = 8  # of reweighting; it settles in about five
 _TUNING = 2.0  # residuals above so many standard deviations count less (Huber)
 _GROSS = 3.0  # a step this many times longer than its like: something else had the machine
 _KNEES = 12
+_LEAST_S = 1e-6  # a step takes some time, whatever is in it
 _WORTH_A_KNEE = 0.98  # a floor must cut the loss by 2 %, or there is none
 
 Floats = NDArray[np.float64]
@@ -97,7 +98,7 @@ def fit_profile(samples: Sequence[StepSample], base: Profile, *, find_floor: boo
     level_s, per_context_s, per_sequence_s, per_prefill_s = costs.tolist()
     profile = replace(
         base,
-        fixed_s=max(0.0, level_s - per_context_s * knee),
+        fixed_s=max(_LEAST_S, level_s - per_context_s * knee),
         floor_s=level_s if knee else 0.0,
         per_context_token_s=per_context_s,
         per_sequence_s=per_sequence_s,
