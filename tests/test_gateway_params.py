@@ -59,7 +59,7 @@ SENSELESS: dict[str, list[Any]] = {
     "max_tokens": [0, -5, 10**9, 1.5, 1e9, "5", True, [], {}, 10**30],
     "temperature": [-0.1, 2.1, "hot", True, [], 10**400],
     "top_p": [0, 0.0, -1, 1.1, "all", False],
-    "n": [0, 2, -1, 1.0, "1", True],
+    "n": [0, 2, -1, 1.5, "1", True],
     "seed": [2**63, -(2**63) - 1, 1.5, "1", True],
     "stop": [5, "", [""], ["a"] * 17, ["a", 5], {}, "x" * 257, "\ud800"],
     "stream": [1, "true", []],
@@ -146,6 +146,12 @@ def test_senseless_prompts(prompt: Any) -> None:
 def test_senseless_messages(messages: Any) -> None:
     error = refusal(chat(messages=messages), is_chat=True)
     assert (error.param or "").startswith("messages")
+
+
+def test_a_whole_number_may_be_written_with_a_point() -> None:
+    ask = read_ask(completion(max_tokens=5.0, n=1.0, seed=-3.0), chat=False)
+    assert (ask.max_tokens, ask.sampling.seed) == (5, -3)
+    assert type(ask.max_tokens) is type(ask.sampling.seed) is int
 
 
 def test_two_caps_that_differ() -> None:

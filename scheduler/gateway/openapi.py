@@ -242,9 +242,11 @@ def _asked(text: str, fields: Json) -> Json:
     """A body with this text in it: what is honoured, and what is not but in values that ask for nothing."""
     neutral = {name: {"enum": [*values, None]} for name, values in NEUTRAL.items()}
     schema = _object({**fields, **_sampling(), **neutral}, closed=True, required=(text,))
-    given = {"properties": {"stream_options": {"type": "object"}}, "required": ["stream_options"]}
+    options = {"properties": {"stream_options": {"type": "object"}}, "required": ["stream_options"]}
     streamed = {"properties": {"stream": {"const": True}}, "required": ["stream"]}
-    return {**schema, "if": given, "then": streamed}
+    forced = {"properties": {"ignore_eos": {"const": True}}, "required": ["ignore_eos"]}
+    unstopped = {"properties": {"stop": {"enum": [None, []]}}}
+    return {**schema, "allOf": [{"if": options, "then": streamed}, {"if": forced, "then": unstopped}]}
 
 
 def _completion() -> Json:

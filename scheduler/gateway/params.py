@@ -148,6 +148,8 @@ def _integer(low: int, high: int | None = None) -> Reader:
     bounds = f"at least {low}" if high is None else f"from {low} to {high}"
 
     def read(value: Any, name: str) -> int:
+        if type(value) is float and value.is_integer():
+            value = int(value)  # JSON has one kind of number: 5.0 is 5
         if type(value) is not int:
             raise bad(f"{name} must be a whole number", name)
         if value < low or (high is not None and value > high):
@@ -158,9 +160,9 @@ def _integer(low: int, high: int | None = None) -> Reader:
 
 
 def _one(value: Any, name: str) -> int:
-    if type(value) is not int or value != 1:
+    if type(value) not in (int, float) or value != 1:
         raise bad(f"{name} must be 1: several choices for one request are not supported", name)
-    return value
+    return 1
 
 
 def _temperature(value: Any, name: str) -> float:
