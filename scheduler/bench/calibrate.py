@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from statistics import fmean
+from statistics import median
 from typing import Any
 
 from scheduler.core.types import CATEGORIES, Request
@@ -87,4 +87,4 @@ def handover_s(requests: Sequence[Request], profile: Profile) -> float:
         for request in requests
         if request.submitted_by == ALONE
     ]
-    return max(0.0, fmean(extra))
+    return max(0.0, median(extra))
