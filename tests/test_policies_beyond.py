@@ -129,15 +129,23 @@ def test_fair_charges_what_was_really_served() -> None:
     assert served["acme"] / served["globex"] == pytest.approx(5 / 3, rel=0.2)
 
 
-def test_fair_saves_nothing_up_for_who_was_idle() -> None:
-    scheduler = make_scheduler("fair", capacities=(1,))
+@pytest.mark.parametrize(
+    ("credit", "first"),
+    [
+        (0, 10),  # of 16, at five to three, from the moment it came
+        (30, 12),  # five more at once: each costs 30 tokens by a weight of 5; then at five to three
+        (2000, 16),  # all that it did not use
+    ],
+)
+def test_fair_saves_no_more_than_a_credit_for_who_was_idle(credit: float, first: int) -> None:
+    scheduler = make_scheduler(f"fair credit={credit}", capacities=(1,))
     submit_all(scheduler, [make_request(f"g{i}", "globex", 0.0) for i in range(40)])
     for _ in range(20):
         for request in dispatch_all(scheduler, 1.0):
             complete(scheduler, request, 1.0)
     submit_all(scheduler, [make_request(f"a{i}", "acme", 2.0) for i in range(20)], now=2.0)
-    first = "".join(name[0] for name in run_out(scheduler, 2.0)[:16])
-    assert first.count("a") == 10, "five to three, from the moment it came"
+    order = "".join(name[0] for name in run_out(scheduler, 2.0)[:16])
+    assert order.count("a") == first
 
 
 def test_a_weight_changes_at_once() -> None:
@@ -191,7 +199,7 @@ def test_every_combination_runs(rule: str, ordering: str) -> None:
 
 def test_parameters_reach_both_halves() -> None:
     assert policy_from("lottery+two-class q=0.4 seed=7").describe() == "lottery+two-class seed=7 q=0.4"
-    assert policy_from("fair+two-class").describe() == "fair+two-class q=0.55"
+    assert policy_from("fair+two-class").describe() == "fair+two-class credit=2000 q=0.55"
     assert {"fair+two-class", "two-class", "packed"} <= set(POLICIES)
 
 
@@ -200,9 +208,10 @@ def test_parameters_reach_both_halves() -> None:
     [
         ("two-class q=1", "policy two-class: q: 1.0 is not allowed; a quantile between 0 and 1"),
         ("three-class low=0.8", "low: 0.8 is not allowed; it must be below high"),
+        ("fair credit=-1", "credit: -1.0 is not allowed; tokens by weight, 0 or more"),
         ("aged-sjf rate=-3", "rate: -3.0 is not allowed; a number of tokens per second waited"),
-        ("fair+two-class rate=1", "policy fair.two-class: unknown parameter 'rate'; it takes q"),
-        ({"name": "fair", "inside": "sjf"}, "unknown parameter 'inside'; it takes no parameters"),
+        ("fair+two-class rate=1", "policy fair.two-class: unknown parameter 'rate'; it takes credit, q"),
+        ({"name": "fair", "inside": "sjf"}, "unknown parameter 'inside'; it takes credit"),
         (
             "two-class+fair",
             "unknown policy 'two-class.fair'; allowed: .* one of fair, priority, weighted",

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
+from math import inf
 from random import Random
 from typing import Any, ClassVar, Self
 
@@ -91,15 +92,21 @@ class Weighted(Sharing):
 class Fair(Sharing):
     """Tokens served are shared by weight: each tenant has a counter of tokens / weight, the lowest goes next.
 
-    The estimated cost is charged at dispatch and corrected at the end. Who was idle saved nothing up: its
-    counter is lifted to the ``floor``, that of the last tenant served, as it stood before the charge.
+    The estimated cost is charged at dispatch and corrected at the end. Who was idle saved little up: its
+    counter is lifted to ``credit`` below the ``floor``, that of the last tenant served, as it stood before the
+    charge. The credit lets those who stay within their share have their bursts while somebody floods.
     """
 
     kind: ClassVar[str] = "fair"
     summary: ClassVar[str] = "tokens by tenant weight: who was served least goes next"
+    credit: float = 2000.0  # tokens by weight
     counters: dict[str, float] = field(default_factory=dict, init=False, compare=False, repr=False)
     floor: float = field(default=0.0, init=False, compare=False, repr=False)
     tenants: Mapping[str, Tenant] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.credit < inf:
+            raise ValueError(f"credit: {self.credit!r} is not allowed; tokens by weight, 0 or more")
 
     def bind(self, tenants: Mapping[str, Tenant]) -> None:
         self.tenants = tenants
@@ -113,7 +120,7 @@ class Fair(Sharing):
         return min(heads, key=lambda name: (counters[name], heads[name]))
 
     def on_backlogged(self, group: str) -> None:
-        self.counters[group] = max(self.counters.get(group, 0.0), self.floor)
+        self.counters[group] = max(self.counters.get(group, 0.0), self.floor - self.credit)
 
     def on_dispatch(self, request: Request, cost: float) -> None:
         self.floor = max(self.floor, self.counters.get(request.tenant, 0.0))
