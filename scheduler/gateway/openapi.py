@@ -245,7 +245,7 @@ def _asked(text: str, fields: Json) -> Json:
     options = {"properties": {"stream_options": {"type": "object"}}, "required": ["stream_options"]}
     streamed = {"properties": {"stream": {"const": True}}, "required": ["stream"]}
     forced = {"properties": {"ignore_eos": {"const": True}}, "required": ["ignore_eos"]}
-    unstopped = {"properties": {"stop": {"enum": [None, []]}}}
+    unstopped: Json = {"properties": {"stop": {"enum": [None, []]}}}
     return {**schema, "allOf": [{"if": options, "then": streamed}, {"if": forced, "then": unstopped}]}
 
 
