@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -18,23 +18,26 @@ TENANTS = {"bench-premium": "premium", "bench-standard": "standard", "bench-batc
 ALONE = "alone"  # the stream of a single client
 FORCED = ({"at": 0, "drift": {"output_scale": 1, "force": True}},)
 
-_REQUESTS = {1: 4, 2: 6, 4: 8}  # of so many clients; of more, two each
-_WORDS = (3, 6, 12, 24, 48, 96)
+SHORT, LONG = (3, 12), (120, 200)  # words of a prompt
 
 
 def sweep(folder: Path, number: int, *, capacity: int, tokens: int) -> Scenario:
-    """The ``number``-th calibration of an engine that batches ``capacity``: one client, then two, and so on,
-    each asking again when it has its answer. Answers are forced; their median is ``tokens``. The prompts, of
-    three to 96 words, are like no scenario's and no other sweep's; they go into ``folder``.
+    """The ``number``-th calibration of an engine that batches ``capacity``: one client, then more, each
+    asking again when it has its answer. Answers are forced; their median is ``tokens``. The prompts are like
+    no scenario's and no other sweep's; they go into ``folder``.
+
+    First with short prompts, then with long ones: else a larger batch would always mean more context, too,
+    and nothing could tell their costs apart.
     """
-    levels = sorted({1, 2, 4, max(1, capacity // 2), capacity + 2})
-    counts = [_REQUESTS.get(clients, 2 * clients) for clients in levels]
-    prompts = folder / f"calibration-{number}.jsonl"
-    prompts.write_text("\n".join(_prompts(number, sum(counts))) + "\n", encoding="utf-8")
+    full, half = capacity + 2, max(1, capacity // 2)
+    levels = [(1, 4, SHORT), (2, 6, SHORT), (4, 8, SHORT), (half, 2 * half, SHORT), (full, 3 * full, SHORT)]
+    levels += [(full, full, LONG), (4, 4, LONG)]
     load: list[dict[str, Any]] = []
-    for clients, count in zip(levels, counts, strict=True):
+    for level, (clients, count, words) in enumerate(levels):
+        prompts = folder / f"calibration-{number}.{level}.jsonl"
+        prompts.write_text("\n".join(_prompts(f"{number}.{level}", count, words)) + "\n", encoding="utf-8")
         stream = {
-            "name": f"clients-{clients}" if load else ALONE,
+            "name": f"level-{level}" if load else ALONE,
             "tenant": dict.fromkeys(TENANTS, 1),
             "arrivals": {"closed": {"clients": clients}},
             "count": count,
@@ -65,15 +68,12 @@ def scenario(name: str, policy: str, seed: int, load: Sequence[dict[str, Any]], 
     )
 
 
-def _prompts(number: int, count: int) -> list[str]:
+def _prompts(label: str, count: int, words: tuple[int, int]) -> Iterator[str]:
     """Lines of a prompts file."""
-    rng = Random(f"calibration {number}")
-    lines = []
+    rng = Random(f"calibration {label}")
     for serial in range(count):
-        words = " ".join(rng.choices(TOPICS, k=rng.choice(_WORDS))).split()
-        text = f"Calibration {number}.{serial}: tell more of " + " ".join(words[: rng.choice(_WORDS)])
-        lines.append(json.dumps({"prompt": text}))
-    return lines
+        text = " ".join(" ".join(rng.choices(TOPICS, k=words[1])).split()[: rng.randint(*words)])
+        yield json.dumps({"prompt": f"Calibration {label}.{serial}: tell more of {text}"})
 
 
 def handover_s(requests: Sequence[Request], profile: Profile) -> float:

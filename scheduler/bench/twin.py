@@ -29,8 +29,9 @@ from scheduler.twin.profile import Profile, profile_text
 PROTOCOL = (
     "One engine, started once, in the bench's own event loop; every run is a whole headless live run on it, "
     "answers of forced length, the prefix cache emptied before each. Calibration: clients that ask again "
-    "when they have their answer, from one to {more} at a time, prompts of three to 96 words; the profile "
-    "is fitted to the duration of every engine step, the hand-over to the first tokens of the single client. "
+    "when they have their answer, from one to {more} at a time, with short prompts and with long; the "
+    "profile is fitted to the duration of every engine step, the hand-over to the first tokens of the single "
+    "client. "
     "Scenarios: {requests} requests each, prompts and seeds of their own, one Poisson at {steady:.0%} of the "
     "capacity that the twin gives them, under fifo, one at {rush:.0%}, under weighted. They are run in turn, "
     "{repeats} times each, with a calibration before and after every turn. Then the twin is fitted to the "
