@@ -59,7 +59,11 @@ def add_benches(commands: Any) -> None:
     gateway.add_argument("--pairs", type=_whole, default=5, metavar="N", help="of those; default: 5")
     gateway.set_defaults(command=_bench_gateway)
 
-    for parser in (estimate, policies, core, engine, screen, paper, gateway, twin):
+    preview = benches.add_parser("preview", help="what previews say beside what then happens; minutes")
+    preview.add_argument("--switches", type=_whole, default=40, metavar="N", help="default: 40")
+    preview.set_defaults(command=_bench_preview)
+
+    for parser in (estimate, policies, preview, core, engine, screen, paper, gateway, twin):
         parser.add_argument(
             "--out", type=Path, metavar="DIR", help="also write the document to DIR/bench-NAME.json"
         )
@@ -143,6 +147,12 @@ def _bench_estimate(args: argparse.Namespace) -> int:
     from scheduler.bench.estimate import bench_estimate
 
     return _show(bench_estimate(args.lengths, _tell), args)
+
+
+def _bench_preview(args: argparse.Namespace) -> int:
+    from scheduler.bench.preview import bench_preview
+
+    return _show(bench_preview(_tell, switches=args.switches), args)
 
 
 def _bench_policies(args: argparse.Namespace) -> int:

@@ -38,6 +38,7 @@ class Packed:
 class _Player:
     def __init__(self) -> None:
         self._process: Process | None = None
+        self._left: list[Process] = []
         self._has: int | None = None  # number of the picture that it has
         self._one_at_a_time = asyncio.Lock()
 
@@ -49,15 +50,13 @@ class _Player:
             try:
                 return await asyncio.shield(playing)
             except asyncio.CancelledError:
-                self.kill()
+                self._leave()
                 await asyncio.gather(playing, return_exceptions=True)
                 raise
 
     async def _play(self, packed: Packed, policy: str, seed: int) -> Figures:
-        if self._process is None or self._process.returncode is not None:
-            await self._start()
-        assert self._process is not None
-        stdin, stdout = self._process.stdin, self._process.stdout
+        process = self._process or await self._start()
+        stdin, stdout = process.stdin, process.stdout
         assert stdin is not None
         assert stdout is not None
         new = None if self._has == packed.number else packed.data
@@ -69,28 +68,32 @@ class _Player:
             (size,) = LENGTH.unpack(await stdout.readexactly(LENGTH.size))
             figures: Figures = pickle.loads(await stdout.readexactly(size))
         except (OSError, asyncio.IncompleteReadError) as error:
-            self.kill()
+            self._leave()
             raise PlayerLost("the process that plays previews ended") from error
         return figures
 
-    async def _start(self) -> None:
+    async def _start(self) -> Process:
         command = (sys.executable, "-P", "-m", "scheduler.live.preview_child")
         try:
-            self._process = await asyncio.create_subprocess_exec(
+            process = await asyncio.create_subprocess_exec(
                 *command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True
             )
         except OSError as error:
             raise PlayerLost(f"no process to play previews: {error.strerror}") from error
-        self._has = None
+        self._has, self._process = None, process
+        return process
 
-    def kill(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
+    def _leave(self) -> None:
+        """The process ends by itself when its stdin does; the next job gets a new one."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._left.append(self._process)
+            self._process = None
 
     async def stop(self) -> None:
-        self.kill()
-        if self._process is not None:
-            await self._process.wait()
+        self._leave()
+        await asyncio.gather(*(process.wait() for process in self._left))
 
 
 class Players:

@@ -71,24 +71,29 @@ class Future(NamedTuple):
 
 
 class Lengths:
-    """Draws answers from estimates: by how answers of that tenant and category lately compared with theirs,
-    else from a log-normal with the point as its median and the upper as its 90 % quantile.
+    """Draws answers from estimates: by how answers lately compared with theirs, of that tenant and category,
+    of the category, or of all with so large a max_tokens; else from a log-normal with the point as its median
+    and the upper as its 90 % quantile.
     """
 
     def __init__(self, ratios: Ratios) -> None:
-        self._own = {key: values for key, values in ratios.items() if len(values) >= MIN_RATIOS}
-        pools: dict[tuple[str, int], list[float]] = {}
-        for (_, category, size), values in ratios.items():
-            pools.setdefault((category, size), []).extend(values)
-        self._common = {key: sorted(pool) for key, pool in pools.items() if len(pool) >= MIN_RATIOS}
+        pools: dict[tuple[str, str, int], list[float]] = {}
+        for (tenant, category, size), values in ratios.items():
+            for key in ((tenant, category, size), ("", category, size), ("", "", size)):
+                pools.setdefault(key, []).extend(values)
+        self._pools = {key: sorted(pool) for key, pool in pools.items() if len(pool) >= MIN_RATIOS}
 
     def draw(self, request: Pending, u: float) -> int:
         """Output tokens of an answer; ``u`` (0..1) is its quantile among those longer than it is already."""
         if request.ended:
             return request.generated
         done, point = request.generated, max(1.0, request.point)
-        kind = (request.category, request.max_tokens.bit_length())
-        ratios = self._own.get((request.tenant, *kind)) or self._common.get(kind)
+        pools, size = self._pools, request.max_tokens.bit_length()
+        ratios = (
+            pools.get((request.tenant, request.category, size))
+            or pools.get(("", request.category, size))
+            or pools.get(("", "", size))
+        )
         if ratios is None:
             length = _lognormal(point, request.upper, done, u)
         else:

@@ -1,0 +1,204 @@
+"""Guard and autopilot decide by hand-made figures; whatever comes, they do not flap."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduler.core.autopilot import Autopilot, Forecast, Goal, best
+from scheduler.core.guard import Bound, Guard, GuardRule
+from scheduler.load.scenario import ScenarioError, load_scenario
+from scheduler.plan import make_plan
+from scheduler.virtual import VirtualRun
+
+SLOW = Bound("tiers.premium.e2e.p99", ">", 12.0)
+RULE = GuardRule(SLOW, hold_s=30.0, cooldown_s=120.0)
+
+
+def premium(p99_s: float, p50_s: float = 1.0) -> dict[str, float]:
+    return {"ended": 50.0, "e2e.p50": p50_s, "tiers.premium.e2e.p99": p99_s}
+
+
+def test_a_violation_that_lasts_is_rolled_back_once() -> None:
+    guard = Guard(RULE)
+    guard.on_switch("fifo", 100.0)
+    assert guard.check("sjf", premium(20.0), 110.0) is None
+    assert guard.check("sjf", premium(20.0), 139.9) is None
+    assert guard.check("sjf", premium(20.0), 140.0) == "fifo"
+    for now in range(145, 1000, 5):
+        assert guard.check("fifo", premium(20.0), now) is None, "what the guard did is not undone by it"
+
+
+def test_a_violation_that_stops_for_a_moment_begins_anew() -> None:
+    guard = Guard(RULE)
+    guard.on_switch("fifo", 100.0)
+    assert guard.check("sjf", premium(20.0), 110.0) is None
+    assert guard.check("sjf", premium(11.0), 125.0) is None
+    assert guard.check("sjf", premium(20.0), 141.0) is None
+    assert guard.check("sjf", premium(20.0), 171.0) == "fifo"
+
+
+def test_without_a_switch_there_is_nothing_to_roll_back() -> None:
+    guard = Guard(RULE)
+    assert [guard.check("fifo", premium(20.0), now) for now in (0.0, 50.0, 100.0)] == [None] * 3
+
+
+def test_a_named_policy_is_rolled_back_to_and_then_left_alone() -> None:
+    guard = Guard(GuardRule(SLOW, hold_s=0.0, roll_back="priority"))
+    assert guard.check("fifo", premium(20.0), 1.0) == "priority"
+    assert guard.check("priority", premium(20.0), 500.0) is None
+
+
+def test_few_requests_say_nothing() -> None:
+    guard = Guard(GuardRule(SLOW, hold_s=0.0))
+    guard.on_switch("fifo", 0.0)
+    assert guard.check("sjf", premium(20.0) | {"ended": 9.0}, 1.0) is None
+    assert guard.check("sjf", premium(20.0) | {"ended": 10.0}, 2.0) == "fifo"
+
+
+def test_worse_than_predicted() -> None:
+    guard = Guard(GuardRule(worse_than_predicted=0.25, hold_s=0.0))
+    guard.on_switch("fifo", 0.0)
+    assert guard.check("sjf", premium(1.0, p50_s=9.0), 1.0) is None, "nothing was predicted"
+    assert guard.check("sjf", premium(1.0, p50_s=9.9), 2.0, {"e2e.p50": 8.0}) is None
+    assert guard.check("sjf", premium(1.0, p50_s=10.1), 3.0, {"e2e.p50": 8.0}) == "fifo"
+
+
+steps = st.tuples(st.floats(0.1, 60.0), st.floats(0.0, 30.0), st.sampled_from(["", "sjf", "fair", "fifo"]))
+
+
+@settings(max_examples=50)
+@given(st.lists(steps, max_size=60), st.sampled_from(["", "priority"]))
+def test_it_never_flaps(sequence: list[tuple[float, float, str]], roll_back: str) -> None:
+    """However noisy the figures are: one roll back in a cooldown, and one for each switch."""
+    guard = Guard(GuardRule(SLOW, hold_s=5.0, cooldown_s=100.0, roll_back=roll_back))
+    policy, now, acted_s, since_operator = "fifo", 0.0, [], 0
+    for step_s, p99_s, operator in sequence:
+        now += step_s
+        if operator and operator != policy:
+            guard.on_switch(policy, now)
+            policy, since_operator = operator, 0
+        target = guard.check(policy, premium(p99_s), now)
+        if target is not None:
+            assert target != policy
+            acted_s.append(now)
+            policy, since_operator = target, since_operator + 1
+            assert since_operator == 1, "twice for one switch"
+    assert all(later - earlier >= 100.0 for earlier, later in pairwise(acted_s))
+
+
+# -- the autopilot ----------------------------------------------------------------------------------------
+
+GOAL = Goal("e2e.p50", (Bound("tiers.premium.e2e.p99", "<", 12.0),), gain=0.1)
+
+
+def forecast(p50_s: float, p99_s: float = 5.0, cautious_p99_s: float | None = None) -> Forecast:
+    usual = premium(p99_s, p50_s)
+    return Forecast(usual, premium(p99_s if cautious_p99_s is None else cautious_p99_s, p50_s))
+
+
+def test_best_is_the_least_within_the_bounds_or_the_least_beyond_them() -> None:
+    assert best({"fifo": forecast(9.0), "sjf": forecast(4.0, 20.0), "fair": forecast(6.0)}, GOAL) == "fair"
+    assert best({"fifo": forecast(9.0, 14.0), "sjf": forecast(4.0, 20.0)}, GOAL) == "fifo"
+    cautious = {"fifo": forecast(9.0), "sjf": forecast(4.0, 10.0, cautious_p99_s=13.0)}
+    assert best(cautious, GOAL) == "fifo", "a bound is held against the worse quarter"
+
+
+def test_it_swaps_when_two_previews_in_a_row_name_the_same() -> None:
+    pilot = Autopilot(GOAL)
+    better, other = (
+        {"fifo": forecast(9.0), "sjf": forecast(4.0)},
+        {"fifo": forecast(9.0), "fair": forecast(4.0)},
+    )
+    assert [pilot.choose("fifo", better) for _ in range(2)] == [None, "sjf"]
+    pilot = Autopilot(GOAL)
+    assert [pilot.choose("fifo", found) for found in (better, other, better, better)] == [None] * 3 + ["sjf"]
+
+
+def test_a_small_gain_is_none() -> None:
+    pilot = Autopilot(GOAL)
+    near = {"fifo": forecast(9.0), "sjf": forecast(8.2)}
+    assert [pilot.choose("fifo", near) for _ in range(5)] == [None] * 5
+
+
+def test_back_within_the_bounds_needs_no_gain() -> None:
+    pilot = Autopilot(GOAL)
+    beyond = {"sjf": forecast(4.0, 20.0), "fair": forecast(6.0)}
+    assert [pilot.choose("sjf", beyond) for _ in range(2)] == [None, "fair"]
+
+
+@settings(max_examples=50)
+@given(st.lists(st.lists(st.floats(0.1, 50.0), min_size=3, max_size=3), max_size=40))
+def test_it_swaps_at_most_every_other_preview(previews: list[list[float]]) -> None:
+    pilot, policy, swapped = Autopilot(GOAL), "a", []
+    for number, values in enumerate(previews):
+        target = pilot.choose(policy, {name: forecast(v) for name, v in zip("abc", values, strict=True)})
+        if target is not None:
+            swapped.append(number)
+            policy = target
+    assert all(later - earlier >= 2 for earlier, later in pairwise(swapped))
+
+
+# -- in a scenario ----------------------------------------------------------------------------------------
+
+HEAD = """
+name: steered
+tenants: [{name: acme, tier: premium, slo: {e2e: 20s}}, {name: lab, tier: batch}]
+load:
+  - {tenant: {acme: 1, lab: 2}, arrivals: {poisson: 9}, for: 80s}
+"""
+
+
+def check(folder: Path, text: str) -> str:
+    (folder / "s.yaml").write_text(HEAD + text, encoding="utf-8")
+    with pytest.raises(ScenarioError) as error:
+        load_scenario(str(folder / "s.yaml"))
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("guard: {over: 60s}", 6, "needs `when`, `worse_than_predicted` or both"),
+        ("guard:\n  when: e2e.p51 > 3s", 7, "did you mean 'e2e.p"),
+        ("guard:\n  when: e2e.p50 == 3s", 7, "compares with one of < <= > >="),
+        ("guard:\n  when: e2e.p50 > 3s\n  roll_back: sjx", 8, "unknown policy 'sjx'"),
+        ("guard:\n  worse_than_predicted: lots", 7, "a share such as 25% or 0.25, got 'lots'"),
+        ("policy:\n  auto:\n    minimise: e2e", 8, "no figure 'e2e'"),
+        ("policy:\n  auto:\n    candidates: [fifo, sjx]", 8, "unknown policy 'sjx'"),
+        ("policy:\n  auto:\n    candidates: []", 8, "must not be empty"),
+        ("policy:\n  auto:\n    evry: 3s", 8, "did you mean 'every'"),
+    ],
+)
+def test_errors_name_the_line_and_what_is_allowed(tmp_path: Path, text: str, line: int, words: str) -> None:
+    told = check(tmp_path, text)
+    assert f"s.yaml:{line}: " in told
+    assert words in told
+
+
+def run(folder: Path, text: str) -> dict[str, object]:
+    (folder / "s.yaml").write_text(HEAD + text, encoding="utf-8")
+    return VirtualRun(make_plan(load_scenario(str(folder / "s.yaml")), clock="virtual")).run()
+
+
+def test_the_autopilot_takes_over_and_a_policy_by_name_turns_it_off(tmp_path: Path) -> None:
+    auto = "policy: {auto: {candidates: [sjf], every: 30s, start: fifo}}\n"
+    switches = run(tmp_path, auto)["switches"]
+    assert [(s["from"], s["to"], s["by"]) for s in switches] == [("fifo", "sjf", "autopilot")]  # type: ignore[attr-defined]
+    scenario = load_scenario(str(tmp_path / "s.yaml"))
+    assert make_plan(scenario, policy="fair", clock="virtual").goal is None
+
+
+def test_the_guard_rolls_a_bad_switch_back(tmp_path: Path) -> None:
+    text = """
+policy: priority
+guard: {when: "latency_s.tiers.premium.e2e.p99 > 14s", over: 30s, hold: 10s}
+timeline: [{at: 40s, policy: sjf}]
+"""
+    switches = run(tmp_path, text)["switches"]
+    assert [(s["to"], s["by"]) for s in switches] == [("sjf", "timeline"), ("priority", "guard")]  # type: ignore[attr-defined]
+    assert 50.0 <= switches[1]["at_s"] < 110.0  # type: ignore[index]

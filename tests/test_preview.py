@@ -1,0 +1,211 @@
+"""What a preview says, held against what then happens where nothing is left to chance; and its parts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler.core.slots import MicroBatch
+from scheduler.core.types import Limits, Request, State, Tenant
+from scheduler.load.scenario import load_scenario
+from scheduler.plan import make_plan
+from scheduler.twin.outlook import Outlook, Window
+from scheduler.twin.picture import Pending, Picture, unpacked
+from scheduler.twin.preview import (
+    HORIZON_S,
+    MAX_HORIZON_S,
+    Lengths,
+    band,
+    draw_future,
+    forecast,
+    horizon_of,
+    play,
+    who_waits_longer,
+)
+from scheduler.twin.profile import load_profile
+from scheduler.virtual import VirtualRun
+
+TENANTS = (Tenant("acme", "premium", 5.0), Tenant("lab", "batch", 2.0))
+
+
+def pending(number: int, point: float = 100.0, **changes: Any) -> Pending:
+    tenant = TENANTS[number % 2]
+    made = Pending(
+        *(tenant.name, tenant.tier, 0.1 * number, 20, 400, 20, point, 400.0),
+        *("summary", "short", None, 0),
+    )
+    return made._replace(**changes)
+
+
+def picture(queued: int = 100, running: int = 8, **changes: Any) -> Picture:
+    made = Picture(
+        now=100.0,
+        policy="fifo",
+        tenants=TENANTS,
+        queued=tuple(pending(number, 40.0 + number % 7 * 50) for number in range(queued)),
+        running=tuple(pending(number, generated=30) for number in range(running)),
+        recent_s=100.0,
+        arrivals=tuple(pending(number, arrival_s=float(number)) for number in range(1, 100)),
+        ratios={},
+        capacities=(8,),
+        max_num_seqs=8,
+        batch=None,
+        limits=Limits(),
+        max_inflight_tokens=None,
+        max_model_len=inf,
+        profile=load_profile("l4", "qwen1.5-1.8b-chat"),
+    )
+    return replace(made, **changes)
+
+
+def played(what: Picture, policy: str, seed: int = 0) -> dict[str, float]:
+    return dict(play(what, policy, draw_future(what, HORIZON_S, seed), HORIZON_S))
+
+
+def test_the_same_picture_and_seed_give_the_same_figures() -> None:
+    assert played(picture(), "fair+two-class") == played(unpacked(picture().packed()), "fair+two-class")
+    assert played(picture(), "sjf") != played(picture(), "sjf", seed=1)
+
+
+def test_policies_do_what_they_are_known_for() -> None:
+    fifo, sjf, priority = (played(picture(), policy) for policy in ("fifo", "sjf", "priority"))
+    assert sjf["e2e.p50"] < fifo["e2e.p50"]
+    assert priority["tiers.premium.e2e.p99"] < fifo["tiers.premium.e2e.p99"]
+    assert who_waits_longer(priority, fifo) == ("lab",)
+
+
+@pytest.mark.parametrize("policy", ["fifo", "sjf", "weighted", "fair", "edf", "lottery", "packed"])
+def test_nobody_is_lost(policy: str) -> None:
+    what = picture()
+    come = len(what.queued) + len(what.running) + len(draw_future(what, HORIZON_S, 0).arrivals)
+    figures = played(what, policy)
+    assert figures["ended"] + figures["here"] == come
+    packed = played(replace(what, batch=MicroBatch(8, 0.01)), policy)
+    assert packed["ended"] + packed["here"] == come
+    assert packed["e2e.p50"] > figures["e2e.p50"], "a blocking batch holds slots"
+
+
+def test_a_burst_of_answers_that_run_to_their_limit_is_predicted_as_it_comes(tmp_path: Path) -> None:
+    """No chance is left: every answer is cut, and nothing comes after. Only what runs is resumed a little
+    off, for its tokens are prefilled anew.
+    """
+    (tmp_path / "s.yaml").write_text(
+        """
+name: cut
+engine: {capacity: 8}
+tenants: [{name: acme, tier: premium}, {name: lab, tier: batch}]
+load:
+  - tenant: {acme: 1, lab: 1}
+    arrivals: at-once
+    count: 400
+    mix: {short_qa: 2, technical: 1}
+    max_tokens: {short_qa: 30, technical: 200}
+    lengths: {lognormal: {short_qa: [900, 0.1], technical: [900, 0.1]}}
+timeline: [{at: 30s, policy: sjf}]
+""",
+        encoding="utf-8",
+    )
+    document = VirtualRun(make_plan(load_scenario(str(tmp_path / "s.yaml")), clock="virtual")).run()
+    (found,) = document["predictions"]
+    assert (found["at_s"], found["from"], found["to"]) == (30.0, "fifo", "sjf")
+    for figure, value in found["observed"].items():
+        if figure.endswith(("p50", "p95", "p99", "mean")) or figure == "longest_wait_s":
+            assert found["predicted"][figure] == pytest.approx(value, rel=0.02), figure
+    assert found["stay"]["e2e.p50"] > found["predicted"]["e2e.p50"]
+    assert found["observed_s"] < found["horizon_s"], "the run ended before"
+
+
+def test_a_switch_closes_the_span_of_the_one_before(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(
+        """
+name: twice
+tenants: [{name: acme}]
+load: [{tenant: acme, arrivals: {poisson: 6}, for: 200s}]
+timeline: [{at: 20s, policy: sjf}, {at: 50s, policy: fair}, {at: 55s, policy: fair}]
+""",
+        encoding="utf-8",
+    )
+    plan = make_plan(load_scenario(str(tmp_path / "s.yaml")), clock="virtual")
+    first, second = VirtualRun(plan).run()["predictions"]
+    assert (first["observed_s"], first["horizon_s"]) == (30.0, HORIZON_S)
+    assert second["observed_s"] == pytest.approx(HORIZON_S)
+    assert second["observed"]["ended"] > 500
+
+
+# -- parts ------------------------------------------------------------------------------------------------
+
+
+def test_lengths_follow_what_ended_lately() -> None:
+    ratios = {("acme", "summary", 9): [1.0] * 10 + [2.0] * 10, ("lab", "summary", 9): [0.5] * 3}
+    lengths = Lengths(ratios)
+    mine, other = pending(0), pending(1)
+    assert [lengths.draw(mine, u) for u in (0.0, 0.49, 0.51, 0.99)] == [100, 100, 200, 200]
+    assert lengths.draw(other, 0.1) == 50, "too few of its own: those of its category"
+    assert lengths.draw(mine._replace(generated=150), 0.0) == 200, "it is longer than 150 already"
+    assert 250 < lengths.draw(mine._replace(generated=250), 0.5) <= 400
+    assert lengths.draw(mine._replace(generated=77, ended=True), 0.5) == 77
+
+
+def test_what_was_cut_is_cut_again() -> None:
+    lengths = Lengths({("acme", "summary", 9): [1.0] * 10 + [inf] * 10})
+    assert [lengths.draw(pending(0), u) for u in (0.1, 0.9)] == [100, 400]
+
+
+def test_without_a_past_lengths_spread_around_the_estimate() -> None:
+    lengths = Lengths({})
+    draws = [lengths.draw(pending(0, upper=200.0), u) for u in (0.05, 0.25, 0.5, 0.75, 0.9, 0.999)]
+    assert draws[2] == 100
+    assert draws[4] == 200
+    assert all(less < more for less, more in pairwise(draws))
+    assert draws[-1] <= 400
+    late = [lengths.draw(pending(0, upper=200.0, generated=180), u) for u in (0.0, 0.5, 0.9)]
+    assert late[0] > 180
+    assert all(less < more for less, more in pairwise(late))
+
+
+def test_the_horizon_is_until_the_queue_is_gone_within_bounds() -> None:
+    assert horizon_of(picture(queued=0)) == HORIZON_S
+    assert horizon_of(picture(queued=20)) == HORIZON_S
+    assert HORIZON_S < horizon_of(picture(queued=800)) < MAX_HORIZON_S
+    assert horizon_of(picture(queued=20_000)) == MAX_HORIZON_S
+
+
+def test_bands_and_forecasts() -> None:
+    draws = [{"e2e.p50": float(value), "ended": float(value)} for value in range(1, 11)]
+    low, high = band(draws)
+    assert (low["e2e.p50"], high["e2e.p50"]) == (1.0, 9.0)
+    usual, cautious = forecast(draws)
+    assert (usual["e2e.p50"], cautious["e2e.p50"], cautious["ended"]) == (5.0, 8.0, 3.0)
+
+
+def ended(at_s: float, arrival_s: float) -> Request:
+    return Request(
+        *("r", "acme", "premium", arrival_s, 10, 10),
+        state=State.FINISHED,
+        ended_s=at_s,
+        dispatched_s=arrival_s + 1.0,
+        first_token_s=arrival_s + 2.0,
+    )
+
+
+def test_who_is_still_here_counts_with_its_age() -> None:
+    outlook = Outlook(TENANTS, 100.0, 50.0)
+    outlook.ended(ended(110.0, 105.0))
+    outlook.still_here([Request("w", "lab", "batch", 90.0, 10, 10)], 150.0)
+    figures = outlook.figures()
+    assert (figures["e2e.p50"], figures["e2e.p99"], figures["tiers.batch.e2e.p50"]) == (5.0, 60.0, 60.0)
+    assert (figures["longest_wait_s"], figures["ended"], figures["here"]) == (60.0, 1.0, 1.0)
+    assert figures["goodput.requests_per_s"] == 1 / 50
+
+
+def test_a_window_is_no_longer_than_the_time_since_the_switch() -> None:
+    window = Window(60.0)
+    for at_s in (10.0, 50.0, 90.0):
+        window.add(ended(at_s, at_s - 5.0))
+    assert window.figures(TENANTS, 100.0)["ended"] == 2
+    assert window.figures(TENANTS, 100.0, since_s=70.0)["ended"] == 1

@@ -1,0 +1,166 @@
+"""Previews beside a live run: the loop stays free, nothing is left behind, and it works from afar."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from gateway_kit import serving
+from test_preview import picture
+
+from scheduler.core.guard import Figures
+from scheduler.core.policies import POLICIES, policy_from
+from scheduler.gateway.remote import RemoteFeed
+from scheduler.live.feed import LocalFeed
+from scheduler.live.players import Packed, PlayerLost, Players
+from scheduler.live.preview_child import LENGTH, Job
+from scheduler.live.run import LiveRun
+from scheduler.live.view import CommandError, Preview
+from scheduler.load.scenario import load_scenario
+from scheduler.plan import make_plan
+from scheduler.twin.preview import draw_future, play
+
+SCENARIO = """
+name: busy
+speed: 20
+tenants: [{name: acme, tier: premium}, {name: lab, tier: batch}]
+load: [{tenant: {acme: 1, lab: 1}, arrivals: {poisson: 9}, for: 400s}]
+"""
+
+
+@pytest.fixture(autouse=True)
+def few_futures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scheduler.live.preview.BANDS_S", 0.3)
+
+
+@asynccontextmanager
+async def running(folder: Path, text: str = SCENARIO) -> AsyncIterator[LiveRun]:
+    (folder / "s.yaml").write_text(text, encoding="utf-8")
+    run = LiveRun(make_plan(load_scenario(str(folder / "s.yaml"))))
+    await run.start()
+    try:
+        yield run
+    finally:
+        await run.stop()
+
+
+async def until(true: Callable[[], bool], within_s: float = 30.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not true():  # noqa: ASYNC110 (what is waited for is nobody's event)
+            await asyncio.sleep(0.02)
+
+
+def children() -> list[psutil.Process]:
+    mine = psutil.Process().children(recursive=True)
+    return [child for child in mine if "preview_child" in " ".join(child.cmdline())]
+
+
+async def test_what_the_processes_play_is_what_the_twin_plays() -> None:
+    what, found = picture(), {}
+
+    def keep(policy: str, seed: int, figures: Figures) -> None:
+        found[policy, seed] = figures
+
+    players = Players()
+    jobs = [(policy, seed) for policy in ("fifo", "sjf", "fair") for seed in (0, 3)]
+    try:
+        await players.play(Packed(what, 30.0), jobs, keep)
+    finally:
+        await players.stop()
+    assert found == {
+        (policy, seed): play(what, policy, draw_future(what, 30.0, seed), 30.0) for policy, seed in jobs
+    }
+    assert children() == []
+
+
+async def test_a_killed_process_is_told_and_replaced() -> None:
+    players, packed = Players(), Packed(picture(), 30.0)
+    try:
+        await players.play(packed, [("fifo", 0), ("sjf", 0)], lambda *_: None)
+        for child in children():
+            child.kill()
+        with pytest.raises(PlayerLost):
+            await players.play(packed, [("fifo", 0), ("sjf", 0)], lambda *_: None)
+        await players.play(packed, [("fifo", 0), ("sjf", 0)], lambda *_: None)
+    finally:
+        await players.stop()
+
+
+async def test_a_process_ends_with_its_stdin_in_the_middle_of_a_job() -> None:
+    """As it does when whoever started it is killed: the pipe closes."""
+    players = Players()
+    try:
+        await players.play(Packed(picture(), 1.0), [("fifo", 0)], lambda *_: None)
+        (child,) = children()
+        deep = pickle.dumps(Job(picture(queued=50_000).packed(), "fair+two-class", 0, 480.0))
+        process = players._players[0]._process or players._players[1]._process
+        assert process is not None
+        assert process.stdin is not None
+        process.stdin.write(LENGTH.pack(len(deep)) + deep)
+        await process.stdin.drain()
+        process.stdin.close()
+        await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 10.0)
+    finally:
+        await players.stop()
+
+
+async def test_an_operator_gets_points_then_bands(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        feed = LocalFeed(run)
+        assert feed.previewed() is None
+        await until(lambda: run.scheduler.books.totals.queued > 20)
+        with pytest.raises(CommandError, match="unknown policy 'sjx'"):
+            feed.preview(["sjx"])
+        feed.preview(["sjf", "two-class q=0.4"])
+        await until(lambda: (preview := feed.previewed()) is not None and preview.done)
+        preview = feed.previewed()
+        assert preview is not None
+        assert preview.error == ""
+        assert list(preview.policies) == ["fifo", "sjf", "two-class q=0.4"]
+        for row in preview.policies.values():
+            assert row.low["e2e.p50"] <= row.figures["e2e.p50"] <= row.high["e2e.p50"]
+        assert preview.policies["sjf"].figures["e2e.p50"] < preview.policies["fifo"].figures["e2e.p50"]
+    assert children() == []
+
+
+async def test_predicted_beside_observed_after_a_switch(tmp_path: Path) -> None:
+    async with running(tmp_path, SCENARIO.replace("speed: 20", "speed: 40")) as run:
+        await until(lambda: run.scheduler.books.totals.queued > 20)
+        run.session.switch_policy(policy_from("fifo"), by="me")
+        run.session.switch_policy(policy_from("sjf"), by="me")
+        told = "sjf: predicted p50 "
+        await until(lambda: any(told in notice.text for notice in run.notices.after(0)))
+        (found,) = run.previewer.document(run.clock.now())
+        assert found["observed_s"] == pytest.approx(found["horizon_s"], abs=1.0)
+        assert found["predicted"]["e2e.p50"] < found["stay"]["e2e.p50"]
+
+
+async def test_guard_and_autopilot_steer_a_live_run(tmp_path: Path) -> None:
+    text = SCENARIO + (
+        "policy: {auto: {candidates: [sjf], every: 10s, gain: 5%}}\n"
+        "guard: {when: e2e.p50 > 0.1s, over: 10s, hold: 0s, cooldown: 300s}\n"
+    )
+    async with running(tmp_path, text) as run:
+        await until(lambda: len(run.session.switches) >= 2)
+        done = [(switch["to"], switch["by"]) for switch in run.session.switches[:2]]
+        assert done == [("sjf", "autopilot"), ("fifo", "guard")]
+
+
+async def test_from_afar() -> None:
+    async with serving() as served, RemoteFeed(served.url) as feed:
+        with pytest.raises(CommandError, match="unknown policy"):
+            feed.preview(["sjx"])
+        feed.preview()
+
+        def latest() -> Preview | None:
+            return feed.previewed()
+
+        await until(lambda: (preview := latest()) is not None and preview.done)
+        preview = latest()
+        assert preview is not None
+        assert set(preview.policies) >= {policy_from(name).describe() for name in POLICIES}
