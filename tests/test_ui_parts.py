@@ -273,10 +273,11 @@ def test_a_long_name_gets_the_room_there_is(width: int, name: int, shown: int) -
     assert {column.title: cells for column, cells in columns.choose(width, name)}["tenant"] == shown
 
 
-def test_names_in_a_legend_are_cut_evenly_and_not_below_reason() -> None:
+def test_names_in_a_legend_are_cut_evenly_or_not_at_all() -> None:
     assert name_cells((17, 14, 15), 50) == 17
     assert name_cells((17, 4, 15), 30) == 13
-    assert name_cells((17, 14, 15), 3) == 8
+    assert name_cells((17, 14, 15), 27) == 9
+    assert name_cells((17, 14, 15), 26) == 17
     assert name_cells((), 10) == 0
 
 

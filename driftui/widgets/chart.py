@@ -23,7 +23,7 @@ _LINES_AROUND = 2  # legend above, time axis below
 _LEGEND_INDENT = LABEL_CELLS - 2
 _LEGEND_GAP = 2
 _LEGEND_MARK = "━ "
-_SHORTEST_NAME = 8  # below that, those that do not fit are left out
+_SHORTEST_NAME = 9  # rather than cut them further, a legend leaves some tenants out
 
 
 class Series(NamedTuple):
@@ -53,11 +53,12 @@ class Moment(NamedTuple):
 
 @lru_cache(256)
 def name_cells(lengths: tuple[int, ...], room: int) -> int:
-    """How long names may be so that all fit into ``room``: the longest are cut first."""
-    most = max(lengths, default=0)
-    while most > _SHORTEST_NAME and sum(min(length, most) for length in lengths) > room:
-        most -= 1
-    return most
+    """How long names may be so that all fit into ``room``; where that would leave nothing of them, whole."""
+    longest = max(lengths, default=0)
+    for most in range(longest, _SHORTEST_NAME - 1, -1):
+        if sum(min(length, most) for length in lengths) <= room:
+            return most
+    return longest
 
 
 class Chart(Panel):
@@ -171,10 +172,13 @@ class Chart(Panel):
         around = _LEGEND_GAP + len(_LEGEND_MARK) + 1
         room = width - _LEGEND_INDENT + _LEGEND_GAP - sum(len(figure) + around for figure in latest)
         most = name_cells(tuple(map(cell_len, names)), room)
-        for (series, _), name, figure in zip(pairs, names, latest, strict=True):
+        for at, ((series, _), name, figure) in enumerate(zip(pairs, names, latest, strict=True)):
             text = f"{clean(name, most)} {figure}"
             cells = gap + len(_LEGEND_MARK) + cell_len(text)
             if used + cells > width:
+                more = f"  +{len(names) - at}"[: width - used]
+                line.append(Segment(more, ink(palette.FAINT)))
+                used += len(more)
                 break
             line.append(Segment(" " * gap + _LEGEND_MARK, ink(series.colour)))
             line.append(Segment(text, ink(palette.BRIGHT if series.strong else palette.FAINT)))
