@@ -48,6 +48,7 @@ def add_benches(commands: Any) -> None:
 
     estimate = benches.add_parser("estimate", help="every estimator on real prompts and under drift; minutes")
     estimate.add_argument("--lengths", type=Path, required=True, metavar="FILE", help="JSON lines of prompts")
+    estimate.add_argument("--embeddings", metavar="minilm|FOLDER", help="also learned with all-MiniLM-L6-v2")
     estimate.set_defaults(command=_bench_estimate)
 
     policies = benches.add_parser("policies", help="every policy under five loads in virtual time; minutes")
@@ -146,7 +147,7 @@ def _bench_paper(args: argparse.Namespace) -> int:
 def _bench_estimate(args: argparse.Namespace) -> int:
     from scheduler.bench.estimate import bench_estimate
 
-    return _show(bench_estimate(args.lengths, _tell), args)
+    return _show(bench_estimate(args.lengths, _tell, args.embeddings), args)
 
 
 def _bench_preview(args: argparse.Namespace) -> int:

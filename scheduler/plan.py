@@ -24,6 +24,7 @@ from scheduler.engines.clock import Clock
 from scheduler.engines.engine import Engine, EngineConfigError
 from scheduler.engines.models import load_counter, resolve
 from scheduler.engines.simulated import SimulatedEngine
+from scheduler.load.embedding import EmbeddingError, embedding_model
 from scheduler.load.prior import shipped_prior
 from scheduler.load.scenario import Scenario
 from scheduler.load.workload import Workload
@@ -109,13 +110,20 @@ class Plan:
     def estimator(self, kind: str) -> Estimator:
         """A fresh one of this name, with the scenario's options. Raises ValueError."""
         options = self.scenario.estimator
+        embed = None
+        if options.embeddings and kind == "learned":
+            try:
+                embed = embedding_model(options.embeddings)
+            except EmbeddingError as error:
+                raise PlanError(f"estimator.embeddings: {error}") from None
         return estimator_from(
             kind,
             counter=self.counter,
             calibrate=options.calibrate,
             faithful=self.scenario.paper,
             statistic=options.statistic,
-            prior=shipped_prior(),
+            prior=shipped_prior(embed is not None),
+            embed=embed,
         )
 
     @property

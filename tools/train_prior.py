@@ -1,8 +1,9 @@
-"""Train the prior of the ``learned`` estimator: ``python tools/train_prior.py LENGTHS.jsonl [-o FILE]``.
+"""Train the priors of the ``learned`` estimator: ``python tools/train_prior.py LENGTHS.jsonl``.
 
 LENGTHS has a line per prompt: ``prompt`` and ``output_tokens``, an object with the tokens that each of
 several models generated. The prior is a ridge regression of the log length, relative to each model's mean and
-averaged over the models, on the features of ``scheduler.core.features``.
+averaged over the models, on the features of ``scheduler.core.features``, with ``--embeddings`` on those of
+all-MiniLM-L6-v2, too. Models that are to be scored are left out: ``--leave-out Qwen1.5-1.8B-Chat``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import json
 import random
 from pathlib import Path
 
-from scheduler.load.prior import PRIOR_FILE, read_lengths, train
+from scheduler.load.embedding import embedding_model
+from scheduler.load.prior import MINILM_PRIOR_FILE, PRIOR_FILE, read_lengths, train
 
 
 def main() -> None:
@@ -20,15 +22,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("lengths", type=Path)
-    parser.add_argument("-o", "--output", type=Path, default=PRIOR_FILE)
+    parser.add_argument("-o", "--output", type=Path, help="default: the file that ships")
+    parser.add_argument("--leave-out", action="append", default=[], metavar="MODEL")
+    parser.add_argument(
+        "--embeddings", metavar="minilm|FOLDER", help="train the prior with an embedding model"
+    )
     parser.add_argument("--shuffle", action="store_true", help="shuffled labels: a prior that knows nothing")
     options = parser.parse_args()
     prompts, lengths = read_lengths(options.lengths)
+    lengths = [{m: n for m, n in row.items() if m not in options.leave_out} for row in lengths]
     if options.shuffle:
         random.Random(0).shuffle(lengths)
-    document = train(prompts, lengths)
-    options.output.write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
-    print(f"{len(prompts)} prompts, {len(lengths[0])} models -> {options.output}")
+    embed = embedding_model(options.embeddings) if options.embeddings else None
+    document = train(prompts, lengths, embed)
+    output = options.output or (MINILM_PRIOR_FILE if embed else PRIOR_FILE)
+    output.write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
+    print(f"{len(prompts)} prompts, {len(lengths[0])} models -> {output}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from scheduler.core.estimate import Counter, Estimator, Oracle, PaperEstimator, count_words
 from scheduler.core.learned import LearnedEstimator
-from scheduler.core.prior import NO_PRIOR, Prior
+from scheduler.core.prior import NO_PRIOR, Embed, Prior
 from scheduler.core.tenant_estimate import TenantEstimator
 
 ESTIMATORS: Mapping[str, str] = {
@@ -26,9 +26,10 @@ def estimator_from(
     faithful: bool = False,
     statistic: str = "median",
     prior: Prior = NO_PRIOR,
+    embed: Embed | None = None,
 ) -> Estimator:
     """A fresh estimator by name. ``calibrate`` and ``faithful`` are for paper, ``statistic`` for tenant,
-    ``prior`` for learned. Raises ValueError that lists what is allowed.
+    ``prior`` and ``embed`` for learned. Raises ValueError that lists what is allowed.
     """
     match kind:
         case "paper":
@@ -36,7 +37,7 @@ def estimator_from(
         case "tenant":
             return TenantEstimator(counter=counter, statistic=statistic)
         case "learned":
-            return LearnedEstimator(counter=counter, prior=prior)
+            return LearnedEstimator(counter=counter, prior=prior, embed=embed)
         case "oracle":
             return Oracle(counter=counter)
         case _:

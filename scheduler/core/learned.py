@@ -23,7 +23,7 @@ from scheduler.core.drift import Cusum
 from scheduler.core.estimate import Counter, count_words, runtime_class
 from scheduler.core.features import BUCKETS, DENSE
 from scheduler.core.kalman import Offset, Three, Weights
-from scheduler.core.prior import NO_PRIOR, Prior, PromptReader, Seen
+from scheduler.core.prior import NO_PRIOR, Embed, Prior, PromptReader, Seen
 from scheduler.core.types import CATEGORIES, Estimate, Outcome, Request
 
 CLIP = 2.0  # standard deviations: one answer of a page and a half must not move everything
@@ -65,10 +65,13 @@ class LearnedEstimator:
 
     name = "learned"
 
-    def __init__(self, *, counter: Counter = count_words, prior: Prior = NO_PRIOR) -> None:
+    def __init__(
+        self, *, counter: Counter = count_words, prior: Prior = NO_PRIOR, embed: Embed | None = None
+    ) -> None:
+        """Raises ValueError unless ``embed`` and a prior that was trained with it come together."""
         self.prior = prior
         self.margin = Margin(1.28 * prior.spread)
-        self._read = PromptReader(prior, counter)
+        self._read = PromptReader(prior, counter, embed)
         self._weights = Weights((prior.level, SLOPE, 0.0), VARIANCE, WANDER)
         self._variance = prior.spread**2
         self._cues = [0.0] * len(DENSE)

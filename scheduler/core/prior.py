@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from math import copysign, log
 from operator import mul
@@ -15,6 +15,9 @@ from scheduler.core.types import Request
 MAX_CUE = 3.0  # standard deviations: late feedback makes large steps overshoot
 KEPT_PROMPTS, KEPT_CHARS = 2048, 2000
 
+Embed = Callable[[str], Sequence[float]]
+"""A prompt's embedding, as long as 1."""
+
 
 class Prior(NamedTuple):
     """What other models' answers taught (tools/train_prior.py)."""
@@ -25,6 +28,7 @@ class Prior(NamedTuple):
     scale: tuple[float, ...]
     dense: tuple[float, ...]  # weights
     words: tuple[float, ...]  # weights by bucket
+    embedding: tuple[float, ...] = ()  # weights by dimension, of a prior with an embedding model
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Prior:
@@ -39,6 +43,7 @@ class Prior(NamedTuple):
             tuple(document["scale"]),
             tuple(document["dense"]),
             tuple(weight * unit for weight in document["words"]),
+            tuple(document.get("embedding", ())),
         )
 
 
@@ -61,9 +66,12 @@ class Seen(NamedTuple):
 class PromptReader:
     """A request's prompt as the prior sees it; short ones that come again (a load's templates) are kept."""
 
-    def __init__(self, prior: Prior, counter: Counter) -> None:
+    def __init__(self, prior: Prior, counter: Counter, embed: Embed | None = None) -> None:
+        if bool(prior.embedding) != (embed is not None):
+            raise ValueError("an embedding model and a prior that was trained with it go together")
         self._prior = prior
         self._count = counter
+        self._embed = embed
         self._kept = lru_cache(KEPT_PROMPTS)(self._look)
         # Most cue words are not in a prompt: what they are worth absent and present is worked out once.
         shape = len(SHAPE)
@@ -91,6 +99,8 @@ class PromptReader:
         for place in present:
             cues[place] = self._present[place]
             score += self._worth[place]
+        if self._embed is not None:
+            score += sum(map(mul, self._embed(prompt), prior.embedding))
         return Seen(classify(prompt), self._count(prompt), cues, buckets, share, score)
 
 

@@ -14,20 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.features import BUCKETS, DENSE, read
-from scheduler.core.prior import Prior
+from scheduler.core.prior import Embed, Prior
 
-PRIOR_FILE = Path(__file__).parent.parent / "data" / "prior.json"
+DATA = Path(__file__).parent.parent / "data"
+PRIOR_FILE, MINILM_PRIOR_FILE = DATA / "prior.json", DATA / "prior-minilm.json"
 RIDGE = 150.0
 WORD_SCALE = 6.0  # how much a word may weigh beside a cue
+EMBEDDING_SCALE, EMBEDDING_RIDGE = 10.0, 300.0  # of an embedding that is as long as 1
 UNIT = 1e-4  # of the words' weights in the file
 
 Matrix = NDArray[np.float64]
 
 
 @cache
-def shipped_prior() -> Prior:
-    """Raises ValueError when the features were changed without training anew."""
-    return Prior.from_document(json.loads(PRIOR_FILE.read_text(encoding="utf-8")))
+def shipped_prior(embeddings: bool = False) -> Prior:
+    """``embeddings``: the one for all-MiniLM-L6-v2. Raises ValueError when the features were changed without
+    training anew.
+    """
+    file = MINILM_PRIOR_FILE if embeddings else PRIOR_FILE
+    return Prior.from_document(json.loads(file.read_text(encoding="utf-8")))
 
 
 @cache
@@ -54,20 +59,30 @@ def read_lengths(file: Path) -> tuple[list[str], list[dict[str, int]]]:
     return prompts, lengths
 
 
-def train(prompts: Sequence[str], lengths: Sequence[dict[str, int]]) -> dict[str, Any]:
+def train(
+    prompts: Sequence[str], lengths: Sequence[dict[str, int]], embed: Embed | None = None
+) -> dict[str, Any]:
     """The prior as its file holds it. ``lengths[i]`` has the same models for every prompt."""
     models = sorted(lengths[0])
     logs = np.array([[log(row[model]) for model in models] for row in lengths])
     target = (logs - logs.mean(axis=0)).mean(axis=1)
     dense = np.array([read(prompt).dense for prompt in prompts])
     mean, scale = dense.mean(axis=0), np.maximum(dense.std(axis=0), 0.05)
-    design = np.hstack([(dense - mean) / scale, WORD_SCALE * _word_matrix(prompts)])
+    parts, ridge = [(dense - mean) / scale, WORD_SCALE * _word_matrix(prompts)], RIDGE
+    if embed is not None:
+        parts, ridge = (
+            [*parts, EMBEDDING_SCALE * np.array([embed(prompt) for prompt in prompts])],
+            EMBEDDING_RIDGE,
+        )
+    design = np.hstack(parts)
     # In its dual form: prompts are far fewer than features.
-    dual: Matrix = np.linalg.solve(design @ design.T + RIDGE * np.eye(len(prompts)), target)
+    dual: Matrix = np.linalg.solve(design @ design.T + ridge * np.eye(len(prompts)), target)
     weights = design.T @ dual
     fitted = design @ weights
+    words, embedding = weights[len(DENSE) : len(DENSE) + BUCKETS], weights[len(DENSE) + BUCKETS :]
     return {
         "features": list(DENSE),
+        "models": models,
         "prompts": sorted(map(prompt_key, prompts)),
         "level": round(float(logs.mean() - fitted.mean()), 4),
         "spread": round(float((logs - logs.mean(axis=0) - fitted[:, None]).std()), 4),
@@ -75,7 +90,8 @@ def train(prompts: Sequence[str], lengths: Sequence[dict[str, int]]) -> dict[str
         "scale": [round(float(x), 5) for x in scale],
         "dense": [round(float(x), 5) for x in weights[: len(DENSE)]],
         "unit": UNIT,
-        "words": [round(float(x) * WORD_SCALE / UNIT) for x in weights[len(DENSE) :]],
+        "words": [round(float(x) * WORD_SCALE / UNIT) for x in words],
+        "embedding": [round(float(x) * EMBEDDING_SCALE, 5) for x in embedding],
     }
 
 

@@ -77,6 +77,8 @@ class Estimator(Section):
     """Learn from completions; of the paper's estimator."""
     statistic: Literal["median", "mean"] = "median"
     """What `tenant` keeps of each tenant's answers."""
+    embeddings: str | None = None
+    """`minilm` or a folder with all-MiniLM-L6-v2: `learned` reads prompts with it, too."""
 
     @model_validator(mode="after")
     def _known(self) -> Self:
