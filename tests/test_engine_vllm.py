@@ -22,10 +22,12 @@ import pytest
 import pytest_asyncio
 
 from scheduler.core.types import Request, Sampling
+from scheduler.engines import vllm_setup
 from scheduler.engines.engine import Chunk, EngineConfigError, EngineLost
 from scheduler.engines.models import ModelError, resolve
 from scheduler.engines.vllm import VllmEngine
 from scheduler.engines.vllm_setup import preflight
+from scheduler.twin.fit import StepSample
 
 pytestmark = [
     pytest.mark.vllm,
@@ -130,6 +132,33 @@ async def test_streams_run_side_by_side_even_under_one_id(engine: VllmEngine) ->
     assert telemetry.step_ms is not None
     assert telemetry.step_ms > 0
     await until(lambda: engine.telemetry().running == 0)  # told with the step after the last
+
+
+async def test_every_step_is_told_and_makes_a_profile(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[StepSample] = []
+    monkeypatch.setattr(engine, "on_step", seen.append)
+    prompts = await asyncio.gather(
+        *(answer(engine, ask(f"step-{length}", 50, forced_tokens=length)) for length in (20, 30, 40))
+    )
+    monkeypatch.undo()
+    prompt_tokens = [chunks[0].prompt_tokens or 0 for chunks in prompts]
+    assert 38 <= len(seen) <= 43  # nobody knows how long the first took
+    assert all(step.duration_s > 0.0 for step in seen)
+    assert max(step.batch for step in seen) == 3
+    assert sum(step.prefill for step in seen) <= sum(prompt_tokens)
+    assert seen[-1].batch == 1  # the longest goes on alone
+    assert abs(seen[-1].context - prompt_tokens[-1] - 40) <= vllm_setup.STREAM_INTERVAL + 1
+    # What the engine makes of its own steps: those of the tests before, too.
+    await answer(engine, ask("more", 60, forced_tokens=60))
+    profile = engine.profile
+    assert profile is not None
+    assert profile.max_model_len == 512
+    assert profile.kv_tokens > 512
+    step_ms = engine.telemetry().step_ms
+    assert step_ms is not None
+    assert profile.step_s(1, 60) * 1e3 == pytest.approx(step_ms, rel=3.0)  # of the same order
 
 
 async def test_abort_ends_the_stream_with_what_it_had(engine: VllmEngine) -> None:
