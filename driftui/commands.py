@@ -95,9 +95,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("escape", "tenant_cancel", "close", "Leave the tenant as it is.", "tenant", "dismiss"),
     Command("y", "quit_yes", "yes, quit", "Stop the run and leave.", "quit", "yes"),
     Command("n,escape", "quit_no", "stay", "Keep the run going.", "quit", "dismiss"),
-    Command(
-        "space", "replay_play", "play/hold", "Play, or hold the run.", "replay", "play", True
-    ),
+    Command("space", "replay_play", "play/hold", "Play, or hold the run.", "replay", "play", True),
     Command("left", "replay_back", "10 s back", "Ten seconds back.", "replay", "seek(-10)", True),
     Command("right", "replay_on", "10 s on", "Ten seconds on.", "replay", "seek(10)", True),
     Command("home", "replay_start", "start", "To the start of the run.", "replay", "go(0)"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -93,7 +93,7 @@ def test_a_seek_shows_the_same_wherever_it_comes_from(recording: Recording) -> N
 
 def test_a_recorded_run_cannot_be_changed(recording: Recording) -> None:
     feed = ReplayFeed(recording)
-    verbs = (
+    verbs: tuple[Callable[[], object], ...] = (
         feed.pause,
         feed.resume,
         feed.undo_policy,
