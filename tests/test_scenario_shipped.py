@@ -123,6 +123,8 @@ MUTATIONS: list[tuple[str, str, Callable[[Scenario], Scenario]]] = [
     ("overload", "latency_s.tenants.trading-desk.requests.rejected == 0", one_may_queue),
     ("overload", "latency_s.tiers.premium.ttft.p99 < 5s", fifo),
     ("overload", "latency_s.all.queue_wait.max <= 35s", no_patience_no_ttl),
+    ("autopilot", "switches.0.by == autopilot", fifo),
+    ("autopilot", "latency_s.tiers.premium.e2e.p99 < 30s", fifo),
     ("cpu-real", "requests.finished == 60", fewer_requests),
     ("cpu-real", "requests.failed == 0", crash_loop),
     ("cpu-real", "finish.stop > 0", one_token_each),
