@@ -87,7 +87,7 @@ def test_a_completion_is_kept_as_its_times_and_tokens() -> None:
     metrics = WindowMetrics(["acme"])
     metrics.on_ended(finished(), 10.0, Slo())
     (completion,) = metrics.tenants["acme"].completions
-    assert completion == Completion(10.0, 2.0, 4.0, 1.0, 10, 11, capped=False, slo_met=True)
+    assert completion == Completion(10.0, 2.0, 4.0, 1.0, 10, 11, capped=False, slo_met=True, covered=False)
 
 
 def test_an_estimate_above_max_tokens_counts_as_max_tokens() -> None:
@@ -150,7 +150,7 @@ def test_slo_share_counts_what_never_finished_as_missed() -> None:
 
 def test_drift_ratio_is_of_sums() -> None:
     done = [
-        Completion(0, 0, 0, 0, estimated, actual, False, True) for estimated, actual in ((10, 40), (90, 60))
+        Completion(0, 0, 0, 0, estimated, actual, False, True, True) for estimated, actual in ((10, 40), (90, 60))
     ]
     assert drift_ratio(done) == 1.0
     assert isnan(drift_ratio([]))
@@ -227,12 +227,14 @@ def test_snapshot_of_a_run_by_hand() -> None:
     acme = tenant(snapshot, "acme")
     assert (acme.submitted, acme.queued, acme.queued_tokens, acme.finished) == (2, 1, 50, 1)
     assert (acme.drift_ratio, acme.estimated_tokens, acme.actual_tokens) == (1.5, 20, 30)
+    assert (acme.coverage, snapshot.coverage) == (0.0, 0.5)
     assert (acme.capped_share, acme.slo_share, acme.share) == (1.0, 0.0, 40 / 60)
     assert acme.oldest_wait_s == 8.0
     assert (acme.tier, acme.weight, acme.limits.max_queued) == ("premium", 5.0, 3)
     idle = tenant(snapshot, "initech")
     assert (idle.submitted, idle.share, idle.oldest_wait_s) == (0, 0.0, 0.0)
     assert isnan(idle.slo_share)
+    assert isnan(idle.coverage)
     assert isnan(idle.drift_ratio)
 
 

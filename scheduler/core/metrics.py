@@ -7,7 +7,7 @@ percentiles.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import ceil, exp, isnan, log, nan
 from typing import NamedTuple
 
@@ -71,6 +71,7 @@ class Completion(NamedTuple):
     actual: int
     capped: bool
     slo_met: bool
+    covered: bool  # within its upper estimate
 
 
 BIAS_MEMORY = 50  # observations over which a converged bias moves less than BIAS_TOLERANCE
@@ -145,6 +146,7 @@ class WindowMetrics:
                 request.output_tokens,
                 request.finish == "length",
                 meets_slo(request, slo),
+                request.output_tokens <= request.estimate.upper,
             )
         )
 
@@ -177,3 +179,8 @@ def drift_ratio(completions: Iterable[Completion]) -> float:
         estimated += completion.estimated
         actual += completion.actual
     return actual / estimated if estimated else nan
+
+
+def coverage(completions: Collection[Completion]) -> float:
+    """Share that stayed within the upper estimate; NaN for none."""
+    return sum(c.covered for c in completions) / len(completions) if completions else nan

@@ -9,7 +9,14 @@ from typing import Protocol
 
 from scheduler.core.books import Books
 from scheduler.core.estimate import Learned
-from scheduler.core.metrics import NO_PERCENTILES, TenantWindow, WindowMetrics, drift_ratio, percentiles
+from scheduler.core.metrics import (
+    NO_PERCENTILES,
+    TenantWindow,
+    WindowMetrics,
+    coverage,
+    drift_ratio,
+    percentiles,
+)
 from scheduler.core.swap import Swap, SwapRecord
 from scheduler.core.types import CATEGORIES, ENDED, Request, Snapshot, State, TenantSnapshot
 
@@ -83,6 +90,7 @@ def take_snapshot(scheduler: Source, now: float) -> Snapshot:
             **{state.value: scheduler.books.ended(state) for state in ENDED},
         },
         category_bias={category: scheduler.estimator.bias("", category) for category in CATEGORIES},
+        coverage=coverage(completions),
     )
 
 
@@ -123,4 +131,5 @@ def _tenant(
         bias=window.bias,
         converged=window.converged,
         oldest_wait_s=now - oldest_arrival_s,
+        coverage=coverage(done),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from math import inf
+from math import inf, nan
 from typing import NamedTuple
 
 TIERS = ("premium", "standard", "batch")
@@ -222,6 +222,7 @@ class TenantSnapshot:
     bias: float  # effective learned multiplier
     converged: bool  # bias moved < 2 % over its last 50 observations
     oldest_wait_s: float  # longest wait of what is queued now; 0 for none
+    coverage: float = nan  # share of the window's completions within their upper estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,3 +245,4 @@ class Snapshot:
     tokens_per_s: float
     counts: Mapping[str, int]  # submitted, finished, failed, cancelled, rejected, expired, retried
     category_bias: Mapping[str, float] = field(default_factory=dict)
+    coverage: float = nan  # share of the window's completions within their upper estimate

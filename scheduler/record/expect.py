@@ -127,6 +127,7 @@ def valid_paths(
         "uncorrected_mae",
         "uncorrected_rmse",
         "spearman",
+        "coverage",
         "capped_share",
         "class_accuracy",
     )

@@ -28,6 +28,7 @@ COLUMNS = (
     "output_tokens",
     "estimate",
     "uncorrected",
+    "covered",
     "estimated_class",
     "actual_class",
     "capped",
@@ -102,6 +103,7 @@ class Tally:
             output,
             np.minimum([e.point for e in estimates], cap),
             np.minimum([e.uncorrected for e in estimates], cap),
+            output <= [e.upper for e in estimates],
             [_CLASS_INDEX[e.runtime_class] for e in estimates],
             _classes(_column([e.input_tokens for e in estimates]) + output),
             [r.finish == "length" for r in done],
@@ -251,7 +253,7 @@ def _estimate_figures(column: Mapping[str, Column]) -> dict[str, Any]:
     actual, estimate = column["output_tokens"], column["estimate"]
     if not len(actual):
         errors = dict.fromkeys(("mae", "rmse", "uncorrected_mae", "uncorrected_rmse", "spearman"), nan)
-        return {**errors, "capped_share": nan, "class_accuracy": nan, "class_confusion": {}}
+        return {**errors, "coverage": nan, "capped_share": nan, "class_accuracy": nan, "class_confusion": {}}
     drift, uncorrected = actual - estimate, actual - column["uncorrected"]
     guessed, true = column["estimated_class"], column["actual_class"]
     return {
@@ -260,6 +262,7 @@ def _estimate_figures(column: Mapping[str, Column]) -> dict[str, Any]:
         "uncorrected_mae": float(np.abs(uncorrected).mean()),
         "uncorrected_rmse": float(sqrt((uncorrected**2).mean())),
         "spearman": spearman(estimate, actual),
+        "coverage": float(column["covered"].mean()),
         "capped_share": float(column["capped"].mean()),
         "class_accuracy": float((guessed == true).mean()),
         "class_confusion": {
