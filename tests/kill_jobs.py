@@ -107,9 +107,8 @@ class Killing:
             port = probe.getsockname()[1]
         self._url = f"http://127.0.0.1:{port}{JOBS}"
         served = ["serve", "--listen", f"127.0.0.1:{port}", "--journal", str(folder / "jobs.sqlite")]
-        self._command = [sys.executable, __file__, "--serve", str(state), *served, *extra]
-        if not extra:
-            self._command += ["--config", str(config)]
+        served += ["--config", str(config), *extra]
+        self._command = [sys.executable, __file__, "--serve", str(state), *served]
 
     def doing(self) -> tuple[int, int, int, int]:
         """In a commit, taking up old jobs, queued, in flight."""
@@ -249,7 +248,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("extra", nargs="*", help="for driftsched serve, such as -- --model smollm2")
+    parser.add_argument(
+        "extra", nargs="*", help="for driftsched serve, such as -- --engine vllm --model smollm2"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         done = asyncio.run(kills(Path(folder), count=args.kills, seed=args.seed, extra=args.extra))
