@@ -121,6 +121,17 @@ def test_max_in_flight_of_a_tenant_lowered_below_what_runs() -> None:
         assert len(dispatch_all(scheduler, 2.0)) == (running == 2)
 
 
+def test_what_is_reserved_follows_the_engines_count_of_the_prompt() -> None:
+    scheduler = make_scheduler(max_inflight_tokens=100)
+    for number in range(5):
+        request = make_request(f"r{number}", tokens=10)
+        submit_all(scheduler, [request])
+        dispatch_all(scheduler, 0.0)
+        scheduler.on_prompt_counted(request.id, request.prompt_tokens + 35)  # the chat template
+        complete(scheduler, request, 1.0)
+    assert scheduler.slots.replicas[0].reserved_tokens == 0.0
+
+
 def test_max_inflight_tokens_holds_the_head_back_until_it_fits() -> None:
     scheduler = make_scheduler(max_inflight_tokens=100)
     big, large, tiny = (make_request(n, tokens=t) for n, t in (("big", 60), ("large", 40), ("tiny", 1)))

@@ -166,6 +166,10 @@ class Scheduler(Controls):
 
     # -- while it runs -------------------------------------------------------------------------------
 
+    def on_prompt_counted(self, request_id: str, tokens: int) -> None:
+        """The engine knows how many tokens the prompt really has. Raises UnknownRequest."""
+        self.slots.recount(self._running(request_id), tokens)
+
     def on_first_token(self, request_id: str, now: float) -> None:
         """The first output token is there. Raises UnknownRequest."""
         request = self._running(request_id)

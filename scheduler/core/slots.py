@@ -90,6 +90,12 @@ class Slots:
             replica.alone = None
         return replica
 
+    def recount(self, request: Request, prompt_tokens: int) -> None:
+        """Its prompt has so many tokens, as its engine counts."""
+        if self.max_inflight_tokens is not None:
+            self.replicas[request.replica].reserved_tokens += prompt_tokens - request.prompt_tokens
+        request.prompt_tokens = prompt_tokens
+
     def batch_closes(self, queued: int, now: float) -> bool:
         """Whether a micro-batch closes now on an idle replica; else its wait goes on."""
         assert self.batch is not None

@@ -264,7 +264,7 @@ class Session:
         scheduler = self.scheduler
         at_s = self.clock.now() if chunk.at_s is None else chunk.at_s
         if chunk.prompt_tokens is not None:
-            request.prompt_tokens = chunk.prompt_tokens
+            scheduler.on_prompt_counted(request.id, chunk.prompt_tokens)
         if (answer := self._answers.get(request.id)) is not None:
             answer.on_chunk(chunk)
         if chunk.tokens:

@@ -64,12 +64,15 @@ def redo(folder: Path, scheduler: Scheduler) -> Redone:
     if scheduler.slots.batch is not None:
         raise NotRedoable("micro-batches close by a timer, which is not in the log")
     with (folder / "events.jsonl").open(encoding="utf-8") as lines:
-        return _Redo(scheduler).play(json.loads(line) for line in lines)
+        events = [json.loads(line) for line in lines]
+    prompts = {event["id"]: event["prompt_tokens"] for event in events if "finish" in event}
+    return _Redo(scheduler, prompts).play(events)
 
 
 class _Redo:
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, prompts: Mapping[str, int]) -> None:
         self._scheduler = scheduler
+        self._prompts = prompts  # request id -> its tokens as the engine counted them, told by its end
         self._dispatched = 0
 
     def play(self, events: Iterable[Mapping[str, Any]]) -> Redone:
@@ -116,6 +119,8 @@ class _Redo:
                     return f"at {now:.6f} s {event['id']}: {event.get('reason', '')!r}, now {reason!r}"
             case Kind.FIRST_TOKEN:
                 scheduler.on_first_token(event["id"], now)
+                if event["id"] in self._prompts:
+                    scheduler.on_prompt_counted(event["id"], self._prompts[event["id"]])
             case Kind.ABORTING:
                 scheduler.cancel(event["id"], now)
             case Kind.FINISHED | Kind.FAILED | Kind.CANCELLED | Kind.EXPIRED:
@@ -144,7 +149,6 @@ class _Redo:
         if request.replica < 0:  # it waits
             scheduler.expire(now) if event["e"] == Kind.EXPIRED else scheduler.cancel(request.id, now)
             return
-        request.prompt_tokens = event["prompt_tokens"]  # as the engine counted them
         scheduler.on_complete(request.id, now, Outcome(event["finish"], event["output_tokens"]))
 
 
@@ -156,7 +160,7 @@ def _request(event: Mapping[str, Any]) -> Request:
     request.estimate = Estimate(
         input_tokens=event["input_tokens"],
         point=event["estimate"],
-        upper=event["upper"],
+        upper=event.get("upper", event["estimate"]),  # logs made before it was kept
         category=event["category"],
         runtime_class=event["class"],
         uncorrected=event["uncorrected"],
