@@ -309,6 +309,7 @@ class FakeFeed:
             bias=lane.bias,
             converged=abs(lane.bias - lane.true_drift) < 0.05,
             oldest_wait_s=wait_s if lane.queued >= 1 else 0.0,
+            coverage=0.88 + 0.01 * (len(lane.name) % 5) if seen else math.nan,
         )
 
 

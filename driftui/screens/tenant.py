@@ -51,6 +51,7 @@ def facts(tenant: TenantSnapshot) -> str:
             f"(estimated {figures.count(tenant.estimated_tokens)}, "
             f"actual {figures.count(tenant.actual_tokens)} tokens; "
             f"{figures.percent(tenant.capped_share)} capped)",
+            f"{'upper':<10}{figures.percent(tenant.coverage)} of the answers within their upper estimate",
             f"{'bias':<10}{figures.ratio(tenant.bias)}, {learned}",
         ]
     )

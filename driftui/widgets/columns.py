@@ -141,8 +141,9 @@ COLUMNS: tuple[Column, ...] = (
     Column("drift", 6, 96, _drift, order=lambda t: t.drift_ratio),
     Column("bias", 6, 92, lambda r, w: (figures.ratio(r.tenant.bias), palette.TEXT), order=lambda t: t.bias),
     Column("conv", 4, 20, _converged),
-    Column(QUEUE_SPARK, 12, 35, _queue_spark, "<"),
-    Column(DRIFT_SPARK, 12, 25, _drift_spark, "<"),
+    Column("cover", 5, 22, lambda r, w: (figures.percent(r.tenant.coverage), palette.FAINT)),
+    Column(QUEUE_SPARK, 9, 35, _queue_spark, "<"),
+    Column(DRIFT_SPARK, 9, 25, _drift_spark, "<"),
 )
 SORTABLE: tuple[Column, ...] = tuple(column for column in COLUMNS if column.order is not None)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from math import floor, inf
+from math import floor, inf, nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,7 +112,7 @@ def _arrival(line: Mapping[str, Any]) -> dict[str, Any]:
     estimate = Estimate(
         input_tokens=int(line["input_tokens"]),
         point=float(line["estimate"]),
-        upper=float(line["estimate"]),
+        upper=float(line.get("upper", nan)),  # not in the logs of earlier versions
         category=str(line["category"]),
         runtime_class=str(line["class"]),
         uncorrected=float(line["uncorrected"]),
