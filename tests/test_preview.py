@@ -15,7 +15,15 @@ from scheduler.core.types import Limits, Request, State, Tenant
 from scheduler.load.scenario import load_scenario
 from scheduler.plan import make_plan
 from scheduler.twin.outlook import Outlook, Window
-from scheduler.twin.picture import Pending, Picture, unpacked
+from scheduler.twin.picture import (
+    MAX_ARRIVALS,
+    MIN_RECENT_S,
+    RECENT_S,
+    Pending,
+    Picture,
+    Recent,
+    unpacked,
+)
 from scheduler.twin.preview import (
     HORIZON_S,
     MAX_HORIZON_S,
@@ -209,3 +217,25 @@ def test_a_window_is_no_longer_than_the_time_since_the_switch() -> None:
         window.add(ended(at_s, at_s - 5.0))
     assert window.figures(TENANTS, 100.0)["ended"] == 2
     assert window.figures(TENANTS, 100.0, since_s=70.0)["ended"] == 1
+
+
+def test_the_future_is_the_recent_past_backwards_then_forwards() -> None:
+    what = picture(arrivals=tuple(pending(0, arrival_s=at_s) for at_s in (40.0, 90.0, 99.0)), recent_s=100.0)
+    come = [request.arrival_s for request, _ in draw_future(what, 300.0, 0).arrivals]
+    assert come == [101.0, 110.0, 160.0, 240.0, 290.0, 299.0, 301.0, 310.0, 360.0]
+    assert draw_future(what, 9.0, 0).arrivals[-1][0].arrival_s == 101.0
+
+
+def test_what_is_recent() -> None:
+    recent = Recent()
+    assert recent.arrivals(0.0) == (MIN_RECENT_S, ())
+    for number in range(300):
+        recent.arrived(Request(str(number), "acme", "premium", float(number), 10, 10))
+    span_s, arrivals = recent.arrivals(299.0)
+    assert span_s == RECENT_S
+    assert [request.arrival_s for request in arrivals] == [float(at) for at in range(180, 300)]
+    for number in range(2 * MAX_ARRIVALS):
+        recent.arrived(Request(f"more {number}", "acme", "premium", 300.0 + number / 1000, 10, 10))
+    span_s, arrivals = recent.arrivals(309.0)
+    assert len(arrivals) == MAX_ARRIVALS
+    assert MIN_RECENT_S == span_s > 309.0 - arrivals[0].arrival_s, "only so far back is known"

@@ -15,7 +15,7 @@ from math import inf
 from scheduler.core.books import TenantBooks
 from scheduler.core.guard import PERCENTILES, Figures
 from scheduler.core.metrics import meets_slo, percentiles
-from scheduler.core.types import TIERS, Request, Slo, State, Tenant
+from scheduler.core.types import FINISHED, TIERS, Request, Slo, Tenant
 from scheduler.record.tally import jain
 
 NO_SLO = Slo()
@@ -31,20 +31,21 @@ class Outlook:
         self.start_s = start_s
         self.until_s = start_s + span_s
         self.span_s = span_s
-        self._slos = {tenant.name: tenant.slo for tenant in tenants}
-        self._tenants: dict[str, list[float]] = {}  # E2E
-        self._tiers: dict[str, list[float]] = {}
+        self._slos = {tenant.name: tenant.slo for tenant in tenants if tenant.slo != NO_SLO}
+        self._e2e: dict[tuple[str, str], list[float]] = {}  # by tenant and tier
         self._longest_s = 0.0
-        self._met = self._ended = self._here = 0
+        self._missed = self._ended = self._here = 0
 
     def ended(self, request: Request) -> None:
         """A request that ended; only one that finished has a latency."""
-        if request.state is not State.FINISHED:
+        if request.state is not FINISHED:
             return
         assert request.ended_s is not None
         assert request.dispatched_s is not None
         self._ended += 1
-        self._met += meets_slo(request, self._slos.get(request.tenant, NO_SLO))
+        slo = self._slos.get(request.tenant)
+        if slo is not None and not meets_slo(request, slo):
+            self._missed += 1
         self._add(request, request.ended_s - request.arrival_s, request.dispatched_s)
 
     def still_here(self, active: Iterable[Request], now: float) -> None:
@@ -55,23 +56,31 @@ class Outlook:
             self._add(request, now - request.arrival_s, dispatched_s)
 
     def _add(self, request: Request, e2e_s: float, dispatched_s: float) -> None:
-        self._tenants.setdefault(request.tenant, []).append(e2e_s)
-        self._tiers.setdefault(request.tier, []).append(e2e_s)
-        self._longest_s = max(self._longest_s, dispatched_s - request.arrival_s)
+        key = request.tenant, request.tier
+        values = self._e2e.get(key)
+        if values is None:
+            values = self._e2e[key] = []
+        values.append(e2e_s)
+        wait_s = dispatched_s - request.arrival_s
+        if wait_s > self._longest_s:
+            self._longest_s = wait_s
 
     def figures(self, books: Mapping[str, TenantBooks] | None = None) -> Figures:
         """What nobody was there for is left out. ``books`` are for fairness: they began with the span."""
         figures: dict[str, float] = {}
-        everybody = [e2e_s for values in self._tiers.values() for e2e_s in values]
-        groups = {"": everybody, **{f"tiers.{name}.": self._tiers.get(name, []) for name in TIERS}}
+        tenants: dict[str, list[float]] = {}
+        groups: dict[str, list[float]] = {"": [], **{f"tiers.{tier}.": [] for tier in TIERS}}
+        for (tenant, tier), values in self._e2e.items():
+            for group in (groups[""], groups[f"tiers.{tier}."], tenants.setdefault(tenant, [])):
+                group.extend(values)
         for prefix, values in groups.items():
             if values:
                 found = percentiles(values)
                 for name in PERCENTILES:
                     figures[f"{prefix}e2e.{name}"] = getattr(found, name)
-        for name, values in self._tenants.items():
+        for name, values in tenants.items():
             figures[f"tenants.{name}.e2e.mean"] = sum(values) / len(values)
-        figures["goodput.requests_per_s"] = self._met / self.span_s if self.span_s else 0.0
+        figures["goodput.requests_per_s"] = (self._ended - self._missed) / self.span_s if self.span_s else 0.0
         if books is not None:
             figures["fairness.jain"] = jain(books.values(), self.until_s)
         figures["longest_wait_s"] = self._longest_s

@@ -21,6 +21,8 @@ from scheduler.twin.profile import Profile
 
 RECENT_S = 120.0
 """How far back arrivals count as recent."""
+MIN_RECENT_S = 10.0
+"""Whoever came in less time than this says little about a rate."""
 MAX_ARRIVALS = 4096
 MAX_RATIOS = 128
 """Finished answers that are remembered of a tenant and category."""
@@ -115,7 +117,7 @@ class Recent:
         arrivals = self._arrivals
         while arrivals and arrivals[0].arrival_s <= start_s:
             arrivals.popleft()
-        return now - start_s, tuple(arrivals)
+        return max(MIN_RECENT_S, now - start_s), tuple(arrivals)
 
     @property
     def ratios(self) -> Ratios:

@@ -7,7 +7,7 @@ meet the same future (common random numbers): the same lengths for what is here,
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil, exp, inf, log, sqrt
 from random import Random
 from statistics import NormalDist
@@ -114,30 +114,31 @@ def _lognormal(point: float, upper: float, above: int, u: float) -> float:
 
 
 def draw_future(picture: Picture, horizon_s: float, seed: int) -> Future:
-    """Seed 0: those who came lately come again as they did. Others: a bootstrap of them, for bands."""
+    """Who came lately comes again, as it was for POINT_SEED, drawn from them with replacement for others."""
     rng, lengths = Random(seed), Lengths(picture.ratios)
     running = [lengths.draw(request, rng.random()) for request in picture.running]
     queued = [lengths.draw(request, rng.random()) for request in picture.queued]
+    come = list(picture.arrivals)
+    if seed != POINT_SEED and come:
+        come = rng.choices(come, k=max(0, round(rng.gauss(len(come), sqrt(len(come))))))
+        come.sort(key=lambda request: request.arrival_s)
     arrivals = [
-        (request, lengths.draw(request, rng.random())) for request in _arrivals(picture, horizon_s, seed, rng)
+        (request, lengths.draw(request, rng.random()))
+        for request in _again(come, picture.now, picture.recent_s, horizon_s)
     ]
     return Future(running, queued, arrivals)
 
 
-def _arrivals(picture: Picture, horizon_s: float, seed: int, rng: Random) -> Iterable[Pending]:
-    recent, span_s = picture.arrivals, picture.recent_s
-    if not recent:
-        return
-    for lap in range(ceil(horizon_s / span_s)):
-        shift_s = (lap + 1) * span_s
-        if seed != POINT_SEED:
-            count = max(0, round(rng.gauss(len(recent), sqrt(len(recent)))))
-            again = sorted(rng.choices(recent, k=count), key=lambda request: request.arrival_s)
-        else:
-            again = list(recent)
-        for request in again:
-            at_s = request.arrival_s + shift_s
-            if at_s - picture.now >= horizon_s:
+def _again(recent: Sequence[Pending], now: float, span_s: float, horizon_s: float) -> Iterator[Pending]:
+    """The last ``span_s`` seconds backwards, then forwards, and so on: what came last is the best guess at
+    what comes next, and a rush that is under way goes on for as long as it has lasted.
+    """
+    for lap in range(ceil(horizon_s / span_s) if recent else 0):
+        start_s = now + lap * span_s
+        for request in recent if lap % 2 else reversed(recent):
+            ago_s = now - request.arrival_s
+            at_s = start_s + (span_s - ago_s if lap % 2 else ago_s)
+            if at_s - now >= horizon_s:
                 return
             yield request._replace(arrival_s=at_s)
 
@@ -238,7 +239,8 @@ class _Play:
         )
         request.intended_tokens = tokens
         request.estimate = known.estimate
-        request.ttl_s = known.ttl_s
+        if known.ttl_s is not None:
+            request.ttl_s = known.ttl_s
         request.acknowledged = acknowledged
         self._scheduler.submit(request, now)
         return request
