@@ -100,7 +100,8 @@ class Recent:
         arrivals = self._arrivals
         if len(arrivals) == MAX_ARRIVALS:
             self.since_s = arrivals[0].arrival_s
-        arrivals.append(pending(request)._replace(generated=0))
+        came = pending(request)
+        arrivals.append(came._replace(generated=0) if came.generated else came)
 
     def ended(self, request: Request) -> None:
         """A request finished."""
