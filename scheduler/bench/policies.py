@@ -27,6 +27,7 @@ EVENLY = {"premium": 1, "standard": 1, "batch": 1}
 SHARE = {"premium": 0.5, "standard": 0.3, "batch": 0.2}
 SATURATION = 7.3  # requests/s that the simulated L4 serves of the usual mix with 32 slots
 FLOOD = 4.0
+TRACE_SPEED = 0.5  # an hour of the Azure code trace asks for 1.6 times what one L4 serves
 
 PROTOCOL = (
     "Virtual time, simulated L4 with Qwen1.5-1.8B, 32 slots, the paper's estimator without its quirks "
@@ -35,8 +36,9 @@ PROTOCOL = (
     "11.5/s, 40 s at 3/s. heavy: Poisson 3.9/s, heavy-tailed lengths. noisy_X: X floods with 4 times "
     "its share of saturation, the others send 0.9 of theirs; calm_X: X sends just its share. full "
     "stack (all 3000 requests): static micro-batches of 32 under FIFO, as in the paper, and "
-    "continuous dispatch with 32 and 128 slots; continuous FIFO stands beside them. SLO: 20 s "
-    "premium, 40 s standard, from arrival to the last token."
+    "continuous dispatch with 32 and 128 slots; continuous FIFO stands beside them. trace: a "
+    "file in Azure's format at half its pace, Llama-3.1-8B. SLO: 20 s premium, 40 s standard, from arrival "
+    "to the last token."
 )
 
 
@@ -92,7 +94,7 @@ def _loads(trace: Path | None) -> dict[str, Load]:
         loads[f"calm_{flooder}"] = Load(_neighbours(flooder, 1.0), ("fifo", "fair", "fair+two-class"))
         loads[f"noisy_{flooder}"] = Load(_neighbours(flooder, FLOOD), ("fifo", "fair", "fair+two-class"))
     if trace is not None:
-        source = {"file": str(trace.resolve()), "format": "azure"}
+        source = {"file": str(trace.resolve()), "format": "azure", "speed": TRACE_SPEED}
         stream = {"tenant": EVENLY, "trace": source, "max_tokens": 1024}
         loads["trace"] = Load(_scenario([stream], model="llama-3.1-8b-instruct"), POLICIES)
     return loads
@@ -141,10 +143,15 @@ def _claims(table: dict[tuple[str, str, str], dict[str, float]]) -> list[Claim]:
         claims.append(Claim(f"burst: fair+two-class tiers in order, {figure}", 1, closest, closest < 1))
     for flooder in SHARE:
         calm, noisy = f"calm_{flooder}", f"noisy_{flooder}"
+        others = [tier for tier in tiers if tier != flooder]
         worst = max(
             table[noisy, "fair+two-class", tier][p99] / table[calm, "fair+two-class", tier][p99] - 1
-            for tier in tiers
-            if tier != flooder
+            for tier in others
         )
-        claims.append(at_most(f"{flooder} floods: the others' P99 %", 20, worst * 100))
+        longest = max(table[noisy, "fair+two-class", tier]["e2e_max_s"] for tier in others)
+        fifo = table[noisy, "fifo", "all"]["e2e_max_s"]
+        claims += [
+            at_most(f"{flooder} floods: the others' P99 %", 20, worst * 100),
+            at_most(f"{flooder} floods: the others' longest against FIFO's %", 0, (longest / fifo - 1) * 100),
+        ]
     return claims
