@@ -173,7 +173,7 @@ class Previewer:
             update(policies={name: rows[name] for name in policies if name in rows})
 
         await self._players.play(packed, [(policy, POINT_SEED) for policy in policies], show, wanted)
-        return rows
+        return {name: rows[name] for name in policies if name in rows}
 
     async def _bands(
         self,
