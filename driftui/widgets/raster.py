@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from math import ceil, floor, isfinite, log10
+from math import floor, log10
 
 import numpy as np
 import numpy.typing as npt
@@ -104,13 +104,22 @@ def nice_step(span: float, parts: int) -> float:
 
 
 def scale(values: Floats, low: float, high: float, rows: int) -> tuple[float, float, list[float]]:
-    """Bottom, top and ticks of an axis that holds all values and at least ``low`` to ``high``."""
+    """Bottom, top and ticks of an axis that holds all values and at least ``low`` to ``high``.
+
+    Ticks lie a whole number of ``rows`` apart; of such axes it is the one that leaves least room unused.
+    """
     finite = values[np.isfinite(values)]
     if len(finite):
         low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-    step = nice_step(high - low, max(1, rows // 3))
-    bottom = floor(low / step + 1e-9) * step
-    ticks = [bottom + step * k for k in range(ceil((high - bottom) / step + 1e-9) + 1)]
-    ticks = [tick for tick in ticks if tick <= high + step * 0.05]
-    top = max(high, ticks[-1])
-    return bottom, top + 0.02 * (top - bottom), [tick for tick in ticks if isfinite(tick)]
+    span_rows = max(rows, 2) - 0.25  # from the lowest dot of the last row to the highest of the first
+    least, closest = 1.02 * (high - low), max(1, (rows + 1) // 5)
+    axes = []
+    for apart in range(closest, closest + 3):
+        step = bottom = span = 0.0
+        while bottom + span < low + least:
+            step = nice_step(max(least * apart / span_rows, step * 1.01), 1)
+            bottom = floor(low / step + 1e-9) * step
+            span = step * span_rows / apart
+        axes.append((span, bottom, step))
+    span, bottom, step = min(axes)
+    return bottom, bottom + span, [bottom + step * k for k in range(int(span / step + 1e-9) + 1)]
