@@ -65,6 +65,7 @@ class Found:
     queued: list[int] = field(default_factory=list)
     over_limit: list[str] = field(default_factory=list)
     rss_mb: list[float] = field(default_factory=list)
+    connections: int = 0  # files that the server had open, at most
     cpu_share: list[float] = field(default_factory=list)  # the server's, of one core
     loop_lag_ms: list[float] = field(default_factory=list)
     ended: Counter[str] = field(default_factory=Counter)  # by outcome, as the server counts
@@ -92,9 +93,9 @@ class Found:
             f"sent {self.sent} ({self.offered_per_s:.0f}/s), answers {dict(self.answers)}, left {self.left}, "
             f"unanswered {self.unanswered}; most queued {self.most_queued}, limits exceeded "
             f"{len(self.over_limit)}; the server counts {self.submitted} = {dict(self.ended)}; its memory "
-            f"{self.full_mb:.0f} MB when first full, {max(self.rss_mb):.0f} at most; its CPU "
-            f"{median(self.cpu_share):.0%} of a core; loop lag p99 in 10 s: "
-            f"median {median(self.loop_lag_ms):.1f} ms, worst {max(self.loop_lag_ms):.1f} ms"
+            f"{self.full_mb:.0f} MB when first full, {max(self.rss_mb):.0f} at most with "
+            f"{self.connections} connections; its CPU {median(self.cpu_share):.0%} of a core; "
+            f"loop lag p99 in 10 s: median {median(self.loop_lag_ms):.1f}, worst {max(self.loop_lag_ms):.1f} ms"
         )
 
 
@@ -215,6 +216,7 @@ async def sample(port: int, process: psutil.Process, sizes: Sizes, found: Found)
         if int(tenant[1:]) % 2 and count > sizes.in_flight:
             found.over_limit.append(f"{tenant} has {count} in flight")
     found.rss_mb.append(process.memory_info().rss / 1e6)
+    found.connections = max(found.connections, process.num_fds())
     found.cpu_share.append(process.cpu_percent() / 100)  # since the last look
     if lag := re.search(r"^driftsched_loop_lag_p99_seconds (\S+)", text, re.MULTILINE):
         found.loop_lag_ms.append(float(lag[1]) * 1e3)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
 import sys
 from hashlib import sha256
 from pathlib import Path
@@ -169,17 +167,3 @@ def test_errors_in_a_config(tmp_path: Path, change: tuple[str, str], what: str) 
         load_config(str(path))
     assert "serve.yaml:" in str(refused.value)
     assert "plain-secret" not in str(refused.value)
-
-
-def test_serve_stops_on_sigterm() -> None:
-    command = [sys.executable, "-m", "scheduler.cli", "serve", "--listen", "127.0.0.1:0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stderr is not None
-            while not (line := server.stderr.readline()).startswith("ready"):
-                assert line, "it ended before it was ready"
-            server.send_signal(signal.SIGTERM)
-            assert server.stderr.read() == "stopping\nengine: engine stopped\nstopped\n"
-            assert server.wait(10) == 0
-        finally:
-            server.kill()
