@@ -12,6 +12,7 @@ from math import exp, nan
 TARGET = 0.9
 STEP = 0.08
 WINDOW = 512
+MOST = 5.0  # of the log margin
 
 
 class Margin:
@@ -35,4 +36,5 @@ class Margin:
         if censored and hit:
             return  # it might have gone on past the bound
         self._hits.append(hit)
-        self.log_margin = min(5.0, max(0.0, self.log_margin + STEP * (TARGET - hit)))
+        margin = self.log_margin + STEP * (TARGET - hit)
+        self.log_margin = margin if 0.0 < margin < MOST else 0.0 if margin <= 0.0 else MOST
