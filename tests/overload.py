@@ -95,7 +95,8 @@ class Found:
             f"{len(self.over_limit)}; the server counts {self.submitted} = {dict(self.ended)}; its memory "
             f"{self.full_mb:.0f} MB when first full, {max(self.rss_mb):.0f} at most with "
             f"{self.connections} connections; its CPU {median(self.cpu_share):.0%} of a core; "
-            f"loop lag p99 in 10 s: median {median(self.loop_lag_ms):.1f}, worst {max(self.loop_lag_ms):.1f} ms"
+            f"loop lag p99 in 10 s: median {median(self.loop_lag_ms):.1f} ms, worst "
+            f"{max(self.loop_lag_ms):.1f} ms"
         )
 
 
