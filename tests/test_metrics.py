@@ -150,7 +150,8 @@ def test_slo_share_counts_what_never_finished_as_missed() -> None:
 
 def test_drift_ratio_is_of_sums() -> None:
     done = [
-        Completion(0, 0, 0, 0, estimated, actual, False, True, True) for estimated, actual in ((10, 40), (90, 60))
+        Completion(0, 0, 0, 0, estimated, actual, False, True, True)
+        for estimated, actual in ((10, 40), (90, 60))
     ]
     assert drift_ratio(done) == 1.0
     assert isnan(drift_ratio([]))
