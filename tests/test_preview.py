@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from scheduler.bench.preview import Case, Found, judge
 from scheduler.core.slots import MicroBatch
 from scheduler.core.types import Limits, Request, State, Tenant
 from scheduler.load.scenario import load_scenario
@@ -239,3 +240,18 @@ def test_what_is_recent() -> None:
     span_s, arrivals = recent.arrivals(309.0)
     assert len(arrivals) == MAX_ARRIVALS
     assert MIN_RECENT_S == span_s > 309.0 - arrivals[0].arrival_s, "only so far back is known"
+
+
+def test_the_bench_judges_by_what_came() -> None:
+    def figures(p50_s: float, premium_p99_s: float) -> dict[str, float]:
+        return {"e2e.p50": p50_s, "tiers.premium.e2e.p99": premium_p99_s}
+
+    def good(observed: dict[str, dict[str, float]]) -> bool:
+        said = {"sjf": (figures(4.0, 10.0),), "fifo": (figures(9.0, 12.0),)}
+        return judge(Found(Case("load", 1, 200.0, "fifo"), 9, 120.0, said, observed))[1]
+
+    assert good({"sjf": figures(5.0, 20.0), "fifo": figures(6.0, 20.0)})
+    assert good({"sjf": figures(5.2, 20.0), "fifo": figures(5.0, 20.0)}), "near the best is as good"
+    assert not good({"sjf": figures(5.4, 20.0), "fifo": figures(5.0, 20.0)})
+    assert not good({"sjf": figures(5.0, 40.0), "fifo": figures(6.0, 20.0)}), "premium waits too long"
+    assert good({"sjf": figures(5.0, 40.0), "fifo": figures(6.0, 60.0)}), "neither keeps the limit"

@@ -90,7 +90,7 @@ def bench_preview(tell: Callable[[str], None], *, switches: int = SWITCHES) -> R
         name = list(loads)[index % len(loads)]
         case = Case(name, rng.randrange(1000), rng.uniform(130.0, 400.0), rng.choice(CANDIDATES))
         found.append(_one(loads[name], case))
-        row, _ = _judge(found[-1])
+        row, _ = judge(found[-1])
         result.rows.append(row)
         tell(f"{index + 1} of {switches}: {name}, predicted {row['predicted']}, best {row['best']}")
     result.claims.extend(_claims(found))
@@ -99,7 +99,7 @@ def bench_preview(tell: Callable[[str], None], *, switches: int = SWITCHES) -> R
 
 
 def _claims(found: list[Found]) -> list[Claim]:
-    good = sum(_judge(each)[1] for each in found) / len(found)
+    good = sum(judge(each)[1] for each in found) / len(found)
     errors, within = [], []
     for each in found:
         for policy, draws in each.draws.items():
@@ -115,7 +115,7 @@ def _claims(found: list[Found]) -> list[Claim]:
     ]
 
 
-def _judge(found: Found) -> tuple[dict[str, Any], bool]:
+def judge(found: Found) -> tuple[dict[str, Any], bool]:
     """A row, and whether the predicted best was good."""
     predicted = best({name: forecast(draws) for name, draws in found.draws.items()}, GOAL)
     came = {name: Forecast(figures, figures) for name, figures in found.observed.items()}
