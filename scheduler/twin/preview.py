@@ -24,7 +24,7 @@ from scheduler.twin.outlook import MORE_IS_BETTER, Outlook
 from scheduler.twin.picture import Pending, Picture, Ratios
 
 HORIZON_S = 120.0
-MAX_HORIZON_S = 480.0
+MAX_HORIZON_S = 420.0
 
 POINT_SEED = 0
 """The future of a point prediction; every other seed is for bands."""
