@@ -18,7 +18,7 @@ SMALL = Cell("static", "fifo", "whitespace", True, 0, True, scale=0.05)
 
 def test_a_cell_changes_what_it_says_and_nothing_else() -> None:
     scenario = scenario_of(Cell("continuous", "aging", "whitespace", False, 3, False, "l4-eager", "heavy"))
-    assert (scenario.policy.spec, scenario.seed, scenario.paper) == ("aging", 3, False)
+    assert (scenario.policy.spec, scenario.seed, scenario.paper) == ("aging rate=0.01", 3, False)
     assert (scenario.dispatch.microbatch, scenario.engine.gpu) == (None, "l4-eager")
     assert scenario.estimator.calibrate is False
     assert [stream.count for stream in scenario.load] == [1000, 2000]
