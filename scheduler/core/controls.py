@@ -82,7 +82,7 @@ class Controls:
             swap.reestimate = self._reestimate
         elif superseded is not None:
             swap.reestimate = superseded.reestimate
-        queued = len(swap.waiting)
+        queued = self.books.totals.queued - len(self.waiting.suspects)
         detail = {"from": self.policy.describe(), "to": policy.describe(), "queued": queued, "by": by}
         self._tell(now, Kind.SWAP_REQUESTED, detail)
         return queued

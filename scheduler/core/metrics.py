@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil, exp, isnan, log, nan
-from typing import NamedTuple
 
 from scheduler.core.estimate import Learned
 from scheduler.core.types import Percentiles, Request, Slo, State
@@ -60,7 +60,8 @@ def meets_slo(request: Request, slo: Slo) -> bool:
     return e2e <= slo.e2e_s and ttft <= slo.ttft_s and tpot <= slo.tpot_s
 
 
-class Completion(NamedTuple):
+@dataclass(slots=True)
+class Completion:
     """What the window keeps of a finished request; seconds and tokens."""
 
     at_s: float
@@ -83,6 +84,7 @@ class TenantWindow:
 
     def __init__(self) -> None:
         self.completions: deque[Completion] = deque()
+        self.slo_met = 0  # of the completions
         self.misses: deque[float] = deque()  # instants at which a request ended without being finished
         self.tokens: deque[list[float]] = deque()  # [whole second, output tokens, tokens served]
         self.categories: dict[str, int] = {}  # observations by category, over the whole run
@@ -91,7 +93,7 @@ class TenantWindow:
 
     def forget(self, before_s: float) -> None:
         while self.completions and self.completions[0].at_s < before_s:
-            self.completions.popleft()
+            self.slo_met -= self.completions.popleft().slo_met
         while self.misses and self.misses[0] < before_s:
             self.misses.popleft()
         while self.tokens and self.tokens[0][0] + 1 < before_s:
@@ -106,7 +108,7 @@ class TenantWindow:
     @property
     def slo_share(self) -> float:
         ended = len(self.completions) + len(self.misses)
-        return sum(c.slo_met for c in self.completions) / ended if ended else nan
+        return self.slo_met / ended if ended else nan
 
 
 class WindowMetrics:
@@ -136,6 +138,8 @@ class WindowMetrics:
             return
         assert request.first_token_s is not None
         assert request.dispatched_s is not None
+        met = meets_slo(request, slo)
+        window.slo_met += met
         window.completions.append(
             Completion(
                 now,
@@ -145,7 +149,7 @@ class WindowMetrics:
                 min(request.estimate.point, request.max_tokens),
                 request.output_tokens,
                 request.finish == "length",
-                meets_slo(request, slo),
+                met,
                 request.output_tokens <= request.estimate.upper,
             )
         )
@@ -155,10 +159,11 @@ class WindowMetrics:
         window = self.tenants[request.tenant]
         category = request.estimate.category
         window.categories[category] = window.categories.get(category, 0) + 1
-        seen = sum(window.categories.values())
-        window.bias = (
-            sum(n * estimator.bias(request.tenant, name) for name, n in window.categories.items()) / seen
-        )
+        seen, weighed = 0, 0.0
+        for name, count in window.categories.items():
+            seen += count
+            weighed += count * estimator.bias(request.tenant, name)
+        window.bias = weighed / seen
         window.biases.append(window.bias)
 
     def rates(self, now: float) -> Mapping[str, tuple[float, float]]:

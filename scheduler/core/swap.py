@@ -22,12 +22,14 @@ class SwapRecord:
 
 
 class Swap:
-    """``waiting`` is what was queued when the swap began; later arrivals are pushed to both queues."""
+    """``active`` is what was queued or in flight when the swap began; what of it waits when its turn comes is
+    ranked. Later arrivals are pushed to both queues.
+    """
 
     def __init__(
         self,
         queue: ReadyQueue,
-        waiting: Sequence[Request],
+        active: Sequence[Request],
         last_ticket: int,
         now: float,
         by: str,
@@ -36,20 +38,20 @@ class Swap:
         self.requested_s = now
         self.by = by
         self.ranked = 0
-        self.waiting = waiting
+        self._active = active
         self._last_ticket = last_ticket
         self._moved = 0
         self.reestimate: Callable[[Request], None] | None = None  # set when the estimator changes, too
 
     @property
     def share_done(self) -> float:
-        return self._moved / len(self.waiting) if self.waiting else 1.0
+        return self._moved / len(self._active) if self._active else 1.0
 
     def step(self, max_items: int) -> bool:
         """Rank up to ``max_items`` more; True once nothing is left."""
-        end = min(len(self.waiting), self._moved + max_items)
-        for request in self.waiting[self._moved : end]:
-            # It may have left the queue since, or left and come back (a retry is pushed to both).
+        end = min(len(self._active), self._moved + max_items)
+        for request in self._active[self._moved : end]:
+            # It may be running, or have left the queue and come back (a retry is pushed to both).
             if not 0 <= request.ticket <= self._last_ticket:
                 continue
             if self.reestimate is not None:
@@ -57,4 +59,4 @@ class Swap:
             self.queue.push(request)
             self.ranked += 1
         self._moved = end
-        return end == len(self.waiting)
+        return end == len(self._active)
