@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
+from itertools import chain
 from math import inf
 
 from scheduler.core.policy import Policy
@@ -115,7 +116,7 @@ class WaitingRoom:
         """The filled queue orders from now on; its policy takes over the charges of what has run."""
         self.swap = None
         self.retired, self.queue = self.queue, swap.queue
-        swap.queue.policy.restore((*in_flight, *swap.queue.retried, *self.suspects))
+        swap.queue.policy.restore(chain(in_flight, swap.queue.retried, self.suspects))
 
     def retire(self, max_items: int) -> bool:
         """Free the queue that a swap has replaced, a slice at a time; True once it is gone."""
