@@ -11,6 +11,7 @@ from scheduler.core.estimate import Oracle
 from scheduler.core.events import Event
 from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
+from scheduler.core.slots import MicroBatch
 from scheduler.core.types import Estimate, Outcome, Request, Tenant
 
 TENANTS = (
@@ -131,3 +132,14 @@ class Log(list[Event]):
 
     def kinds(self, request_id: str) -> list[str]:
         return [e.kind.value for e in self if e.request is not None and e.request.id == request_id]
+
+
+def batched(policy: str = "fifo", **given: Any) -> Scheduler:
+    settings = {"capacities": (32,), "batch": MicroBatch(), **given}
+    return make_scheduler(policy, **settings)
+
+
+def crowd(n: int, start: int = 0) -> list[Request]:
+    return [
+        make_request(f"{i:02}", TENANTS[i % 3].name, float(i), tokens=i + 1) for i in range(start, start + n)
+    ]
