@@ -16,6 +16,8 @@ from kill_jobs import kills
 
 from scheduler.cli import main
 from scheduler.gateway.completions import DEADLINE
+from scheduler.gateway.jobs import Jobs
+from scheduler.gateway.keys import Keys
 from scheduler.live.journal import Entry, Journal, JournalError
 from scheduler.load.schema import TenantSection
 
@@ -148,6 +150,19 @@ async def test_results_and_what_was_learned_are_there_after_a_restart(path: Path
         assert (await served.get(f"{JOBS}/{job['id']}"))[1] == before
         assert served.run.scheduler.estimator.state() == learned
         assert learned["bias"]["short_qa"] > 1.0
+    async with serving() as other:  # one that could not come up, and so took nothing over
+        await Jobs(other.run, Keys(), other.gateway.completions, Journal(path)).close()
+    async with serving(journal=path) as served:
+        assert served.run.scheduler.estimator.state() == learned
+
+
+async def test_what_cannot_be_written_stops_no_other_write(path: Path) -> None:
+    journal = Journal(path)
+    with pytest.raises(JournalError):
+        await journal.find("acme", "job-\udcff")
+    await journal.add(entry("job-1"))
+    assert (await journal.find("acme", "job-1")) is not None
+    await journal.close()
 
 
 async def test_a_job_whose_tenant_is_gone_fails(path: Path) -> None:

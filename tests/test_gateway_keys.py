@@ -61,6 +61,14 @@ async def test_without_keys_other_names_of_this_machine_are_refused() -> None:
                 assert answer.status == status, host
 
 
+async def test_without_keys_a_web_page_of_another_site_steers_nothing() -> None:
+    async with serving() as served, aiohttp.ClientSession() as http:
+        for origin, status in (("https://evil.example", 403), ("null", 403), ("http://localhost:3000", 200)):
+            async with http.post(served.url + "/control/pause", headers={"Origin": origin}) as answer:
+                assert answer.status == status, origin
+                assert served.run.scheduler.paused == (status == 200)
+
+
 async def test_one_tenants_full_queue_is_not_the_others() -> None:
     from scheduler.load.schema import TenantSection
 

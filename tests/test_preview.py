@@ -212,6 +212,16 @@ def test_who_is_still_here_counts_with_its_age() -> None:
     assert figures["goodput.requests_per_s"] == 1 / 50
 
 
+def test_who_expired_counts_with_its_age() -> None:
+    outlook = Outlook(TENANTS, 100.0, 50.0)
+    outlook.ended(ended(110.0, 105.0))
+    gone = Request("w", "lab", "batch", 90.0, 10, 10, state=State.EXPIRED)
+    gone.ended_s = 120.0
+    outlook.ended(gone)
+    figures = outlook.figures()
+    assert (figures["tiers.batch.e2e.p99"], figures["longest_wait_s"], figures["ended"]) == (30.0, 30.0, 1.0)
+
+
 def test_a_window_is_no_longer_than_the_time_since_the_switch() -> None:
     window = Window(60.0)
     for at_s in (10.0, 50.0, 90.0):

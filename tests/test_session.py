@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from scheduler.core.policies import policy_from
 from scheduler.core.types import Limits, Request, State
 from scheduler.engines.engine import EngineLost
 from scheduler.live.feed import LocalFeed
@@ -61,6 +62,13 @@ async def test_everything_finishes_once(tmp_path: Path) -> None:
     assert document["requests"]["finished"] == 40
     assert len({request.id for request in bench.ended}) == len(bench.ended) == 40
     assert bench.feed.view().scenario_done
+
+
+async def test_a_policy_may_be_switched_before_the_engine_is_up(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.run.session.switch_policy(policy_from("sjf"), by="script")
+    assert bench.run.scheduler.policy.name == "sjf"
+    await bench.run.stop()
 
 
 async def test_a_swap_keeps_every_queued_request_and_tells(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ class Chart(Panel):
             return
         grid = Grid.ending(moment.now, moment.window_s, 2 * cells)
         # A window of minutes has seconds to a column; the newest column and the legend still follow.
-        asked = (grid, self.cells, tuple(series), moment.markers, int(moment.now), self.title)
+        asked = (history, grid, self.cells, tuple(series), moment.markers, int(moment.now), self.title)
         if asked != self._drawn:
             self._drawn = asked
             self._paint(history, grid)

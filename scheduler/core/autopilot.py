@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
 
 from scheduler.core.guard import Bound, Figures
@@ -36,7 +37,7 @@ def best(forecasts: Mapping[str, Forecast], goal: Goal) -> str:
 
 def _rank(forecast: Forecast, goal: Goal) -> tuple[float, float]:
     excess = max((bound.excess(forecast.cautious) for bound in goal.subject_to), default=0.0)
-    return excess, forecast.usual.get(goal.minimise, 0.0)
+    return excess, forecast.usual.get(goal.minimise, inf)  # nobody was served
 
 
 class Autopilot:

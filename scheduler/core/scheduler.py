@@ -314,6 +314,7 @@ class Scheduler(Controls):
         request.first_token_s = request.last_token_s = None
         request.gaps = None
         request.replica = request.batch_id = -1
+        request.cost = self.books.estimated_cost(request)  # its prompt may have been counted anew
         self._enqueue(request, tenant, now)
         if self._emit is not None:
             self._emit(Event(now, Kind.RETRIED, request, NO_DETAIL))

@@ -28,6 +28,10 @@ class Clock:
         if self._origin is None:
             self._origin = self._loop.time()
 
+    @property
+    def started(self) -> bool:
+        return self._origin is not None
+
     def now(self) -> float:
         return 0.0 if self._origin is None else (self._loop.time() - self._origin) * self.speed
 

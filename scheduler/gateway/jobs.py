@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import Any
@@ -134,13 +134,15 @@ class Jobs:
 
     async def close(self) -> None:
         """After the run has stopped: what has ended is written, the rest waits for the next server."""
+        recovered = self._tidying is not None
         if self._tidying is not None:
             self._tidying.cancel()
             await asyncio.gather(self._tidying, return_exceptions=True)
         tasks = [job.task for job in self._live.values() if job.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=RETRY_S)
-        self._learn()
+        if recovered:  # else the estimator knows nothing yet, and the journal may
+            self._learn()
         await self.journal.close()
 
     async def _tidy(self) -> None:
@@ -185,7 +187,7 @@ class Jobs:
                     )
                 return web.json_response(self._document(known), status=202)
             request = await self._request(
-                f"job-{uuid4().hex}", body, tenant, dict(http.headers), arrival_s=arrival_s
+                f"job-{uuid4().hex}", body, tenant, http.headers, arrival_s=arrival_s
             )
             entry = Entry(request.id, tenant, key, digest, raw, request.tier, request.ttl_s, self._wall())
             answer = Answer(request)
@@ -235,7 +237,7 @@ class Jobs:
     # -- one job -------------------------------------------------------------------------------------
 
     async def _request(
-        self, job_id: str, body: Body, tenant: str, headers: dict[str, str], *, arrival_s: float
+        self, job_id: str, body: Body, tenant: str, headers: Mapping[str, str], *, arrival_s: float
     ) -> Request:
         ask = read_ask(body, chat="messages" in body)
         if ask.stream:

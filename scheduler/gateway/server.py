@@ -130,6 +130,8 @@ def _guard(keys: Keys) -> Middleware:
             if keys.open and not _asks_for_loopback(request.headers.get("Host", "")):
                 # A name that a web page had resolved to this machine; without keys nothing else stops it.
                 raise ApiError(403, "without keys, only localhost may be asked for", code="bad_host")
+            if keys.open and not _asks_for_loopback(urlsplit(request.headers.get("Origin", _HERE)).netloc):
+                raise ApiError(403, "without keys, no other site's page may ask", code="bad_origin")
             return await handler(request)
         except ApiError as error:
             return error.response()
@@ -143,6 +145,9 @@ def _guard(keys: Keys) -> Middleware:
             return ApiError(500, "an error in the server", code="internal_error").response()
 
     return guard
+
+
+_HERE = "http://localhost"  # what is no web page says no origin
 
 
 @lru_cache(64)

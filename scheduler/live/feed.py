@@ -82,7 +82,11 @@ class LocalFeed:
         if kind not in ESTIMATORS or kind == "oracle":
             allowed = ", ".join(name for name in ESTIMATORS if name != "oracle")
             raise CommandError(f"estimator must be one of {allowed}")
-        self._run.session.switch_estimator(self._run.plan.estimator(kind), by=by)
+        try:
+            estimator = self._run.plan.estimator(kind)
+        except ValueError as error:
+            raise CommandError(str(error)) from error
+        self._run.session.switch_estimator(estimator, by=by)
 
     def inject(self, scenario: str, by: str = "operator") -> None:
         try:

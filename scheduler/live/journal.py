@@ -193,7 +193,7 @@ class Journal:
             self._db.execute("BEGIN IMMEDIATE")
             results = [work(self._db) for work, _ in group]
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError) as error:  # ValueError: text that is no UTF-8
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             self._kept_bytes = None

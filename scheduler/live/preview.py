@@ -28,6 +28,9 @@ from scheduler.twin.profile import Profile
 SEEDS = range(1, 9)
 """Futures played for the bands."""
 
+MAX_PICTURED = 20_000
+"""Queued requests up to which a switch is predicted: their picture takes tens of milliseconds of the loop."""
+
 BANDS_S = 3.5
 """Bands get what futures can be played within about so long."""
 
@@ -69,7 +72,10 @@ class Previewer:
     def on_switch(self, target: str, now: float) -> None:
         """The policy is about to change to ``target``: predict what comes of it, and of staying."""
         source = self._scheduler.policy.describe()
-        if source == target or (packed := self._take()) is None:
+        totals = self._scheduler.books.totals
+        if source == target or not self._clock.started or totals.queued > MAX_PICTURED:
+            return  # the switch comes first: a picture of so many would hold it up
+        if (packed := self._take()) is None:
             return
         tenants = self._scheduler.books.configs.values()
         prediction = self._begin(Prediction(now, source, target, packed.horizon_s, tenants))

@@ -64,6 +64,7 @@ class ReplayFeed:
         for number in range(LEAD_VIEWS):
             self._playback.play_to(at_s - lead_s * (1 - number / LEAD_VIEWS))
             yield self._view()
+        self._rebase(at_s)  # the time that it took is no time of the recording
 
     def _rebase(self, at_s: float) -> None:
         self._from_s, self._since_s = at_s, self._clock()

@@ -155,7 +155,7 @@ class LiveRun:
             observe(request)
 
     def _on_switch(self, target: str, by: str, now: float) -> None:
-        self.steering.on_switch(by, now)
+        self.steering.on_switch(target, by, now)
         self.previewer.on_switch(target, now)
 
     def _recording_failed(self, why: str) -> None:

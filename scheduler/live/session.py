@@ -33,6 +33,8 @@ from scheduler.load.workload import (
 
 SWAP_SLICE = 1000
 """Queued requests re-ranked in one turn of the loop: about 5 ms."""
+ESTIMATE_SLICE = 50
+"""The same where each is estimated anew, which takes up to a hundred times as long."""
 
 MAX_CRASHES, CRASH_SPAN_S = 3, 60.0
 """So many crashes within so many real seconds stop the engine for good."""
@@ -194,8 +196,8 @@ class Session:
     def switch_policy(self, policy: Policy, *, by: str) -> None:
         """Begin a hot swap; slices of it ride on the loop's next turns."""
         now = self.clock.now()
-        self._on_switch(policy.describe(), by, now)
         source, started_s = self.scheduler.policy.describe(), self._loop.time()
+        self._on_switch(policy.describe(), by, now)
         self.scheduler.begin_swap(policy, now, by=by)
         self._swap_slice(self.scheduler.swap, source, started_s)
 
@@ -210,7 +212,8 @@ class Session:
         if scheduler.swap is not swap:
             return  # superseded
         now = self.clock.now()
-        if not scheduler.swap_step(now, SWAP_SLICE):
+        reestimates = scheduler.swap is not None and scheduler.swap.reestimate is not None
+        if not scheduler.swap_step(now, ESTIMATE_SLICE if reestimates else SWAP_SLICE):
             self._loop.call_soon(self._swap_slice, swap, source, started_s)
             return
         record = scheduler.swaps[-1]

@@ -247,7 +247,9 @@ class Playback:
             case Kind.RETRIED if step.request_id in self._active:
                 request = self._active[step.request_id]
                 self._move(request, State.QUEUED)
-                self.books.tenants[request.tenant].retried += 1
+                if not request.attempts:  # counted once, however often it is tried
+                    self.books.tenants[request.tenant].retried += 1
+                request.attempts += 1
             case kind if kind in _ENDINGS and step.request_id in self._active:
                 self._ended(step, _ENDINGS[kind])
             case kind if not step.request_id:

@@ -15,7 +15,7 @@ from math import inf
 from scheduler.core.books import TenantBooks
 from scheduler.core.guard import PERCENTILES, Figures
 from scheduler.core.metrics import meets_slo, percentiles
-from scheduler.core.types import FINISHED, TIERS, Request, Slo, Tenant
+from scheduler.core.types import EXPIRED, FINISHED, TIERS, Request, Slo, Tenant
 from scheduler.record.tally import jain
 
 NO_SLO = Slo()
@@ -37,10 +37,12 @@ class Outlook:
         self._missed = self._ended = self._here = 0
 
     def ended(self, request: Request) -> None:
-        """A request that ended; only one that finished has a latency."""
+        """A request that ended. One that expired counts with its age: it is no shorter for that."""
+        assert request.ended_s is not None
+        if request.state is EXPIRED:
+            self._add(request, request.ended_s - request.arrival_s, request.ended_s)
         if request.state is not FINISHED:
             return
-        assert request.ended_s is not None
         assert request.dispatched_s is not None
         self._ended += 1
         slo = self._slos.get(request.tenant)

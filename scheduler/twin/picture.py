@@ -202,6 +202,7 @@ def take_picture(
         batch=scheduler.slots.batch,
         limits=scheduler.limits,
         max_inflight_tokens=scheduler.slots.max_inflight_tokens,
-        max_model_len=scheduler.max_model_len,
+        # A real engine refuses what its cache cannot hold; the twin's would raise NeverFits.
+        max_model_len=min(scheduler.max_model_len, profile.max_model_len, profile.kv_tokens),
         profile=profile,
     )

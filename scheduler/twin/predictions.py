@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
 from scheduler.core.guard import Figures
 from scheduler.core.types import Request, Tenant
 from scheduler.twin.outlook import Outlook
+
+KEPT = 1000
+"""The last predictions that are remembered: an endless run may switch for ever."""
 
 
 class Prediction:
@@ -24,19 +28,18 @@ class Prediction:
         self.predicted: Figures | None = None
         self.observed: Figures | None = None
         self.observed_s = 0.0
-        self._outlook = Outlook(tenants, at_s, horizon_s)
+        self._outlook: Outlook | None = Outlook(tenants, at_s, horizon_s)
 
     def on_ended(self, request: Request) -> None:
-        if self.observed is None:
+        if self._outlook is not None:
             self._outlook.ended(request)
 
     def close(self, now: float, active: Iterable[Request]) -> None:
         """The span is over, or as much of it as there will be."""
-        if self.observed is None:
-            self.observed_s = now - self.at_s
-            self._outlook.span_s = self.observed_s
+        if self._outlook is not None:
+            self.observed_s = self._outlook.span_s = now - self.at_s
             self._outlook.still_here(active, now)
-            self.observed = self._outlook.figures()
+            self.observed, self._outlook = self._outlook.figures(), None
 
     def line(self) -> str | None:
         """For the list of events: "sjf: predicted p50 8.1 s, observed 8.6 s"; None where there is nothing."""
@@ -66,7 +69,7 @@ class Predictions:
     """Those of one run; a switch ends the span of the one before."""
 
     def __init__(self) -> None:
-        self._all: list[Prediction] = []
+        self._all: deque[Prediction] = deque(maxlen=KEPT)
 
     def begin(self, prediction: Prediction, active: Iterable[Request]) -> None:
         if self._all:

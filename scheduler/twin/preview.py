@@ -268,7 +268,6 @@ class _Play:
                 more = (ready.intended_tokens or 0) - done.generated
                 self._running[ready.id] = ready
                 self._gpus[ready.replica].start(ready.id, prompt, max(1, more), start_s)
-        self._now = start_s
 
     def run(self) -> Figures:
         scheduler, gpus, running = self._scheduler, self._gpus, self._running
@@ -301,7 +300,8 @@ class _Play:
                         for request in scheduler.on_complete(done.id, now, Outcome(finish, length)):
                             ended(request)
             if timer_s <= now:
-                scheduler.expire(now)
+                for request in scheduler.expire(now):
+                    ended(request)
             while coming is not None and coming.arrival_s <= now:
                 self._submit(coming, tokens, now)
                 coming, tokens = next(self._arrivals, (None, 0))
