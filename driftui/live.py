@@ -62,7 +62,8 @@ async def _run(plan: Plan, speed: float | None, record: Path | None, listen: tup
         if gateway is not None:
             await gateway.close()
 
-    code = await run_dashboard(LocalFeed(run), on_quit=leave, on_hurry=hurry.set)
+    feed = LocalFeed(run) if gateway is None else gateway.feed
+    code = await run_dashboard(feed, on_quit=leave, on_hurry=hurry.set)
     if run.session.engine_state != "stopping":
         await leave()  # the dashboard crashed: nothing may be left behind
     if run.session.failure is not None:

@@ -60,7 +60,7 @@ def test_nan_and_infinity_are_text_on_the_wire() -> None:
 
 
 async def test_every_address_wants_the_operator(served: Served) -> None:
-    routes = Control(served.run, two_keys(), served.gateway.completions).routes()
+    routes = Control(served.run, two_keys(), served.gateway.completions, served.gateway.feed).routes()
     assert len(routes) > 10
     for route in routes:
         path = route.path.replace("{name}", "acme")

@@ -131,6 +131,8 @@ def test_no_run_folder(tmp_path: Path) -> None:
         '{"t":1.0,"e":"queued","id":"r0"}',
         '{"t":1.0,"e":"finished","id":"r0"}',
         '{"t":1.0,"e":"swap_applied"}',
+        '{"t":1.0,"e":"estimator"}',
+        '{"t":NaN,"e":"paused"}',
     ],
 )
 def test_a_broken_line_is_named(folder: Path, tmp_path: Path, line: str) -> None:

@@ -95,15 +95,13 @@ V = TypeVar("V", bound=Verb)
 
 
 class Control:
-    """Handlers over a ``LocalFeed`` of the run."""
+    """Handlers over ``feed``; a dashboard beside them has the same, so that it can undo what they did."""
 
-    def __init__(
-        self, run: LiveRun, keys: Keys, completions: Completions, feed: LocalFeed | None = None
-    ) -> None:
+    def __init__(self, run: LiveRun, keys: Keys, completions: Completions, feed: LocalFeed) -> None:
         self._run = run
         self._keys = keys
         self._completions = completions
-        self._feed = feed or LocalFeed(run)
+        self._feed = feed
 
     def routes(self) -> list[web.RouteDef]:
         return [

@@ -19,6 +19,7 @@ from scheduler.gateway.errors import ApiError
 from scheduler.gateway.jobs import Jobs
 from scheduler.gateway.keys import DEFAULT_TENANT, Keys, ListenError, check_open, is_loopback
 from scheduler.gateway.metrics import CONTENT_TYPE, Metrics
+from scheduler.live.feed import LocalFeed
 from scheduler.live.journal import Journal
 from scheduler.live.run import LiveRun
 
@@ -45,6 +46,7 @@ class Gateway:
     ) -> None:
         """``model`` is what clients call it, ``count`` counts a prompt's tokens; ``journal`` keeps jobs."""
         self.keys = keys
+        self.feed = LocalFeed(run)
         self._run = run
         self._runner: web.AppRunner | None = None
         if keys.open and DEFAULT_TENANT not in run.scheduler.books.tenants:
@@ -65,7 +67,7 @@ class Gateway:
             ]
         )
 
-        self.app.add_routes(Control(run, keys, self.completions).routes())
+        self.app.add_routes(Control(run, keys, self.completions, self.feed).routes())
         self.jobs = None if journal is None else Jobs(run, keys, self.completions, journal)
         if self.jobs is not None:
             self.app.add_routes(self.jobs.routes())

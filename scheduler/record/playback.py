@@ -83,7 +83,7 @@ def _tenant(name: str, told: Mapping[str, Any]) -> Tenant:
 
 def _step(line: Mapping[str, Any]) -> Step:
     """Raises KeyError, TypeError, ValueError."""
-    at_s, kind, request_id = float(line["t"]), Kind(line["e"]), str(line.get("id", ""))
+    at_s, kind, request_id = _seconds(line["t"]), Kind(line["e"]), str(line.get("id", ""))
     data: dict[str, Any]
     if not request_id:
         data = {key: value for key, value in line.items() if key not in ("t", "e")}
@@ -105,7 +105,16 @@ _NEEDS: Mapping[Kind, tuple[str, ...]] = {
     Kind.RECORD: ("what",),
     Kind.SLO: ("tenant", "share"),
     Kind.DRIFT: ("tenant", "before", "after"),
+    Kind.ESTIMATOR: ("to",),
 }
+
+
+def _seconds(value: object) -> float:
+    """Raises ValueError for what is no instant of a run."""
+    seconds = float(str(value))
+    if not 0 <= seconds < inf:
+        raise ValueError(f"{value!r:.40} is no instant")
+    return seconds
 
 
 def _arrival(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +138,7 @@ def _arrival(line: Mapping[str, Any]) -> dict[str, Any]:
 
 def _ending(line: Mapping[str, Any]) -> dict[str, Any]:
     instants = {
-        name: None if line[name] is None else float(line[name])
+        name: None if line[name] is None else _seconds(line[name])
         for name in ("dispatched_s", "first_token_s", "last_token_s")
     }
     if line["e"] == Kind.FINISHED and None in instants.values():
@@ -154,7 +163,7 @@ def _tokens(steps: Iterable[Step]) -> Iterator[Step]:
         while told < count:
             upto = count if at_s >= last_s else 1 + floor((count - 1) * (at_s - first_s) / span_s)
             yield Step(at_s, None, step.request_id, {"tokens": upto - told, "first": told == 0})
-            told, at_s = upto, min(at_s + 1.0, last_s)
+            told, at_s = upto, min(at_s + max(1.0, span_s / 1000), last_s)
 
 
 class _Policy(NamedTuple):
