@@ -12,10 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from scheduler.core.estimate import Given
 from scheduler.engines.models import ModelError, resolve
 from scheduler.load.scenario import load_scenario
 from scheduler.plan import make_plan
-from scheduler.record.redo import Logged, Redone, redo
+from scheduler.record.redo import Redone, redo
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -71,7 +72,7 @@ def test_a_run_on_the_real_engine(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
     scheduler = make_plan(load_scenario(str(tmp_path / "end-to-end.yaml"))).scheduler(capacity=4)
-    scheduler.estimator = Logged()
+    scheduler.estimator = Given()
     assert redo(tmp_path / "run", scheduler) == Redone(10), "its log, decided again in virtual time"
 
 

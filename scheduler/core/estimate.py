@@ -209,3 +209,24 @@ class Oracle:
     def restore(self, state: Mapping[str, Any]) -> None:
         if state.get("kind") != "oracle":
             raise ValueError("not a state of the oracle")
+
+
+class Given:
+    """Estimates made elsewhere, which the requests carry already: of a recorded run, of a played future."""
+
+    name = "given"
+
+    def estimate(self, request: Request) -> Estimate:
+        return request.estimate
+
+    def observe(self, request: Request, outcome: Outcome) -> None:
+        """What is learned on the way changes none of them."""
+
+    def bias(self, tenant: str, category: str) -> float:
+        return 1.0
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """There is nothing to take over."""

@@ -35,29 +35,8 @@ class Redone:
     difference: str = ""
 
 
-class Logged:
-    """The estimator of a recorded run: a request's estimate is in the log."""
-
-    name = "logged"
-
-    def estimate(self, request: Request) -> Estimate:
-        return request.estimate
-
-    def observe(self, request: Request, outcome: Outcome) -> None:
-        """What was learned is in the estimates of those that came after."""
-
-    def bias(self, tenant: str, category: str) -> float:
-        return 1.0
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """There is nothing to take over."""
-
-
 def redo(folder: Path, scheduler: Scheduler) -> Redone:
-    """``scheduler`` is a new one as the run's was, with ``Logged`` for its estimator.
+    """``scheduler`` is a new one as the run's was, with ``core.estimate.Given`` for its estimator.
 
     Raises NotRedoable, OSError.
     """

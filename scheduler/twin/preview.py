@@ -7,18 +7,19 @@ meet the same future (common random numbers): the same lengths for what is here,
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import ceil, exp, inf, log, sqrt
 from random import Random
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from scheduler.core.autopilot import Forecast
+from scheduler.core.estimate import Given
 from scheduler.core.guard import Figures
 from scheduler.core.metrics import nearest_rank
 from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
-from scheduler.core.types import Estimate, Outcome, Request
+from scheduler.core.types import Outcome, Request
 from scheduler.twin.gpu import Gpu
 from scheduler.twin.outlook import MORE_IS_BETTER, Outlook
 from scheduler.twin.picture import Pending, Picture, Ratios
@@ -36,27 +37,6 @@ MIN_RATIOS = 16
 
 _UPPER_Z = NormalDist().inv_cdf(0.9)  # an upper estimate covers 90 %
 _UNKNOWN_SIGMA = 0.5  # of the log of a length, where nothing says how sure its estimate is
-
-
-class _Known:
-    """The estimator of a played future: a request's estimate was made when it came."""
-
-    name = "known"
-
-    def estimate(self, request: Request) -> Estimate:
-        return request.estimate
-
-    def observe(self, request: Request, outcome: Outcome) -> None:
-        """What is learned on the way changes no estimate here."""
-
-    def bias(self, tenant: str, category: str) -> float:
-        return 1.0
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """There is nothing to take over."""
 
 
 # -- a future -------------------------------------------------------------------------------------------
@@ -215,7 +195,7 @@ class _Play:
         ]
         self._scheduler = Scheduler(
             policy_from("fifo"),
-            _Known(),
+            Given(),
             picture.tenants,
             capacities=picture.capacities,
             batch=picture.batch,
