@@ -69,12 +69,10 @@ class Previewer:
     def on_ended(self, request: Request) -> None:
         self._predictions.on_ended(request)
 
-    def on_switch(self, target: str, now: float) -> None:
-        """The policy is about to change to ``target``: predict what comes of it, and of staying."""
-        source = self._scheduler.policy.describe()
-        totals = self._scheduler.books.totals
-        if source == target or not self._clock.started or totals.queued > MAX_PICTURED:
-            return  # the switch comes first: a picture of so many would hold it up
+    def on_switch(self, source: str, target: str, now: float) -> None:
+        """The policy changes: predict what comes of it, and of staying."""
+        if not self._clock.started or self._scheduler.books.totals.queued > MAX_PICTURED:
+            return  # a picture of so many would hold the loop up
         if (packed := self._take()) is None:
             return
         tenants = self._scheduler.books.configs.values()

@@ -154,9 +154,10 @@ class LiveRun:
         for observe in self.observers:
             observe(request)
 
-    def _on_switch(self, target: str, by: str, now: float) -> None:
-        self.steering.on_switch(target, by, now)
-        self.previewer.on_switch(target, now)
+    def _on_switch(self, source: str, target: str, by: str, now: float) -> None:
+        if source != target:
+            self.steering.on_switch(source, by, now)
+            self.previewer.on_switch(source, target, now)
 
     def _recording_failed(self, why: str) -> None:
         """May be called from the writer's thread."""

@@ -42,7 +42,7 @@ MAX_CRASHES, CRASH_SPAN_S = 3, 60.0
 
 class Session:
     """Owns the tasks of a run. ``on_event`` gets every event, ``on_ended`` every request that has ended,
-    ``on_switch`` each policy that is about to take over, by whose wish, and when.
+    ``on_switch`` each switch: from which policy, to which, by whose wish, and when.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Session:
         *,
         on_ended: Callable[[Request], None],
         on_event: Callable[[Event], None],
-        on_switch: Callable[[str, str, float], None] = lambda target, by, now: None,
+        on_switch: Callable[[str, str, str, float], None] = lambda source, target, by, now: None,
     ) -> None:
         self.scheduler = scheduler
         self.engine = engine
@@ -197,9 +197,10 @@ class Session:
         """Begin a hot swap; slices of it ride on the loop's next turns."""
         now = self.clock.now()
         source, started_s = self.scheduler.policy.describe(), self._loop.time()
-        self._on_switch(policy.describe(), by, now)
+        target = policy.describe()
         self.scheduler.begin_swap(policy, now, by=by)
         self._swap_slice(self.scheduler.swap, source, started_s)
+        self._on_switch(source, target, by, now)  # who only wants to know comes after
 
     def switch_estimator(self, estimator: Estimator, *, by: str) -> None:
         """Estimate all that waits anew, and rank it by that; in slices too."""

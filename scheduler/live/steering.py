@@ -46,10 +46,9 @@ class Steering:
 
         turn(0.0)
 
-    def on_switch(self, target: str, by: str, now: float) -> None:
-        """The policy is about to change to ``target``."""
-        source = self._session.scheduler.policy.describe()
-        if self._guard is not None and by != GUARD and source != target:
+    def on_switch(self, source: str, by: str, now: float) -> None:
+        """The policy changes from ``source`` to another."""
+        if self._guard is not None and by != GUARD:
             self._guard.on_switch(source, now)
 
     def on_ended(self, request: Request) -> None:
