@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded_kit import SCENARIO
 
 from scheduler.core.types import Snapshot
 from scheduler.load.scenario import load_scenario
@@ -17,23 +18,6 @@ from scheduler.record.playback import Playback, Recording, read_recording
 from scheduler.virtual import VirtualRun
 
 Json = dict[str, Any]
-
-SCENARIO = """
-name: recorded
-seed: 5
-engine: {kind: sim, capacity: 8}
-policy: fifo
-tenants:
-  - {name: acme, tier: premium, weight: 5, slo: {ttft: 2s, e2e: 20s}, max_queued: 25}
-  - {name: globex, tier: standard, weight: 3, slo: {e2e: 30s}}
-  - {name: lab, tier: batch, weight: 2, ttl: 12s}
-load:
-  - {tenant: acme, arrivals: {poisson: 2.0}, for: 60s, patience: 25s}
-  - {tenant: {globex: 1, lab: 1}, arrivals: {poisson: 2.0}, for: 60s}
-timeline:
-  - {at: 20s, policy: sjf}
-  - {at: 30s, fault: {engine: crash}}
-"""
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ PROTOCOL = (
     "cycle: submit (keyword classification and estimate of a prompt of about 12 words included) + dispatch + "
     "complete with feedback, {cycles:,} times with {queued:,} queued, 3 tenants, 32 slots. yardstick: heapq "
     "push+pop of (float, int, object) at the same depth, right before each round. swap: every queued request "
-    "re-ranked to sjf in slices of {slice}, the longest slice; begin_swap, which lists what waits, counts as "
+    "re-ranked to sjf in slices of {slice}, the longest slice; begin_swap, which copies the list, counts as "
     "a slice, and so does each part of freeing the old queue."
 )
 
