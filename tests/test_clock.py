@@ -84,6 +84,17 @@ async def test_a_cancelled_callback_neither_comes_nor_holds_up_time(clock: Plann
     assert called == []
 
 
+async def test_what_was_cancelled_is_forgotten(clock: PlannedClock) -> None:
+    soon = clock.now() + 5.0
+    whens = [soon + at / 100 for at in range(100)]
+    for when in whens:
+        for _ in range(30):  # as a session that sets its timer anew at each of its turns
+            clock.call_at(soon + 1e6, lambda: None).cancel()
+        clock.call_at(when, lambda: None)
+    assert len(clock._planned) <= 2 * len(whens) + 1
+    assert await fire_all(clock, *reversed(whens)) == [(when, when) for when in whens]
+
+
 async def test_time_goes_on_by_itself_at_its_speed(clock: PlannedClock) -> None:
     began_s = time.monotonic()
     began = clock.now()

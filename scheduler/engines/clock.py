@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from math import inf
 
@@ -12,6 +12,8 @@ SETTLE_TURNS = 5
 """Turns of the loop until all that follows at once from a callback has been done. The longest chain takes
 three: the engine aborts a stream, its reader ends the request, the stream of the next request begins.
 """
+
+_SWEEP_AT = 64  # planned callbacks below which cancelled ones are not worth looking for
 
 
 class Clock:
@@ -54,6 +56,7 @@ class PlannedClock(Clock):
         self.speed = speed
         self._planned: list[tuple[float, int, asyncio.TimerHandle, Callable[..., object]]] = []
         self._serial = count()
+        self._sweep_at = _SWEEP_AT
         self._latest = 0.0  # the clock has shown
         self._settling = 0  # turns that time still stands still for
         self._alarm: asyncio.TimerHandle | None = None
@@ -72,8 +75,16 @@ class PlannedClock(Clock):
         when = max(when, self.now())
         handle = asyncio.TimerHandle(when, callback, args, self._loop)
         heappush(self._planned, (when, next(self._serial), handle, lambda: callback(*args)))
+        if len(self._planned) > self._sweep_at:
+            self._sweep()
         self._set_alarm()
         return handle
+
+    def _sweep(self) -> None:
+        """Forget what was cancelled long before its time, lest it outnumber what is to come."""
+        self._planned = [planned for planned in self._planned if not planned[2].cancelled()]
+        heapify(self._planned)
+        self._sweep_at = max(_SWEEP_AT, 2 * len(self._planned))
 
     def _due_s(self) -> float:
         planned = self._planned
