@@ -127,6 +127,36 @@ async def test_a_scenario_is_started_and_stopped(served: Served) -> None:
         assert await ask(served, "POST", "/control/scenario", {"scenario": elsewhere}) == 400
 
 
+BURST = {"tenant": "acme", "rate": 5, "seconds": 5}
+
+
+async def refusal(served: Served, path: str, body: object) -> tuple[int, str, bool]:
+    """(status, code, whether it says when to come back)."""
+    status, told, headers = await served.post(path, body, OPERATOR)
+    return status, told["error"]["code"], "Retry-After" in headers
+
+
+async def test_what_is_right_but_not_now_is_no_bad_request() -> None:
+    async with serving(keys=two_keys(), start=False) as served:
+        for path, body in (("/control/scenario", {"scenario": "demo"}), ("/control/burst", BURST)):
+            assert await refusal(served, path, body) == (503, "engine_starting", True)
+        assert await refusal(served, "/control/policy/undo", {}) == (409, "nothing_to_undo", False)
+
+
+async def test_no_load_is_started_on_a_server_that_drains(served: Served) -> None:
+    assert await ask(served, "POST", "/control/drain", {}) == 200
+    assert await refusal(served, "/control/burst", BURST) == (503, "shutting_down", True)
+    assert await ask(served, "POST", "/control/drain", {"draining": False}) == 200
+    assert await ask(served, "POST", "/control/burst", BURST) == 200
+
+
+async def test_no_preview_before_the_engines_pace_is_known(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.run.previewer, "_profile", lambda: None)
+    assert await refusal(served, "/control/preview", {}) == (409, "no_preview_yet", False)
+
+
 async def test_events_stream(served: Served) -> None:
     url = f"{served.url}/control/events?after=0"
     async with asyncio.timeout(5), served.http.get(url, headers=bearer(OPERATOR)) as answer:

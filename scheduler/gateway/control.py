@@ -22,7 +22,7 @@ from scheduler.gateway.params import read_json
 from scheduler.gateway.wire import notices_to_json, preview_to_json, view_to_json
 from scheduler.live.feed import LocalFeed
 from scheduler.live.run import LiveRun
-from scheduler.live.view import CommandError, Notice
+from scheduler.live.view import CommandError, Notice, NotNow
 from scheduler.load.fields import Positive, Section
 from scheduler.load.schema import LimitsSection, TenantLimits
 
@@ -196,15 +196,11 @@ class Control:
 
     async def ask_preview(self, http: web.Request) -> web.Response:
         verb = await self._read(http, AskPreview)
-        return self._do(lambda: self._feed.preview(verb.policies))
+        return self._do(lambda: self._feed.preview(verb.policies), not_now="no_preview_yet")
 
     async def undo_policy(self, http: web.Request) -> web.Response:
         verb = await self._read(http, Verb)
-        try:
-            self._feed.undo_policy(by=verb.by)
-        except CommandError as error:
-            raise ApiError(409, str(error), code="nothing_to_undo") from None
-        return _done()
+        return self._do(lambda: self._feed.undo_policy(by=verb.by), not_now="nothing_to_undo")
 
     async def set_estimator(self, http: web.Request) -> web.Response:
         verb = await self._read(http, SetEstimator)
@@ -222,6 +218,7 @@ class Control:
         verb = await self._read(http, StartScenario)
         if verb.scenario not in self._feed.scenarios():
             raise bad(f"scenario must be one of {', '.join(self._feed.scenarios())}", "scenario")
+        self._completions.check_up()
         return self._do(lambda: self._feed.inject(verb.scenario, by=verb.by))
 
     async def stop_scenario(self, http: web.Request) -> web.Response:
@@ -231,6 +228,7 @@ class Control:
 
     async def burst(self, http: web.Request) -> web.Response:
         verb = await self._read(http, StartBurst)
+        self._completions.check_up()
         return self._do(lambda: self._feed.burst(verb.tenant, verb.rate, verb.seconds, by=verb.by))
 
     async def set_limits(self, http: web.Request) -> web.Response:
@@ -262,9 +260,12 @@ class Control:
             where = ".".join(str(part) for part in first["loc"])
             raise bad(f"{where or 'the body'}: {first['msg']}", where or None) from None
 
-    def _do(self, verb: Callable[[], None]) -> web.Response:
+    def _do(self, verb: Callable[[], None], *, not_now: str = "not_now") -> web.Response:
+        """``not_now`` is the code of a 409: nothing is wrong with what was asked."""
         try:
             verb()
+        except NotNow as error:
+            raise ApiError(409, str(error), code=not_now) from None
         except CommandError as error:
             raise bad(str(error)) from None
         return _done()

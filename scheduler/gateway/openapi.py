@@ -22,6 +22,14 @@ Json = dict[str, Any]
 _NEEDED = {"policy", "estimator", "scenario", "tenant", "rate", "seconds"}
 """Of the control API's parameters."""
 
+_NOT_NOW = {
+    ("post", "policy/undo"): " 409",
+    ("post", "preview"): " 409",
+    ("post", "scenario"): " 503",
+    ("post", "burst"): " 503",
+}
+"""Of the control API's verbs: how they are refused when it is not their time."""
+
 _ESTIMATORS = [name for name in ESTIMATORS if name != "oracle"]
 
 _JSON, _TEXT, _EVENTS = "application/json", "text/plain", "text/event-stream"
@@ -32,7 +40,7 @@ _ERRORS = {
     "403": "The key is not allowed to do this.",
     "404": "There is no such thing.",
     "408": "The body did not come in time.",
-    "409": "The idempotency key came with another body before; or there is nothing to undo.",
+    "409": "The idempotency key came with another body before; or the run is not in a state for this.",
     "413": "The body, or the prompt and max_tokens together, are too large.",
     "415": "Content-Type must be application/json.",
     "429": "Full; Retry-After says when to come back.",
@@ -135,7 +143,7 @@ def _control() -> Json:
         paths[f"/control/{name}"] = {"get": operation}
     for (method, name), (what, fields) in verbs.items():
         path = "name" if "{name}" in name else None
-        errors = steer + " 404" * (path is not None) + " 409" * (name == "policy/undo")
+        errors = steer + " 404" * (path is not None) + _NOT_NOW.get((method, name), "")
         operation = _operation(what, errors, key="operator", path=path)
         required = tuple(field for field in fields if field in _NEEDED)
         by = {"type": "string", "pattern": "^[A-Za-z0-9._@ -]{1,32}$"}

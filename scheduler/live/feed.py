@@ -10,7 +10,7 @@ from scheduler.core.policies import POLICIES, policy_from
 from scheduler.core.snapshot import take_snapshot
 from scheduler.core.types import Limits
 from scheduler.live.run import LiveRun
-from scheduler.live.view import CommandError, Notice, Preview, View
+from scheduler.live.view import CommandError, Notice, NotNow, Preview, View
 from scheduler.load.scenario import ScenarioError, load_scenario, shipped_scenarios
 from scheduler.load.workload import Workload
 
@@ -74,7 +74,7 @@ class LocalFeed:
 
     def undo_policy(self, by: str = "operator") -> None:
         if not self._undo:
-            raise CommandError("no policy switch to undo")
+            raise NotNow("no policy switch to undo")
         self._run.session.switch_policy(policy_from(self._undo.pop()), by=f"{by} (undo)")
 
     def switch_estimator(self, kind: str, by: str = "operator") -> None:
@@ -124,7 +124,7 @@ class LocalFeed:
 
     def _ready(self) -> None:
         if self._run.session.engine_state not in ("ready", "restarting"):
-            raise CommandError(f"the engine is {self._run.session.engine_state}; try again when it is ready")
+            raise NotNow(f"the engine is {self._run.session.engine_state}; try again when it is ready")
 
     def pause(self, by: str = "operator") -> None:
         self._run.session.pause(by=by)

@@ -19,7 +19,7 @@ from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import Request
 from scheduler.engines.clock import Clock
 from scheduler.live.players import Packed, PlayerLost, Players
-from scheduler.live.view import CommandError, Predicted, Preview
+from scheduler.live.view import CommandError, NotNow, Predicted, Preview
 from scheduler.twin.picture import Recent, take_picture
 from scheduler.twin.predictions import Prediction, Predictions
 from scheduler.twin.preview import POINT_SEED, band, forecast, horizon_of, who_waits_longer
@@ -139,7 +139,7 @@ class Previewer:
             raise CommandError(str(error)) from error
         packed = self._take()
         if packed is None:
-            raise CommandError("no preview yet: nothing is known of the engine's pace")
+            raise NotNow("no preview yet: nothing is known of the engine's pace")
         today = self._scheduler.policy.describe()
         self._asked += 1
         self.latest = Preview(self._clock.now(), packed.horizon_s, today, {}, done=False)

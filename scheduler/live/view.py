@@ -86,6 +86,10 @@ class CommandError(ValueError):
     """A verb was refused: the message says what is wrong and what is allowed."""
 
 
+class NotNow(CommandError):
+    """Nothing is wrong with the verb, but the run is not in a state for it; later it may be."""
+
+
 class Feed(Protocol):
     """A run to look at and to steer. Every verb returns at once; its effect shows in a later view."""
 
