@@ -77,6 +77,8 @@ ADDED = [
         "dispatch: continuous",
     ),
     ("limits: {ttl: -1s}", "7: limits.ttl: must be above 0", ""),
+    ("limits: {ttl: 0}", "7: limits.ttl: must be above 0", "leave it out for no bound"),
+    ("limits: {ttl: .nan}", "7: limits.ttl:", ""),
     ("timeline: [{at: -5s, policy: sjf}]", "7: timeline.0.at: must be at least 0", ""),
     ("timeline: [{at: 5s}]", "7: timeline.0: exactly one of policy, burst", "got none"),
     (

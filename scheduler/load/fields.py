@@ -88,6 +88,12 @@ def tokens_by_category(value: object) -> object:
     return dict.fromkeys(BASE_TOKENS, value)
 
 
+def _some_time(value: float) -> float:
+    if value <= 0:
+        raise ValueError("must be above 0: what may not wait at all never runs; leave it out for no bound")
+    return value
+
+
 def exactly_one(section: BaseModel, *names: str) -> None:
     """Raise ValueError unless one of these fields, and one only, is given."""
     keys = {name: type(section).model_fields[name].alias or name for name in names}
@@ -103,6 +109,7 @@ Name = Annotated[str, AfterValidator(_name)]
 FilePath = Annotated[str, AfterValidator(_file)]
 Seconds = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
+TimeToLive = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_some_time)]
 Rate = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]

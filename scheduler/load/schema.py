@@ -23,6 +23,7 @@ from scheduler.load.fields import (
     Seconds,
     Section,
     Tier,
+    TimeToLive,
     exactly_one,
     model_path,
     not_empty,
@@ -107,7 +108,7 @@ class LimitsSection(Section):
     """Estimated tokens waiting, prompt and output."""
     max_in_flight: Count | None = None
     """Requests running."""
-    ttl_s: Duration | None = Field(default=None, alias="ttl")
+    ttl_s: TimeToLive | None = Field(default=None, alias="ttl")
     """Longest time in the queue."""
 
     @property
