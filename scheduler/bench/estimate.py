@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.bench.drift import DRIFTS, FEEDBACK_DELAY, bench_drift, feed
-from scheduler.bench.replay import Replay, play
+from scheduler.bench.replay import play
 from scheduler.bench.result import BenchError, Claim, Result
 from scheduler.core.estimate import Estimator
 from scheduler.core.estimators import estimator_from
@@ -196,7 +196,7 @@ def _model_rows(
         for name, make in {"oracle": makers["oracle"], **makers}.items():
             points, uppers, us = feed(make(), requests, [answers[at] for at in fed])
             fifo, sjf, two = (
-                percentiles(play(requests, Replay(points), policy)) for policy in ("fifo", "sjf", "two-class")
+                percentiles(play(requests, points, policy)) for policy in ("fifo", "sjf", "two-class")
             )
             if baseline is None:
                 baseline = (fifo.p50, fifo.p99, fifo.p50 - sjf.p50)

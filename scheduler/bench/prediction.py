@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any, cast
 
-from scheduler.bench.replay import Given
+from scheduler.bench.replay import ReadyMade
 from scheduler.bench.result import Claim
 from scheduler.core.types import Request
 from scheduler.load.workload import Workload
@@ -61,7 +61,7 @@ def predict(
     scheduler = plan.scheduler(capacity=capacity)
     tally = Tally({tenant.name: tenant.slo for tenant in plan.tenants})
     gpu = Distant(profile, plan.capacity, delay_s)
-    Simulation(scheduler, [gpu], cast(Workload, Given(again)), on_ended=tally.add).run()
+    Simulation(scheduler, [gpu], cast(Workload, ReadyMade(again)), on_ended=tally.add).run()
     return tally.figures(scheduler.books.tenants, tally.last_end_s)
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
-from typing import Any, cast
+from typing import cast
 
-from scheduler.core.estimate import runtime_class
+from scheduler.core.estimate import Given, runtime_class
 from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
-from scheduler.core.types import Estimate, Outcome, Request, Tenant
+from scheduler.core.types import Estimate, Request, Tenant
 from scheduler.load.workload import Submit, Workload
 from scheduler.twin.gpu import Gpu
 from scheduler.twin.profile import load_profile
@@ -20,32 +20,7 @@ RATE = 50.0  # requests/s: far above what the L4 serves
 SLOTS = 32
 
 
-class Replay:
-    """Gives the n-th request the n-th point; learns nothing."""
-
-    name = "replay"
-
-    def __init__(self, points: Sequence[float]) -> None:
-        self._points = iter(points)
-
-    def estimate(self, request: Request) -> Estimate:
-        point, tokens = next(self._points), request.prompt_tokens
-        return Estimate(tokens, point, point, "short_qa", runtime_class(tokens + point), point)
-
-    def observe(self, request: Request, outcome: Outcome) -> None:
-        """A replay stays as it was."""
-
-    def bias(self, tenant: str, category: str) -> float:
-        return 1.0
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """There is nothing to take over."""
-
-
-class Given:
+class ReadyMade:
     """A workload of ready-made requests, by their arrival."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
@@ -69,17 +44,27 @@ class Given:
         """Nothing follows."""
 
 
-def play(requests: Sequence[Request], estimator: Replay, policy: str) -> list[float]:
-    """E2E latencies in seconds of a burst of these, ``RATE`` a second; continuous dispatch."""
+def play(requests: Sequence[Request], points: Sequence[float], policy: str) -> list[float]:
+    """E2E latencies in seconds of a burst of these, each with its point estimate, ``RATE`` a second;
+    continuous dispatch.
+    """
     ended: list[Request] = []
-    burst = [replace(request, arrival_s=at / RATE) for at, request in enumerate(requests)]
+    burst = [
+        replace(request, arrival_s=at / RATE, estimate=_estimate(request, point))
+        for at, (request, point) in enumerate(zip(requests, points, strict=True))
+    ]
     scheduler = Scheduler(
         policy_from(policy),
-        estimator,
+        Given(),
         [Tenant(name) for name in dict.fromkeys(request.tenant for request in requests)],
         capacities=(SLOTS,),
     )
     gpu = Gpu(load_profile("l4", "qwen1.5-1.8b-chat"), SLOTS)
-    workload = cast(Workload, Given(burst))  # all of it that a Simulation asks for
+    workload = cast(Workload, ReadyMade(burst))  # all of it that a Simulation asks for
     Simulation(scheduler, [gpu], workload, on_ended=ended.append).run()
     return [(request.ended_s or 0.0) - request.arrival_s for request in ended]
+
+
+def _estimate(request: Request, point: float) -> Estimate:
+    tokens = request.prompt_tokens
+    return Estimate(tokens, point, point, "short_qa", runtime_class(tokens + point), point)
