@@ -93,7 +93,6 @@ class Plan:
     ) -> Scheduler:
         """A fresh Scheduler. ``windows`` adds the sliding windows that a dashboard reads."""
         scenario, tenants = self.scenario, self.tenants
-        reserve = scenario.max_inflight_tokens
         return Scheduler(
             policy_from(self.policy),
             self.estimator(scenario.estimator.kind),
@@ -101,7 +100,7 @@ class Plan:
             capacities=(self.capacity if capacity is None else capacity,),
             batch=self.batch,
             limits=scenario.limits.limits,
-            max_inflight_tokens=self._kv_tokens() if reserve == "kv" else reserve,
+            max_inflight_tokens=self.max_inflight_tokens,
             max_model_len=self.max_model_len,
             metrics=WindowMetrics(tenant.name for tenant in tenants) if windows else None,
             emit=emit,
@@ -140,8 +139,13 @@ class Plan:
             raise PlanError(f"engine.args.max_model_len: {asked!r:.40} is no number of tokens above 0")
         return min(asked, self.profile.kv_tokens)
 
-    def _kv_tokens(self) -> float | None:
-        return self.profile.kv_tokens if self.profile else None
+    @property
+    def max_inflight_tokens(self) -> float | None:
+        """Bound on the tokens in flight; None where there is none, and for `kv` of a real engine."""
+        asked = self.scenario.max_inflight_tokens
+        if asked == "kv":
+            return self.profile.kv_tokens if self.profile else None
+        return asked
 
 
 def make_plan(
@@ -264,6 +268,9 @@ def run_header(plan: Plan, engine_detail: str, capacity: int, clock: str) -> dic
             }
             for tenant in plan.tenants
         },
+        "limits": asdict(plan.scenario.limits.limits),
+        "max_inflight_tokens": plan.max_inflight_tokens,
+        "max_model_len": plan.max_model_len,
     }
 
 

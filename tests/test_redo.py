@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from scheduler.core.estimate import Given
+from scheduler.core.types import Request
 from scheduler.live.run import LiveRun
 from scheduler.load.scenario import Scenario
 from scheduler.plan import Plan, make_plan
-from scheduler.record.redo import NotRedoable, Redone, redo
+from scheduler.record.redo import NotRedoable, Redone, check, redo
 
 EVERYONE = {"acme": 2, "blue": 2, "cyan": 1}
 
@@ -57,13 +58,13 @@ async def test_the_same_dispatch_order(policy: str, tmp_path: Path) -> None:
     folder = await record(made, tmp_path / "run")
     kinds = [event["e"] for event in events(folder)]
     assert {"rejected", "aborting", "cancelled"} <= set(kinds)
-    assert again(made, folder) == Redone(kinds.count("dispatched"))
+    assert check(folder) == Redone(kinds.count("dispatched"))
 
 
 async def test_with_tokens_reserved_by_the_upper_estimate(tmp_path: Path) -> None:
     made = plan("sjf", max_inflight_tokens=3000, estimator={"kind": "tenant"})
     folder = await record(made, tmp_path / "run")
-    assert again(made, folder).difference == ""
+    assert check(folder).difference == ""
 
 
 async def test_through_swaps_and_a_crash(tmp_path: Path) -> None:
@@ -77,7 +78,36 @@ async def test_through_swaps_and_a_crash(tmp_path: Path) -> None:
     kinds = [event["e"] for event in events(folder)]
     assert kinds.count("swap_applied") == 2
     assert "retried" in kinds
-    assert again(made, folder) == Redone(kinds.count("dispatched"))
+    assert check(folder) == Redone(kinds.count("dispatched"))
+
+
+async def clients(folder: Path) -> Path:
+    """A run in which requests of clients are streamed, promised or in a hurry, and the engine is lost."""
+    run = LiveRun(plan("fair", timeline=({"at": "8s", "fault": {"engine": "crash"}},)), out=folder)
+    await run.start()
+    for number in range(40):
+        changes: dict[str, Any] = {"streamed": True} if number < 20 else {"acknowledged": True, "ttl_s": 3.0}
+        tenant = "acme" if number < 20 else "cyan"
+        request = Request(f"c{number}", tenant, "batch", run.clock.now(), 30, 900, "", "", 900, **changes)
+        run.session.submit(request)
+    await run.session.drained.wait()
+    await run.stop()
+    return folder
+
+
+async def test_what_clients_may_ask_for_decides_again(tmp_path: Path) -> None:
+    folder = await clients(tmp_path / "run")
+    lines = events(folder)
+    ends = {line["id"]: line for line in lines if "finish" in line}
+    assert ends["c0"]["reason"] == "engine_lost"
+    assert ends["c0"]["output_tokens"] > 0
+    assert ends["c39"]["e"] == "expired"
+    assert check(folder) == Redone(sum(line["e"] == "dispatched" for line in lines))
+    for name in ("streamed", "acknowledged", "ttl_s"):
+        without = [{key: value for key, value in line.items() if key != name} for line in lines]
+        assert without != lines
+        (folder / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in without))
+        assert check(folder).difference, name
 
 
 @pytest.fixture
@@ -102,8 +132,16 @@ async def test_a_missing_dispatch_is_a_difference(recorded: tuple[Plan, Path]) -
 
 
 async def test_what_the_log_does_not_hold_is_said(recorded: tuple[Plan, Path]) -> None:
-    made, folder = recorded
+    _, folder = recorded
     with (folder / "events.jsonl").open("a") as log:
         log.write('{"t": 99.0, "e": "limits", "by": "operator"}\n')
     with pytest.raises(NotRedoable, match="limits was changed"):
-        again(made, folder)
+        check(folder)
+
+
+async def test_a_run_whose_document_says_too_little(recorded: tuple[Plan, Path]) -> None:
+    document = json.loads((recorded[1] / "run.json").read_text())
+    del document["limits"]
+    (recorded[1] / "run.json").write_text(json.dumps(document))
+    with pytest.raises(NotRedoable, match="does not hold all"):
+        check(recorded[1])

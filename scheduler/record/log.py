@@ -57,6 +57,13 @@ class LineMaker:
             "category": estimate.category,
             "class": estimate.runtime_class,
         }
+        # What decides besides, of the few requests that have it.
+        if request.ttl_s is not None:
+            fields["ttl_s"] = request.ttl_s
+        if request.streamed:
+            fields["streamed"] = True
+        if request.acknowledged:
+            fields["acknowledged"] = True
         if request.intended_tokens is not None:
             fields["intended_tokens"] = request.intended_tokens
         if request.prompt:

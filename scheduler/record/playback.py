@@ -97,6 +97,7 @@ def _step(line: Mapping[str, Any]) -> Step:
 
 # What playing a line that is about no request reads.
 _NEEDS: Mapping[Kind, tuple[str, ...]] = {
+    Kind.SWAP_REQUESTED: ("to", "by"),
     Kind.SWAP_APPLIED: ("from", "to", "queued", "by"),
     Kind.SWITCHED: ("from", "to", "queued", "took_ms"),
     Kind.TENANT: ("tenant", "weight"),

@@ -4,6 +4,8 @@ The log says what came in (arrivals with their estimates, cancels, what the engi
 pauses, crashes) and what was decided (rejections, dispatches). The inputs are given to a Scheduler in the
 order of the log; wherever the run dispatched, the Scheduler is asked for all that it would, and must name the
 same requests in the same order. Times are the log's own, so the engine of the run may be a real one.
+
+``driftsched replay DIR --check`` is this.
 """
 
 from __future__ import annotations
@@ -14,13 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scheduler.core.estimate import Given
 from scheduler.core.events import Kind
-from scheduler.core.lifecycle import UnknownRequest
-from scheduler.core.policies import policy_from
+from scheduler.core.lifecycle import SchedulerError, UnknownTenant
+from scheduler.core.policies import Policy, policy_from
 from scheduler.core.scheduler import Scheduler
-from scheduler.core.types import Estimate, Outcome, Request
+from scheduler.core.types import Estimate, Limits, Outcome, Request
+from scheduler.record.playback import Recording, read_recording
 
 _EVERYTHING = 1 << 62
+_MICROBATCHES = "micro-batches close by a timer, which is not in the log"
 
 
 class NotRedoable(ValueError):
@@ -35,23 +40,56 @@ class Redone:
     difference: str = ""
 
 
+def check(folder: Path) -> Redone:
+    """Make a run's decisions again by the Scheduler that its run.json describes.
+
+    Raises FolderError, NotRedoable.
+    """
+    recording = read_recording(folder)
+    if recording.document.get("dispatch") != "continuous":
+        raise NotRedoable(_MICROBATCHES)
+    try:
+        scheduler = _scheduler(recording)
+    except (KeyError, TypeError, ValueError) as error:
+        raise NotRedoable(
+            f"its run.json does not hold all that its decisions hung on: {error!r:.200}"
+        ) from error
+    return redo(folder, scheduler)
+
+
+def _scheduler(recording: Recording) -> Scheduler:
+    """A new one as the run's was."""
+    told = recording.document
+    return Scheduler(
+        policy_from(told["policy"]),
+        Given(),
+        recording.tenants,
+        capacities=(told["capacity"],),
+        limits=Limits(**told["limits"]),
+        max_inflight_tokens=told["max_inflight_tokens"],
+        max_model_len=told["max_model_len"],
+    )
+
+
 def redo(folder: Path, scheduler: Scheduler) -> Redone:
     """``scheduler`` is a new one as the run's was, with ``core.estimate.Given`` for its estimator.
 
     Raises NotRedoable, OSError.
     """
     if scheduler.slots.batch is not None:
-        raise NotRedoable("micro-batches close by a timer, which is not in the log")
+        raise NotRedoable(_MICROBATCHES)
     with (folder / "events.jsonl").open(encoding="utf-8") as lines:
         events = [json.loads(line) for line in lines]
-    prompts = {event["id"]: event["prompt_tokens"] for event in events if "finish" in event}
-    return _Redo(scheduler, prompts).play(events)
+    endings = {event["id"]: event for event in events if "finish" in event}
+    return _Redo(scheduler, endings).play(events)
 
 
 class _Redo:
-    def __init__(self, scheduler: Scheduler, prompts: Mapping[str, int]) -> None:
+    def __init__(self, scheduler: Scheduler, endings: Mapping[str, Mapping[str, Any]]) -> None:
         self._scheduler = scheduler
-        self._prompts = prompts  # request id -> its tokens as the engine counted them, told by its end
+        self._endings = (
+            endings  # request id -> its last line, which has its tokens as the engine counted them
+        )
         self._dispatched = 0
 
     def play(self, events: Iterable[Mapping[str, Any]]) -> Redone:
@@ -67,7 +105,9 @@ class _Redo:
             expected = []
             try:
                 difference = self._apply(event)
-            except UnknownRequest as error:  # the run had dispatched it
+            except UnknownTenant as error:
+                raise NotRedoable(f"at {event['t']:.6f} s: {error}: it came with a scenario, later") from error
+            except SchedulerError as error:  # the run had dispatched it
                 difference = f"at {event['t']:.6f} s: {error}"
             if difference:
                 return Redone(self._dispatched, difference)
@@ -98,14 +138,15 @@ class _Redo:
                     return f"at {now:.6f} s {event['id']}: {event.get('reason', '')!r}, now {reason!r}"
             case Kind.FIRST_TOKEN:
                 scheduler.on_first_token(event["id"], now)
-                if event["id"] in self._prompts:
-                    scheduler.on_prompt_counted(event["id"], self._prompts[event["id"]])
+                if (ending := self._endings.get(event["id"])) is not None:
+                    scheduler.on_prompt_counted(event["id"], ending["prompt_tokens"])
+                    scheduler.on_tokens(event["id"], ending["output_tokens"], now)
             case Kind.ABORTING:
                 scheduler.cancel(event["id"], now)
             case Kind.FINISHED | Kind.FAILED | Kind.CANCELLED | Kind.EXPIRED:
                 self._end(event)
             case Kind.SWAP_REQUESTED:
-                scheduler.begin_swap(policy_from(event["to"]), now, by=event["by"])
+                scheduler.begin_swap(_policy(event["to"]), now, by=event["by"])
             case Kind.SWAP_APPLIED:
                 scheduler.swap_step(now, _EVERYTHING)
             case Kind.PAUSED:
@@ -131,10 +172,20 @@ class _Redo:
         scheduler.on_complete(request.id, now, Outcome(event["finish"], event["output_tokens"]))
 
 
+def _policy(spec: str) -> Policy:
+    try:
+        return policy_from(spec)
+    except ValueError as error:
+        raise NotRedoable(str(error)) from error
+
+
 def _request(event: Mapping[str, Any]) -> Request:
     request = Request(
         *(event["id"], event["tenant"], event["tier"], event["arrival_s"]),
         *(event["prompt_tokens"], event["max_tokens"]),
+        ttl_s=event.get("ttl_s"),
+        streamed=event.get("streamed", False),
+        acknowledged=event.get("acknowledged", False),
     )
     request.estimate = Estimate(
         input_tokens=event["input_tokens"],
