@@ -112,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument(
         "--speed", type=_positive, default=1.0, metavar="X", help="recorded seconds in a second (default: 1)"
     )
+    replay.add_argument(
+        "--check", action="store_true", help="no screen: make its decisions again; exit 1 where they differ"
+    )
     replay.set_defaults(command=_replay)
 
     report = commands.add_parser("report", help="one self-contained page with figures, from run folders")
@@ -215,6 +218,8 @@ def _attach(args: argparse.Namespace) -> int:
 
 
 def _replay(args: argparse.Namespace) -> int:
+    if args.check:
+        return _check_run(args.folder)
     if not _on_terminal():
         print("driftsched: replay needs a terminal; scripts read run.json", file=sys.stderr)
         return USAGE
@@ -226,6 +231,31 @@ def _replay(args: argparse.Namespace) -> int:
     except FolderError as error:
         print(f"driftsched: {error}", file=sys.stderr)
         return USAGE
+
+
+def _check_run(folder: Path) -> int:
+    from scheduler.record.folders import FolderError
+    from scheduler.record.redo import NotRedoable, check
+
+    try:
+        redone = check(folder)
+    except FolderError as error:
+        print(f"driftsched: {error}", file=sys.stderr)
+        return USAGE
+    except NotRedoable as error:
+        print(f"driftsched: {folder}: its decisions cannot be made again: {_shown(error)}", file=sys.stderr)
+        return USAGE
+    if redone.difference:
+        print(f"{folder}: {redone.dispatched} dispatches the same again, then: {_shown(redone.difference)}")
+        return FAILED
+    print(f"{folder}: {redone.dispatched} dispatches, all the same again")
+    return OK
+
+
+def _shown(what: object) -> str:
+    """With names out of a log, which may hold anything, as a terminal may have it."""
+    text = str(what)
+    return text if text.isprintable() else ascii(text)
 
 
 def _serve(args: argparse.Namespace) -> int:

@@ -85,6 +85,25 @@ def test_a_model_folder_without_weights_exits_2(capsys: pytest.CaptureFixture[st
     assert "weights" in err
 
 
+def test_a_recorded_run_is_decided_again(capsys: pytest.CaptureFixture[str], fast: Path) -> None:
+    folder = str(fast.parent / "run")
+    assert run(capsys, "run", str(fast), "--out", folder)[0] == 0
+    code, out, _ = run(capsys, "replay", folder, "--check")
+    assert (code, out) == (0, f"{folder}: 3 dispatches, all the same again\n")
+    log = fast.parent / "run" / "events.jsonl"
+    log.write_text(log.read_text().replace('"r0"', r'"\u001b[2J"'))
+    code, out, _ = run(capsys, "replay", folder, "--check")
+    assert code == 0  # only a name
+    log.write_text(log.read_text().replace('"e":"dispatched"', '"e":"aborting"', 1))
+    code, out, _ = run(capsys, "replay", folder, "--check")
+    assert code == 1
+    assert r"\x1b[2J" in out
+    assert "\x1b" not in out
+    code, _, err = run(capsys, "replay", str(fast.parent), "--check")
+    assert code == 2
+    assert "no run folder" in err
+
+
 def test_live_needs_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "live", "demo")
     assert code == 2
