@@ -106,7 +106,7 @@ class _Redo:
             try:
                 difference = self._apply(event)
             except UnknownTenant as error:
-                raise NotRedoable(f"at {event['t']:.6f} s: {error}: it came with a scenario, later") from error
+                raise NotRedoable(f"at {event['t']:.6f} s: {error}; it came later than the run") from error
             except SchedulerError as error:  # the run had dispatched it
                 difference = f"at {event['t']:.6f} s: {error}"
             if difference:
