@@ -9,7 +9,7 @@ from driftui.app import run_dashboard
 from driftui.terminal import own_terminal
 from scheduler.live.output import log_path
 from scheduler.live.replay import ReplayFeed
-from scheduler.record.playback import read_recording
+from scheduler.record.recording import read_recording
 
 
 def run_replay(folder: Path, speed: float) -> int:

@@ -14,7 +14,8 @@ from scheduler.core.types import Snapshot
 from scheduler.load.scenario import load_scenario
 from scheduler.plan import make_plan
 from scheduler.record.folders import FolderError
-from scheduler.record.playback import Playback, Recording, read_recording
+from scheduler.record.playback import Playback
+from scheduler.record.recording import Recording, read_recording
 from scheduler.virtual import VirtualRun
 
 Json = dict[str, Any]
@@ -79,6 +80,47 @@ def test_tokens_tenants_policy_and_multipliers(recording: Recording, document: J
     assert (acme.tier, acme.weight, acme.slo.ttft_s, acme.slo.tpot_s) == ("premium", 5, 2.0, math.inf)
     assert (globex.limits.max_queued, lab.limits.ttl_s) == (None, 12.0)
     assert shown.category_bias == pytest.approx(document["estimate"]["bias"])
+
+
+def copied(folder: Path, to: Path, log: list[Json]) -> Recording:
+    """The same run with another log."""
+    (to / "run.json").write_text((folder / "run.json").read_text())
+    (to / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    return read_recording(to)
+
+
+def test_an_estimate_made_anew_while_it_waited_counts(folder: Path, tmp_path: Path) -> None:
+    log = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    for line in log:
+        if line["e"] == "finished":
+            line |= {"estimate": line["output_tokens"] / 2, "upper": line["output_tokens"] - 1}
+    shown = at_the_end(copied(folder, tmp_path, log))
+    assert shown.drift_ratio == 2.0
+    assert shown.coverage == 0.0
+    for line in log:
+        if line["e"] == "finished":
+            line["estimate"] = line["output_tokens"]
+            del line["upper"]  # as earlier versions wrote it: the one of the arrival holds
+    shown = at_the_end(copied(folder, tmp_path, log))
+    assert shown.drift_ratio == 1.0
+    assert shown.coverage > 0.0
+
+
+def test_the_machine_at_an_instant(folder: Path, tmp_path: Path) -> None:
+    assert read_recording(folder).machine(30.0) == {}  # virtual time has none
+    telemetry = tmp_path / "telemetry.csv"
+    telemetry.write_text("elapsed_s,cpu_share,gpu_share\n0.2,0.5,\n1.2,0.75,\n")
+    recording = copied(folder, tmp_path, [{"t": 3.0, "e": "paused"}])
+    assert recording.machine(0.1) == {}
+    assert recording.machine(1.1) == {"elapsed_s": 0.2, "cpu_share": 0.5, "gpu_share": None}
+    assert recording.machine(99.0)["cpu_share"] == 0.75
+
+
+@pytest.mark.parametrize("row", ["1.0,high", "x,0.5", ",0.5", "1.0,0.5,7", "-1,0.5"])
+def test_a_broken_row_of_telemetry_is_named(folder: Path, tmp_path: Path, row: str) -> None:
+    (tmp_path / "telemetry.csv").write_text(f"elapsed_s,cpu_share\n0.2,0.5\n{row}\n")
+    with pytest.raises(FolderError, match=r"telemetry.csv:3: not a row of telemetry"):
+        copied(folder, tmp_path, [])
 
 
 def test_going_back_shows_what_was_shown_before(recording: Recording) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from scheduler.live.replay import FASTEST, ReplayFeed
 from scheduler.live.view import CommandError
 from scheduler.load.scenario import load_scenario
 from scheduler.plan import make_plan
-from scheduler.record.playback import Recording, read_recording
+from scheduler.record.recording import Recording, read_recording
 from scheduler.virtual import VirtualRun
 
 
@@ -139,6 +140,19 @@ async def test_seeking_by_keys_fills_the_charts_and_the_events(recording: Record
         assert feed.position_s == recording.duration_s - 46
         assert "REPLAY HELD" in text_of(app)
         assert "×2.00" in text_of(app)
+
+
+async def test_the_machine_is_in_the_status_line(recording: Recording) -> None:
+    rows = ({"elapsed_s": 5.0, "cpu_share": 0.42, "engine_kv_use": 0.31, "loop_lag_p99_ms": 7.0},)
+    async with replaying(replace(recording, telemetry=rows)) as (app, pilot, _, wall):
+        assert "cpu" not in text_of(app).splitlines()[0]
+        wall.now_s += 6
+        app.tick()
+        await pilot.pause()
+        line = text_of(app).splitlines()[0]
+        assert "kv 31%" in line
+        assert "lag 7ms" in line
+        assert "cpu 42%" in line
 
 
 async def test_playing_again_from_the_end_and_leaving_at_once(recording: Recording) -> None:

@@ -10,8 +10,10 @@ from typing import NoReturn
 from scheduler.core.types import Limits
 from scheduler.engines.engine import EngineTelemetry
 from scheduler.live.notices import Notices
-from scheduler.live.view import CommandError, Health, Notice, Preview, View
-from scheduler.record.playback import Playback, Recording
+from scheduler.live.telemetry import health
+from scheduler.live.view import CommandError, Notice, Preview, View
+from scheduler.record.playback import Playback
+from scheduler.record.recording import Recording
 
 SLOWEST, FASTEST = 1 / 8, 256.0
 LEAD_VIEWS = 240
@@ -75,9 +77,11 @@ class ReplayFeed:
 
     def _view(self) -> View:
         told, snapshot = self.recording.document, self._playback.snapshot()
+        machine = self.recording.machine(snapshot.now)
+        lag_ms = machine.get("loop_lag_p99_ms")
         return View(
             snapshot=snapshot,
-            engine=EngineTelemetry(running=snapshot.in_flight),
+            engine=EngineTelemetry(running=snapshot.in_flight, kv_use=machine.get("engine_kv_use")),
             engine_kind=str(told["engine"]),
             engine_detail=str(told["engine_detail"]),
             engine_state="ready",
@@ -89,8 +93,8 @@ class ReplayFeed:
             scenario_done=self.state == "over",
             recording="",
             recorded_bytes=0,
-            loop_lag_p99_ms=nan,
-            health=Health(),
+            loop_lag_p99_ms=nan if lag_ms is None else lag_ms,
+            health=health(machine),
             replay=self.state,
         )
 

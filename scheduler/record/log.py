@@ -93,6 +93,7 @@ def ending(request: Request) -> Mapping[str, Any]:
         "charged": request.charged,
         "backlogged": request.backlogged,
         "estimate": estimate.point,
+        "upper": estimate.upper,
         "uncorrected": estimate.uncorrected,
         "class": estimate.runtime_class,
         "bias_before": request.bias_before,

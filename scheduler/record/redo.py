@@ -22,7 +22,7 @@ from scheduler.core.lifecycle import SchedulerError, UnknownTenant
 from scheduler.core.policies import Policy, policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import Estimate, Limits, Outcome, Request
-from scheduler.record.playback import Recording, read_recording
+from scheduler.record.recording import Recording, read_recording
 
 _EVERYTHING = 1 << 62
 _MICROBATCHES = "micro-batches close by a timer, which is not in the log"

@@ -1,0 +1,203 @@
+"""A run folder read back to be played: run.json, the lines of events.jsonl and the rows of telemetry.csv.
+
+The log has no line for each token, so the tokens of a request are spread evenly from its first to its last.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import floor, inf, nan
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scheduler.core.events import Kind
+from scheduler.core.types import ENDED, Estimate, Limits, Slo, State, Tenant
+from scheduler.record.folders import FolderError
+
+ENDINGS: Mapping[Kind, State] = {Kind(state.value): state for state in ENDED}
+
+
+class Step(NamedTuple):
+    """One line of the log, or tokens between two lines; what ``data`` holds depends on the kind."""
+
+    at_s: float
+    kind: Kind | None  # None: tokens
+    request_id: str
+    data: Mapping[str, Any]
+
+
+Sample = Mapping[str, float | None]
+"""A row of telemetry.csv: {column: number, None where nothing was read}."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A run folder as far as playing it needs it."""
+
+    name: str
+    document: Mapping[str, Any]
+    tenants: tuple[Tenant, ...]
+    steps: tuple[Step, ...]
+    telemetry: tuple[Sample, ...] = ()  # by time; none of a run in virtual time
+
+    @property
+    def duration_s(self) -> float:
+        return self.steps[-1].at_s if self.steps else 0.0
+
+    def machine(self, at_s: float) -> Sample:
+        """The latest row of telemetry at an instant; empty where there is none."""
+        rows = bisect_right(self.telemetry, at_s, key=_elapsed)
+        return self.telemetry[rows - 1] if rows else {}
+
+
+def read_recording(folder: Path) -> Recording:
+    """Raises FolderError, with the file and the line."""
+    document_file = folder / "run.json"
+    if not document_file.is_file():
+        raise FolderError(f"{folder}: no run folder (no run.json in it); `--out DIR` of a run writes one")
+    try:
+        document = json.loads(document_file.read_text(encoding="utf-8"))
+        document["capacity"] = int(document["capacity"])
+        document |= {key: str(document[key]) for key in ("scenario", "engine", "engine_detail", "policy")}
+        tenants = tuple(_tenant(name, told) for name, told in document.get("tenants", {}).items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FolderError(f"{document_file}: not a run document: {error!r:.200}") from error
+    steps: list[Step] = []
+    log_file = folder / "events.jsonl"
+    try:
+        with open(log_file, encoding="utf-8") as log:
+            for line in log:
+                steps.append(_step(json.loads(line)))
+    except OSError as error:
+        raise FolderError(f"{log_file}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        where = f"{log_file}:{len(steps) + 1}"
+        raise FolderError(f"{where}: not a line of an event log: {error!r:.200}") from error
+    steps += _tokens(steps)
+    # Stable: lines of one instant keep their order; a request's last tokens come before its end.
+    steps.sort(key=lambda step: (step.at_s, step.kind is not None))
+    return Recording(
+        folder.name, document, tenants, tuple(steps), tuple(_telemetry(folder / "telemetry.csv"))
+    )
+
+
+def _telemetry(file: Path) -> Iterator[Sample]:
+    """Nothing where there is no such file. Raises FolderError."""
+    if not file.is_file():
+        return
+    with open(file, newline="", encoding="utf-8") as text:
+        rows = csv.DictReader(text)
+        try:
+            for row in rows:
+                sample = {name: float(cell) if cell else None for name, cell in row.items()}
+                _elapsed(sample)
+                yield sample
+        except (ValueError, KeyError, TypeError) as error:
+            where = f"{file}:{rows.line_num}"
+            raise FolderError(f"{where}: not a row of telemetry: {error!r:.200}") from error
+
+
+def _elapsed(sample: Sample) -> float:
+    """Seconds of the run. Raises KeyError, ValueError."""
+    return _seconds(sample["elapsed_s"])
+
+
+def _tenant(name: str, told: Mapping[str, Any]) -> Tenant:
+    slo = {key: inf if value is None else float(value) for key, value in told["slo"].items()}
+    return Tenant(name, str(told["tier"]), float(told["weight"]), Slo(**slo), Limits(**told["limits"]))
+
+
+def _step(line: Mapping[str, Any]) -> Step:
+    """Raises KeyError, TypeError, ValueError."""
+    at_s, kind, request_id = _seconds(line["t"]), Kind(line["e"]), str(line.get("id", ""))
+    data: dict[str, Any]
+    if not request_id:
+        data = {key: value for key, value in line.items() if key not in ("t", "e")}
+        _ = [data[key] for key in _NEEDS.get(kind, ())]
+    else:
+        data = _arrival(line) if kind in (Kind.QUEUED, Kind.REJECTED) else {}
+        if kind in ENDINGS:
+            data |= _ending(line)
+    return Step(at_s, kind, request_id, data)
+
+
+# What playing a line that is about no request reads.
+_NEEDS: Mapping[Kind, tuple[str, ...]] = {
+    Kind.SWAP_REQUESTED: ("to", "by"),
+    Kind.SWAP_APPLIED: ("from", "to", "queued", "by"),
+    Kind.SWITCHED: ("from", "to", "queued", "took_ms"),
+    Kind.TENANT: ("tenant", "weight"),
+    Kind.ENGINE: ("what",),
+    Kind.SCENARIO: ("what",),
+    Kind.RECORD: ("what",),
+    Kind.SLO: ("tenant", "share"),
+    Kind.DRIFT: ("tenant", "before", "after"),
+    Kind.ESTIMATOR: ("to",),
+}
+
+
+def _seconds(value: object) -> float:
+    """Raises ValueError for what is no instant of a run."""
+    seconds = float(str(value))
+    if not 0 <= seconds < inf:
+        raise ValueError(f"{value!r:.40} is no instant")
+    return seconds
+
+
+def _arrival(line: Mapping[str, Any]) -> dict[str, Any]:
+    estimate = Estimate(
+        input_tokens=int(line["input_tokens"]),
+        point=float(line["estimate"]),
+        upper=float(line.get("upper", nan)),  # not in the logs of earlier versions
+        category=str(line["category"]),
+        runtime_class=str(line["class"]),
+        uncorrected=float(line["uncorrected"]),
+    )
+    return {
+        "tenant": str(line["tenant"]),
+        "tier": str(line["tier"]),
+        "arrival_s": float(line["arrival_s"]),
+        "prompt_tokens": int(line["prompt_tokens"]),
+        "max_tokens": int(line["max_tokens"]),
+        "estimate": estimate,
+    }
+
+
+def _ending(line: Mapping[str, Any]) -> dict[str, Any]:
+    instants = {
+        name: None if line[name] is None else _seconds(line[name])
+        for name in ("dispatched_s", "first_token_s", "last_token_s")
+    }
+    if line["e"] == Kind.FINISHED and None in instants.values():
+        raise ValueError("a finished request without its instants")
+    return {
+        **instants,
+        "finish": str(line["finish"]),
+        "reason": str(line["reason"]),
+        "output_tokens": int(line["output_tokens"]),
+        "bias_after": float(line["bias_after"]),
+        "estimated": {
+            "point": float(line["estimate"]),
+            "runtime_class": str(line["class"]),
+            "uncorrected": float(line["uncorrected"]),
+            **({"upper": float(line["upper"])} if "upper" in line else {}),  # not in earlier versions' logs
+        },
+    }
+
+
+def _tokens(steps: Iterable[Step]) -> Iterator[Step]:
+    """Steps without a kind: what each request generated, second by second."""
+    for step in steps:
+        first_s, last_s = step.data.get("first_token_s"), step.data.get("last_token_s")
+        if step.kind not in ENDINGS or first_s is None or last_s is None:
+            continue
+        told, count = 0, step.data["output_tokens"]
+        at_s, span_s = first_s, max(last_s - first_s, 1e-9)
+        while told < count:
+            upto = count if at_s >= last_s else 1 + floor((count - 1) * (at_s - first_s) / span_s)
+            yield Step(at_s, None, step.request_id, {"tokens": upto - told, "first": told == 0})
+            told, at_s = upto, min(at_s + max(1.0, span_s / 1000), last_s)
