@@ -60,8 +60,16 @@ def test_bench_core_measures_every_policy_beside_its_yardstick() -> None:
     json.dumps(result.document(), allow_nan=False)
 
 
-def test_both_sides_get_the_same_prompts_with_forced_lengths() -> None:
-    plan = SMALL.plan("smollm2")
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """A folder that is whole as far as a plan looks."""
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    return str(tmp_path)
+
+
+def test_both_sides_get_the_same_prompts_with_forced_lengths(model: str) -> None:
+    plan = SMALL.plan(model)
     first, again = requests_of(plan), requests_of(plan)
     assert len(first) == 6
     assert plan.capacity == 2
@@ -91,14 +99,14 @@ class Halves:
         self.played.append(f"ours {plan.scenario.load[0].count}")
         return Half(self._ours_tokens, 49.0, 3.0)
 
-    async def compare(self, pairs: int) -> list[dict[str, Any]]:
+    async def compare(self, model: str, pairs: int) -> list[dict[str, Any]]:
         sides = Side("base", self.base), Side("ours", self.ours)
-        return await compare(silent, self, SMALL, "smollm2", pairs, sides)  # type: ignore[arg-type]
+        return await compare(silent, self, SMALL, model, pairs, sides)  # type: ignore[arg-type]
 
 
-async def test_pairs_alternate_after_a_warm_up() -> None:
+async def test_pairs_alternate_after_a_warm_up(model: str) -> None:
     halves = Halves()
-    rows = await halves.compare(3)
+    rows = await halves.compare(model, 3)
     warm_up, first, then = (
         ["base 2", "ours 2"],
         ["-", "base 6", "-", "ours 6"],
@@ -117,9 +125,9 @@ async def test_pairs_alternate_after_a_warm_up() -> None:
     }
 
 
-async def test_sides_that_did_not_do_the_same_work_are_not_compared() -> None:
+async def test_sides_that_did_not_do_the_same_work_are_not_compared(model: str) -> None:
     with pytest.raises(BenchError, match="base made 100 tokens and ours 99"):
-        await Halves(ours_tokens=99).compare(1)
+        await Halves(ours_tokens=99).compare(model, 1)
 
 
 @pytest.mark.parametrize(("ratios", "share", "ok"), [((0.9, 0.96, 1.0), 0.96, True), ((0.94,), 0.94, False)])
