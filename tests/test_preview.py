@@ -12,9 +12,10 @@ import pytest
 
 from scheduler.bench.preview import Case, Found, judge
 from scheduler.core.slots import MicroBatch
-from scheduler.core.types import Limits, Request, State, Tenant
+from scheduler.core.types import Estimate, Limits, Request, State, Tenant
 from scheduler.load.scenario import load_scenario
 from scheduler.plan import make_plan
+from scheduler.twin.future import Lengths, draw_future
 from scheduler.twin.outlook import Outlook, Window
 from scheduler.twin.picture import (
     MAX_ARRIVALS,
@@ -28,9 +29,7 @@ from scheduler.twin.picture import (
 from scheduler.twin.preview import (
     HORIZON_S,
     MAX_HORIZON_S,
-    Lengths,
     band,
-    draw_future,
     forecast,
     horizon_of,
     play,
@@ -42,12 +41,10 @@ from scheduler.virtual import VirtualRun
 TENANTS = (Tenant("acme", "premium", 5.0), Tenant("lab", "batch", 2.0))
 
 
-def pending(number: int, point: float = 100.0, **changes: Any) -> Pending:
+def pending(number: int, point: float = 100.0, upper: float = 400.0, **changes: Any) -> Pending:
     tenant = TENANTS[number % 2]
-    made = Pending(
-        *(tenant.name, tenant.tier, 0.1 * number, 20, 400, 20, point, 400.0),
-        *("summary", "short", None, 0),
-    )
+    estimate = Estimate(20, point, upper, "summary", "short", point)
+    made = Pending(tenant.name, tenant.tier, 0.1 * number, 20, 400, estimate, None, 0)
     return made._replace(**changes)
 
 
@@ -204,7 +201,7 @@ def ended(at_s: float, arrival_s: float) -> Request:
 
 def test_who_is_still_here_counts_with_its_age() -> None:
     outlook = Outlook(TENANTS, 100.0, 50.0)
-    outlook.ended(ended(110.0, 105.0))
+    outlook.ended([ended(110.0, 105.0)])
     outlook.still_here([Request("w", "lab", "batch", 90.0, 10, 10)], 150.0)
     figures = outlook.figures()
     assert (figures["e2e.p50"], figures["e2e.p99"], figures["tiers.batch.e2e.p50"]) == (5.0, 60.0, 60.0)
@@ -214,10 +211,10 @@ def test_who_is_still_here_counts_with_its_age() -> None:
 
 def test_who_expired_counts_with_its_age() -> None:
     outlook = Outlook(TENANTS, 100.0, 50.0)
-    outlook.ended(ended(110.0, 105.0))
+    outlook.ended([ended(110.0, 105.0)])
     gone = Request("w", "lab", "batch", 90.0, 10, 10, state=State.EXPIRED)
     gone.ended_s = 120.0
-    outlook.ended(gone)
+    outlook.ended([gone])
     figures = outlook.figures()
     assert (figures["tiers.batch.e2e.p99"], figures["longest_wait_s"], figures["ended"]) == (30.0, 30.0, 1.0)
 
@@ -232,9 +229,9 @@ def test_a_window_is_no_longer_than_the_time_since_the_switch() -> None:
 
 def test_the_future_is_the_recent_past_backwards_then_forwards() -> None:
     what = picture(arrivals=tuple(pending(0, arrival_s=at_s) for at_s in (40.0, 90.0, 99.0)), recent_s=100.0)
-    come = [request.arrival_s for request, _ in draw_future(what, 300.0, 0).arrivals]
+    come = [at_s for at_s, *_ in draw_future(what, 300.0, 0).arrivals]
     assert come == [101.0, 110.0, 160.0, 240.0, 290.0, 299.0, 301.0, 310.0, 360.0]
-    assert draw_future(what, 9.0, 0).arrivals[-1][0].arrival_s == 101.0
+    assert draw_future(what, 9.0, 0).arrivals[-1][0] == 101.0
 
 
 def test_what_is_recent() -> None:

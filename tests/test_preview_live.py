@@ -23,7 +23,8 @@ from scheduler.live.run import LiveRun
 from scheduler.live.view import CommandError, Preview
 from scheduler.load.scenario import load_scenario
 from scheduler.plan import make_plan
-from scheduler.twin.preview import draw_future, play
+from scheduler.twin.future import draw_future
+from scheduler.twin.preview import play
 
 SCENARIO = """
 name: busy
@@ -88,6 +89,24 @@ async def test_a_killed_process_is_told_and_replaced() -> None:
             await players.play(packed, [("fifo", 0), ("sjf", 0)], lambda *_: None)
         await players.play(packed, [("fifo", 0), ("sjf", 0)], lambda *_: None)
     finally:
+        await players.stop()
+
+
+async def test_a_play_that_is_cancelled_waits_for_nothing() -> None:
+    """Not for a process that is starting, nor for the end of its job."""
+    players = Players()
+    playing = asyncio.create_task(players.play(Packed(picture(), 30.0), [("fifo", 0)], lambda *_: None))
+    await until(lambda: len(children()) > 0)
+    (child,) = children()
+    child.suspend()  # it will not be done before it is told to go on
+    try:
+        playing.cancel()
+        async with asyncio.timeout(10.0):
+            with pytest.raises(asyncio.CancelledError):
+                await playing
+    finally:
+        if child.is_running():
+            child.resume()
         await players.stop()
 
 

@@ -27,10 +27,11 @@ from scheduler.live.players import Packed, Players
 from scheduler.load.schema import Scenario
 from scheduler.load.workload import Action, Submit, SwitchPolicy
 from scheduler.plan import make_plan
+from scheduler.twin.future import POINT_SEED, draw_future
 from scheduler.twin.gpu import Gpu
 from scheduler.twin.outlook import Outlook
 from scheduler.twin.picture import Picture, Recent, take_picture
-from scheduler.twin.preview import POINT_SEED, band, draw_future, forecast, horizon_of, play
+from scheduler.twin.preview import band, forecast, horizon_of, play
 from scheduler.twin.simulate import Simulation
 from scheduler.twin.steering import Watched
 
@@ -48,6 +49,7 @@ CANDIDATES = tuple(
 GOAL = Goal("e2e.p50", (Bound("tiers.premium.e2e.p99", "<=", LIMIT_S),), CANDIDATES)
 
 DEEP = 5000
+SPEED_FUTURES = 4
 PICTURE_MS, POINTS_S, BANDS_S = 20.0, 1.0, 5.0
 
 PROTOCOL = (
@@ -222,7 +224,7 @@ class _Switched(Watched):
     def on_ended(self, request: Request, now: float) -> None:
         super().on_ended(request, now)
         if self._outlook is not None and self._due_s < inf:
-            self._outlook.ended(request)
+            self._outlook.ended((request,))
 
 
 # -- how fast ---------------------------------------------------------------------------------------------
@@ -244,6 +246,8 @@ async def _speed() -> list[Claim]:
     while scheduler.next_dispatch(now) is not None:
         pass
     players = Players()
+    jobs = [(policy, seed) for seed in range(POINT_SEED, POINT_SEED + SPEED_FUTURES) for policy in CANDIDATES]
+    done_s: dict[int, float] = {}  # by future, when its last policy is played
     try:
         began = time.perf_counter()
         picture = take_picture(scheduler, recent, plan.profile, now)
@@ -252,13 +256,14 @@ async def _speed() -> list[Claim]:
         warm = Packed(replace(picture, queued=()), 1.0)
         await players.play(warm, [("fifo", POINT_SEED)] * 2, lambda *_: None)
         began = time.perf_counter()
-        await players.play(packed, [(policy, POINT_SEED) for policy in CANDIDATES], lambda *_: None)
-        points_s = time.perf_counter() - began
-        for seed in range(1, 4):
-            await players.play(packed, [(policy, seed) for policy in CANDIDATES], lambda *_: None)
-        bands_s = time.perf_counter() - began
+
+        def keep(policy: str, seed: int, figures: Figures) -> None:
+            done_s[seed] = time.perf_counter() - began
+
+        await players.play(packed, jobs, keep)
     finally:
         await players.stop()
+    points_s, bands_s = done_s[POINT_SEED], max(done_s.values())
     return [
         Claim("picture of 5,000 queued, ms of the loop", PICTURE_MS, picture_ms, picture_ms <= PICTURE_MS),
         Claim("point table, 5,000 queued, 8 policies, s", POINTS_S, points_s, points_s <= POINTS_S),

@@ -45,31 +45,27 @@ class _Player:
     async def play(self, packed: Packed, policy: str, seed: int) -> Figures:
         """Raises PlayerLost."""
         async with self._one_at_a_time:
-            # Once sent, a job is seen to its end, or its answer would be taken for that of the next one.
-            playing = asyncio.ensure_future(self._play(packed, policy, seed))
+            process = self._process or await self._start()
             try:
-                return await asyncio.shield(playing)
-            except asyncio.CancelledError:
+                return await self._exchange(process, packed, policy, seed)
+            except (OSError, asyncio.IncompleteReadError) as error:
                 self._leave()
-                await asyncio.gather(playing, return_exceptions=True)
+                raise PlayerLost("the process that plays previews ended") from error
+            except asyncio.CancelledError:
+                self._leave()  # or the answer would be taken for that of the next job
                 raise
 
-    async def _play(self, packed: Packed, policy: str, seed: int) -> Figures:
-        process = self._process or await self._start()
+    async def _exchange(self, process: Process, packed: Packed, policy: str, seed: int) -> Figures:
         stdin, stdout = process.stdin, process.stdout
         assert stdin is not None
         assert stdout is not None
         new = None if self._has == packed.number else packed.data
         job = pickle.dumps(Job(new, policy, seed, packed.horizon_s), pickle.HIGHEST_PROTOCOL)
-        try:
-            stdin.write(LENGTH.pack(len(job)) + job)
-            await stdin.drain()
-            self._has = packed.number
-            (size,) = LENGTH.unpack(await stdout.readexactly(LENGTH.size))
-            figures: Figures = pickle.loads(await stdout.readexactly(size))
-        except (OSError, asyncio.IncompleteReadError) as error:
-            self._leave()
-            raise PlayerLost("the process that plays previews ended") from error
+        stdin.write(LENGTH.pack(len(job)) + job)
+        await stdin.drain()
+        self._has = packed.number
+        (size,) = LENGTH.unpack(await stdout.readexactly(LENGTH.size))
+        figures: Figures = pickle.loads(await stdout.readexactly(size))
         return figures
 
     async def _start(self) -> Process:

@@ -13,8 +13,9 @@ from queue import SimpleQueue
 from struct import Struct
 from typing import BinaryIO, NamedTuple
 
+from scheduler.twin.future import Future, draw_future
 from scheduler.twin.picture import Picture, unpacked
-from scheduler.twin.preview import Future, draw_future, play
+from scheduler.twin.preview import play
 
 LENGTH = Struct("!Q")
 NICENESS = 10

@@ -8,18 +8,17 @@ age, so that a policy does not look better for what it leaves waiting. Figures h
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from math import inf
 
 from scheduler.core.books import TenantBooks
 from scheduler.core.guard import PERCENTILES, Figures
-from scheduler.core.metrics import meets_slo, percentiles
+from scheduler.core.metrics import meets_slo, nearest_rank
 from scheduler.core.types import EXPIRED, FINISHED, TIERS, Request, Slo, Tenant
 from scheduler.record.tally import jain
 
 NO_SLO = Slo()
-
 
 MORE_IS_BETTER = frozenset({"goodput.requests_per_s", "fairness.jain", "ended"})
 
@@ -32,54 +31,58 @@ class Outlook:
         self.until_s = start_s + span_s
         self.span_s = span_s
         self._slos = {tenant.name: tenant.slo for tenant in tenants if tenant.slo != NO_SLO}
-        self._e2e: dict[tuple[str, str], list[float]] = {}  # by tenant and tier
+        self._e2e: defaultdict[tuple[str, str], list[float]] = defaultdict(list)  # by tenant and tier
         self._longest_s = 0.0
         self._missed = self._ended = self._here = 0
 
-    def ended(self, request: Request) -> None:
-        """A request that ended. One that expired counts with its age: it is no shorter for that."""
-        assert request.ended_s is not None
-        if request.state is EXPIRED:
-            self._add(request, request.ended_s - request.arrival_s, request.ended_s)
-        if request.state is not FINISHED:
-            return
-        assert request.dispatched_s is not None
-        self._ended += 1
-        slo = self._slos.get(request.tenant)
-        if slo is not None and not meets_slo(request, slo):
-            self._missed += 1
-        self._add(request, request.ended_s - request.arrival_s, request.dispatched_s)
+    def ended(self, requests: Iterable[Request]) -> None:
+        """Requests that ended. One that expired counts with its age: it is no shorter for that."""
+        e2e, slos, longest_s = self._e2e, self._slos, self._longest_s
+        for request in requests:
+            ended_s, arrival_s = request.ended_s, request.arrival_s
+            assert ended_s is not None
+            if request.state is FINISHED:
+                self._ended += 1
+                slo = slos.get(request.tenant)
+                if slo is not None and not meets_slo(request, slo):
+                    self._missed += 1
+                waited_until_s = request.dispatched_s
+                assert waited_until_s is not None
+            elif request.state is EXPIRED:
+                waited_until_s = ended_s
+            else:
+                continue
+            e2e[request.tenant, request.tier].append(ended_s - arrival_s)
+            if waited_until_s - arrival_s > longest_s:
+                longest_s = waited_until_s - arrival_s
+        self._longest_s = longest_s
 
     def still_here(self, active: Iterable[Request], now: float) -> None:
         """What waits or runs at the end of the span."""
+        e2e, longest_s = self._e2e, self._longest_s
         for request in active:
             self._here += 1
-            dispatched_s = now if request.dispatched_s is None else request.dispatched_s
-            self._add(request, now - request.arrival_s, dispatched_s)
-
-    def _add(self, request: Request, e2e_s: float, dispatched_s: float) -> None:
-        key = request.tenant, request.tier
-        values = self._e2e.get(key)
-        if values is None:
-            values = self._e2e[key] = []
-        values.append(e2e_s)
-        wait_s = dispatched_s - request.arrival_s
-        if wait_s > self._longest_s:
-            self._longest_s = wait_s
+            arrival_s, dispatched_s = request.arrival_s, request.dispatched_s
+            e2e[request.tenant, request.tier].append(now - arrival_s)
+            wait_s = (now if dispatched_s is None else dispatched_s) - arrival_s
+            if wait_s > longest_s:
+                longest_s = wait_s
+        self._longest_s = longest_s
 
     def figures(self, books: Mapping[str, TenantBooks] | None = None) -> Figures:
         """What nobody was there for is left out. ``books`` are for fairness: they began with the span."""
         figures: dict[str, float] = {}
-        tenants: dict[str, list[float]] = {}
+        tenants: defaultdict[str, list[float]] = defaultdict(list)
         groups: dict[str, list[float]] = {"": [], **{f"tiers.{tier}.": [] for tier in TIERS}}
         for (tenant, tier), values in self._e2e.items():
-            for group in (groups[""], groups[f"tiers.{tier}."], tenants.setdefault(tenant, [])):
+            values.sort()  # what is put together of sorted parts is sorted in no time
+            for group in (groups[""], groups[f"tiers.{tier}."], tenants[tenant]):
                 group.extend(values)
         for prefix, values in groups.items():
             if values:
-                found = percentiles(values)
+                values.sort()
                 for name in PERCENTILES:
-                    figures[f"{prefix}e2e.{name}"] = getattr(found, name)
+                    figures[f"{prefix}e2e.{name}"] = nearest_rank(values, int(name[1:]) / 100)
         for name, values in tenants.items():
             figures[f"tenants.{name}.e2e.mean"] = sum(values) / len(values)
         figures["goodput.requests_per_s"] = (self._ended - self._missed) / self.span_s if self.span_s else 0.0
@@ -109,7 +112,5 @@ class Window:
             ended.popleft()
         start_s = max(since_s, now - self.span_s)
         outlook = Outlook(tenants, start_s, now - start_s)
-        for request in ended:
-            if (request.ended_s or 0.0) > start_s:
-                outlook.ended(request)
+        outlook.ended(request for request in ended if (request.ended_s or 0.0) > start_s)
         return outlook.figures()

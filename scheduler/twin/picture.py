@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import pickle
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from math import inf
-from typing import NamedTuple
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 from scheduler.core.events import Event, Kind
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.slots import MicroBatch
-from scheduler.core.types import Estimate, Limits, Request, State, Tenant
+from scheduler.core.types import QUEUED, Estimate, Limits, Request, Tenant
 from scheduler.twin.profile import Profile
 
 RECENT_S = 120.0
@@ -36,37 +37,22 @@ class Pending(NamedTuple):
     arrival_s: float
     prompt_tokens: int
     max_tokens: int
-    input_tokens: int
-    point: float
-    upper: float
-    category: str
-    runtime_class: str
+    estimate: Estimate
     ttl_s: float | None
     generated: int  # output tokens so far
     first_token_s: float | None = None
     ended: bool = False  # its answer is there, but its micro-batch is not over
 
-    @property
-    def estimate(self) -> Estimate:
-        return Estimate(
-            self.input_tokens, self.point, self.upper, self.category, self.runtime_class, self.point
-        )
-
 
 def pending(request: Request, *, ended: bool = False) -> Pending:
     """What is known of a request."""
-    estimate = request.estimate
     return Pending(
         request.tenant,
         request.tier,
         request.arrival_s,
         request.prompt_tokens,
         request.max_tokens,
-        estimate.input_tokens,
-        estimate.point,
-        estimate.upper,
-        estimate.category,
-        estimate.runtime_class,
+        request.estimate,
         request.ttl_s,
         request.output_tokens,
         request.first_token_s,
@@ -74,7 +60,7 @@ def pending(request: Request, *, ended: bool = False) -> Pending:
     )
 
 
-Ratios = dict[tuple[str, str, int], Sequence[float]]
+Ratios = Mapping[tuple[str, str, int], Sequence[float]]
 """(tenant, category, size of max_tokens) -> answers over their estimates, ascending; inf for what was cut."""
 
 
@@ -148,17 +134,37 @@ class Picture:
     def packed(self) -> bytes:
         """For another process; requests by column, which is several times faster than one by one."""
         rows = (self.queued, self.running, self.arrivals)
-        columns = tuple(tuple(zip(*requests, strict=True)) for requests in rows)
         bare = replace(self, queued=(), running=(), arrivals=())
-        return pickle.dumps((bare, columns), pickle.HIGHEST_PROTOCOL)
+        return pickle.dumps((bare, tuple(map(_columns, rows))), pickle.HIGHEST_PROTOCOL)
 
 
 def unpacked(data: bytes) -> Picture:
     """What ``Picture.packed`` gave, and nobody else: it is a pickle."""
     bare, columns = pickle.loads(data)
-    queued, running, arrivals = (tuple(map(Pending._make, zip(*each, strict=True))) for each in columns)
+    queued, running, arrivals = map(_rows, columns)
     picture: Picture = replace(bare, queued=queued, running=running, arrivals=arrivals)
     return picture
+
+
+Columns = list[tuple[Any, ...]]
+
+_ESTIMATE = Pending._fields.index("estimate")
+_PARTS = [attrgetter(field.name) for field in fields(Estimate)]
+
+
+def _columns(requests: Sequence[Pending]) -> tuple[Columns, Columns]:
+    """All but the estimates, and those."""
+    columns = list(zip(*requests, strict=True))
+    estimates = columns.pop(_ESTIMATE) if columns else ()
+    return columns, [tuple(map(part, estimates)) for part in _PARTS]
+
+
+def _rows(packed: tuple[Columns, Columns]) -> tuple[Pending, ...]:
+    columns, estimates = packed
+    if not columns:
+        return ()
+    columns.insert(_ESTIMATE, tuple(map(Estimate, *estimates)))
+    return tuple(map(Pending._make, zip(*columns, strict=True)))
 
 
 def take_picture(
@@ -177,7 +183,7 @@ def take_picture(
     queued, running = [], []
     replicas = scheduler.slots.replicas
     for request in scheduler.active():
-        if request.state is State.QUEUED:
+        if request.state is QUEUED:
             queued.append(request)
         else:
             ended = bool(request.finish)  # a micro-batch holds what has ended
@@ -185,7 +191,7 @@ def take_picture(
             if generated is not None and not ended:
                 known = known._replace(generated=generated(request.id), first_token_s=None)
             running.append(known)
-    queued.sort(key=lambda request: request.ticket)
+    queued.sort(key=attrgetter("ticket"))
     recent_s, arrivals = recent.arrivals(now)
     capacities = tuple(replica.capacity for replica in replicas)
     return Picture(

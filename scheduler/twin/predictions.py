@@ -32,7 +32,7 @@ class Prediction:
 
     def on_ended(self, request: Request) -> None:
         if self._outlook is not None:
-            self._outlook.ended(request)
+            self._outlook.ended((request,))
 
     def close(self, now: float, active: Iterable[Request]) -> None:
         """The span is over, or as much of it as there will be."""

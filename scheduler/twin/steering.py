@@ -15,11 +15,12 @@ from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import Request, State
 from scheduler.load.workload import Action, Submit, SwitchPolicy, Workload
+from scheduler.twin.future import POINT_SEED, draw_future
 from scheduler.twin.gpu import Gpu
 from scheduler.twin.outlook import Window
 from scheduler.twin.picture import Picture, Recent, take_picture
 from scheduler.twin.predictions import Prediction, Predictions
-from scheduler.twin.preview import POINT_SEED, draw_future, forecasts, horizon_of, play
+from scheduler.twin.preview import forecasts, horizon_of, play
 
 GUARD, AUTOPILOT = "guard", "autopilot"  # who asked for a switch
 

@@ -1,0 +1,108 @@
+"""A future of a run: one way in which things may go on from a picture of it.
+
+Pure: the same picture and seed give the same future, so all policies can be played over the same one.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from math import ceil, exp, log, sqrt
+from random import Random
+from statistics import NormalDist
+from typing import NamedTuple
+
+from scheduler.twin.picture import Pending, Picture, Ratios
+
+POINT_SEED = 0
+"""The future of a point prediction; every other seed is for bands."""
+
+MIN_RATIOS = 16
+"""Finished answers of a tenant and category that are needed to speak for it."""
+
+_NORMAL = NormalDist()
+_UPPER_Z = _NORMAL.inv_cdf(0.9)  # an upper estimate covers 90 %
+_UNKNOWN_SIGMA = 0.5  # of the log of a length, where nothing says how sure its estimate is
+
+
+class Future(NamedTuple):
+    """One way in which things may go on: a length for each request that is here, and those that will come."""
+
+    running: Sequence[int]  # output tokens, in the picture's order
+    queued: Sequence[int]
+    arrivals: Sequence[tuple[float, Pending, int]]  # when, who (its own arrival is in the past), and length
+
+
+class Lengths:
+    """Draws answers from estimates: by how answers lately compared with theirs, of that tenant and category,
+    of the category, or of all with so large a max_tokens; else from a log-normal with the point as its median
+    and the upper as its 90 % quantile.
+    """
+
+    def __init__(self, ratios: Ratios) -> None:
+        pools: dict[tuple[str, str, int], list[float]] = {}
+        for (tenant, category, size), values in ratios.items():
+            for key in ((tenant, category, size), ("", category, size), ("", "", size)):
+                pools.setdefault(key, []).extend(values)
+        self._pools = {key: sorted(pool) for key, pool in pools.items() if len(pool) >= MIN_RATIOS}
+
+    def draw(self, request: Pending, u: float) -> int:
+        """Output tokens of an answer; ``u`` (0..1) is its quantile among those longer than it is already."""
+        if request.ended:
+            return request.generated
+        done, estimate = request.generated, request.estimate
+        point = max(1.0, estimate.point)
+        pools, size = self._pools, request.max_tokens.bit_length()
+        ratios = (
+            pools.get((request.tenant, estimate.category, size))
+            or pools.get(("", estimate.category, size))
+            or pools.get(("", "", size))
+        )
+        if ratios is None:
+            length = _lognormal(point, estimate.upper, done, u)
+        else:
+            first = bisect_right(ratios, done / point)
+            rest = len(ratios) - first
+            # Past everything that was seen: as much again as a long answer usually varies.
+            length = point * ratios[first + int(u * rest)] if rest else done * (1 + _UNKNOWN_SIGMA * u)
+        return max(done + 1, round(min(request.max_tokens, length)))
+
+
+def _lognormal(point: float, upper: float, above: int, u: float) -> float:
+    """The ``u``-quantile of those above ``above`` tokens."""
+    sigma = log(upper / point) / _UPPER_Z if upper > point else _UNKNOWN_SIGMA
+    low = _NORMAL.cdf(log(above / point) / sigma) if above else 0.0
+    share = min(1 - 1e-9, max(1e-9, low + u * (1 - low)))
+    return point * exp(sigma * _NORMAL.inv_cdf(share))
+
+
+def draw_future(picture: Picture, horizon_s: float, seed: int) -> Future:
+    """Who came lately comes again, as it was for POINT_SEED, drawn from them with replacement for others."""
+    rng, lengths = Random(seed), Lengths(picture.ratios)
+    running = [lengths.draw(request, rng.random()) for request in picture.running]
+    queued = [lengths.draw(request, rng.random()) for request in picture.queued]
+    come = list(picture.arrivals)
+    if seed != POINT_SEED and come:
+        come = rng.choices(come, k=max(0, round(rng.gauss(len(come), sqrt(len(come))))))
+        come.sort(key=lambda request: request.arrival_s)
+    arrivals = [
+        (at_s, request, lengths.draw(request, rng.random()))
+        for at_s, request in _again(come, picture.now, picture.recent_s, horizon_s)
+    ]
+    return Future(running, queued, arrivals)
+
+
+def _again(
+    recent: Sequence[Pending], now: float, span_s: float, horizon_s: float
+) -> Iterator[tuple[float, Pending]]:
+    """The last ``span_s`` seconds backwards, then forwards, and so on: what came last is the best guess at
+    what comes next, and a rush that is under way goes on for as long as it has lasted.
+    """
+    for lap in range(ceil(horizon_s / span_s) if recent else 0):
+        start_s = now + lap * span_s
+        for request in recent if lap % 2 else reversed(recent):
+            ago_s = now - request.arrival_s
+            at_s = start_s + (span_s - ago_s if lap % 2 else ago_s)
+            if at_s - now >= horizon_s:
+                return
+            yield at_s, request
