@@ -111,7 +111,8 @@ class Completions:
                 return await self._stream(http, ask, answer)
             text = await answer.whole()
         finally:
-            session.cancel(request.id)  # when the client has gone; no more known once it has ended
+            if not answer.ended:
+                session.cancel(request.id)  # the client has gone
         if (error := ending(request)) is not None:
             raise error
         return web.Response(body=whole_answer(request, self.model, text), content_type="application/json")

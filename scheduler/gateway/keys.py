@@ -57,11 +57,7 @@ class Keys:
         everything = [each for each, _ in self._tenants] + self._operator
         if len(set(everything)) != len(everything):
             raise BadKey("keys: the same key is there twice")
-
-    @property
-    def open(self) -> bool:
-        """There are no keys at all."""
-        return not (self._tenants or self._operator)
+        self.open = not everything  # there are no keys at all
 
     @property
     def has_tenants(self) -> bool:

@@ -5,12 +5,10 @@ Written out by hand, because there is one for each token of each stream: an enco
 
 from __future__ import annotations
 
-import json
 import time
+from json.encoder import encode_basestring_ascii as _quoted
 
 from scheduler.core.types import Request
-
-_quoted = json.JSONEncoder().encode  # of text; the short way of the encoder
 
 DONE = b"data: [DONE]\n\n"
 """Ends every stream."""

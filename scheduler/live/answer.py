@@ -52,20 +52,20 @@ class Answer:
         if self._bell is not None and not self._bell.done():
             self._bell.set_result(None)
 
-    async def _wait(self) -> None:
+    def _news(self) -> asyncio.Future[None]:
         self._bell = asyncio.get_running_loop().create_future()
-        await self._bell
+        return self._bell
 
     async def whole(self) -> str:
         """All of its text, once it has ended."""
         while not self.ended:
-            await self._wait()
+            await self._news()
         return "".join(self._parts)
 
     async def begun(self) -> None:
         """Until there is some text, or its end."""
         while not (self._parts or self.ended):
-            await self._wait()
+            await self._news()
 
     async def __aiter__(self) -> AsyncIterator[str]:
         """Text as it comes, what came meanwhile in one piece. Raises SlowReader."""
@@ -80,4 +80,4 @@ class Answer:
             elif self.ended:
                 return
             else:
-                await self._wait()
+                await self._news()

@@ -120,7 +120,7 @@ class LocalFeed:
             raise CommandError(str(error)) from error
         what = f"burst: {tenant} +{rate:g}/s for {seconds:g} s by {by}"
         run.notices.add(now, "scenario", what, marker=True)
-        run.session.load_changed()
+        run.session.add_load(self._load)
 
     def _ready(self) -> None:
         if self._run.session.engine_state not in ("ready", "restarting"):

@@ -12,11 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 from scheduler.core.autopilot import Forecast
-from scheduler.core.events import Event
 from scheduler.core.guard import Figures
 from scheduler.core.policies import POLICIES, policy_from
 from scheduler.core.scheduler import Scheduler
-from scheduler.core.types import Request
+from scheduler.core.types import FINISHED, Request
 from scheduler.engines.clock import Clock
 from scheduler.live.players import Packed, PlayerLost, Players
 from scheduler.live.view import CommandError, NotNow, Predicted, Preview
@@ -63,10 +62,13 @@ class Previewer:
 
     # -- what the run tells --------------------------------------------------------------------------
 
-    def on_event(self, event: Event) -> None:
-        self.recent.on_event(event)
+    def on_arrived(self, request: Request) -> None:
+        """Let in or not; its estimate is made."""
+        self.recent.arrived(request)
 
     def on_ended(self, request: Request) -> None:
+        if request.state is FINISHED:
+            self.recent.ended(request)
         self._predictions.on_ended(request)
 
     def on_switch(self, source: str, target: str, now: float) -> None:

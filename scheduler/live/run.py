@@ -28,6 +28,9 @@ from scheduler.record.tally import Tally
 
 TELEMETRY_S = 0.2
 
+# What happens to each request; plain names because reading a member off an enum is slow.
+QUEUED, REJECTED, DISPATCHED = Kind.QUEUED, Kind.REJECTED, Kind.DISPATCHED
+
 
 class LiveRun:
     """``out`` is the run folder, None for none; ``engine`` is one that somebody else made, instead of the
@@ -136,10 +139,13 @@ class LiveRun:
 
     def on_event(self, event: Event) -> None:
         """To the list of events and the log; whoever steers the run from outside tells it here."""
-        if event.kind is Kind.DISPATCHED:
+        kind = event.kind
+        if event.request is None:
+            self.notices.on_event(event)
+        elif kind is DISPATCHED:
             self.lag.begin()
-        self.notices.on_event(event)
-        self.previewer.on_event(event)
+        elif kind is QUEUED or kind is REJECTED:
+            self.previewer.on_arrived(event.request)
         if self.recorder is not None:
             self.recorder.on_event(event)
 

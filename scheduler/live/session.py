@@ -16,7 +16,7 @@ from scheduler.core.events import Event, Kind
 from scheduler.core.metrics import gap_bucket
 from scheduler.core.policies import Policy, policy_from
 from scheduler.core.scheduler import Scheduler
-from scheduler.core.types import ENDED, Outcome, Rejected, Request, State, Tenant
+from scheduler.core.types import ABORTING, ENDED, RUNNING, Outcome, Rejected, Request, Tenant
 from scheduler.engines.clock import Clock
 from scheduler.engines.engine import Chunk, Engine, EngineConfigError, EngineError, EngineLost
 from scheduler.live.answer import Answer
@@ -68,6 +68,7 @@ class Session:
         self._on_event = on_event
         self._on_switch = on_switch
         self._timer: asyncio.TimerHandle | None = None
+        self._due_s = inf  # when it goes off
         self._streams: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._answers: dict[str, Answer] = {}  # of requests that a client waits for
@@ -82,15 +83,14 @@ class Session:
         self._engine_ready({"what": "started"})
 
     def add_load(self, load: Workload, tenants: Iterable[Tenant] = ()) -> None:
-        """Play this load from its own start on, with the tenants it needs; there may be several at a time."""
+        """Play this load from its own start on, with the tenants it needs; there may be several at a time.
+        One that was added before may have been given more to do.
+        """
         for tenant in tenants:
             if tenant.name not in self.scheduler.books.tenants:
                 self.scheduler.add_tenant(tenant)
-        self.loads.append(load)
-        self.load_changed()
-
-    def load_changed(self) -> None:
-        """A load was given more to do."""
+        if load not in self.loads:
+            self.loads.append(load)
         self.drained.clear()
         self.pump()
 
@@ -139,18 +139,24 @@ class Session:
             for load in self.loads:
                 load.on_drained(now)
             if all(load.exhausted for load in self.loads):
+                self.loads.clear()
                 self.drained.set()
         self._arm()
 
     def _arm(self) -> None:
+        due_s = self.scheduler.next_timer()
+        for load in self.loads:
+            due_s = min(due_s, load.next_time())
+        if due_s == self._due_s:
+            return
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        due = self.scheduler.next_timer()
-        for load in self.loads:
-            due = min(due, load.next_time())
-        if due < inf:
-            self._timer = self.clock.call_at(due, self.pump)
+        self._due_s = due_s
+        self._timer = self.clock.call_at(due_s, self._ring) if due_s < inf else None
+
+    def _ring(self) -> None:
+        self._due_s, self._timer = inf, None
+        self.pump()
 
     def _act(self, action: Action, now: float) -> None:
         match action:
@@ -254,7 +260,7 @@ class Session:
         try:
             # To its very end: a generator that is left before costs the loop a task to close it.
             async for chunk in self.engine.generate(request):
-                if request.attempts != attempt or request.state not in (State.RUNNING, State.ABORTING):
+                if request.attempts != attempt or request.state not in (RUNNING, ABORTING):
                     return
                 ended = self._on_chunk(request, chunk)
             if not ended:
@@ -298,12 +304,11 @@ class Session:
             request.gaps[bucket] = request.gaps.get(bucket, 0) + tokens
 
     def _ended(self, request: Request) -> None:
-        now = self.clock.now()
         self._on_ended(request)
         if (answer := self._answers.pop(request.id, None)) is not None:
             answer.on_ended()
         for load in self.loads:
-            load.on_ended(request, now)
+            load.on_ended(request, self.clock.now())
 
     # -- a dead engine -------------------------------------------------------------------------------
 
