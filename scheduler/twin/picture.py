@@ -14,7 +14,6 @@ from math import inf
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from scheduler.core.events import Event, Kind
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.slots import MicroBatch
 from scheduler.core.types import QUEUED, Estimate, Limits, Request, Tenant
@@ -65,21 +64,12 @@ Ratios = Mapping[tuple[str, str, int], Sequence[float]]
 
 
 class Recent:
-    """What came and what ended lately; fed with events, or with the requests themselves."""
+    """What came and what ended lately."""
 
     def __init__(self) -> None:
         self.since_s = 0.0  # nothing is known of before
         self._arrivals: deque[Pending] = deque(maxlen=MAX_ARRIVALS)
         self._ratios: dict[tuple[str, str, int], deque[float]] = {}
-
-    def on_event(self, event: Event) -> None:
-        request = event.request
-        if request is not None:
-            match event.kind:
-                case Kind.QUEUED | Kind.REJECTED:
-                    self.arrived(request)
-                case Kind.FINISHED:
-                    self.ended(request)
 
     def arrived(self, request: Request) -> None:
         """A request came, whether it was let in or not; its estimate is made."""
