@@ -61,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="driftsched",
         description="Decides which tenant's request an LLM engine runs next, and shows it live.",
-        epilog="Without a command: driftsched live demo.",
+        epilog="Without a command: driftsched live demo. Exit codes: 0 ok, 1 an expectation failed, "
+        "2 bad usage or bad file, 3 engine failure, 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"driftsched {package_version()}")
     parser.set_defaults(command=_live, **_LIVE_DEFAULTS)
@@ -119,24 +120,26 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="one self-contained page with figures, from run folders")
     report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="run folders, or their parent")
-    report.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
+    report.add_argument(
+        "--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: %(default)s"
+    )
     report.add_argument("--figures", type=Path, metavar="DIR", help="also write each figure as PNG and SVG")
     report.set_defaults(command=_report)
 
     check = commands.add_parser("check", help="validate a scenario file")
-    check.add_argument("scenario")
+    check.add_argument("scenario", help="a file, or a shipped name")
     check.set_defaults(command=_check)
 
     models = commands.add_parser("models", help="small models to run without a GPU")
     verbs = models.add_subparsers(title="verbs", metavar="VERB", required=True)
     verbs.add_parser("list", help="what there is").set_defaults(command=_models_list)
     making = verbs.add_parser("prepare", help="build a model's folder in the user's cache")
-    making.add_argument("name")
+    making.add_argument("name", help="one of `driftsched models list`")
     making.set_defaults(command=_models_prepare)
 
     add_benches(commands)
-    commands.add_parser("policies", help="list them").set_defaults(command=_policies)
-    commands.add_parser("scenarios", help="list what ships").set_defaults(command=_scenarios)
+    commands.add_parser("policies", help="list what may order the queue").set_defaults(command=_policies)
+    commands.add_parser("scenarios", help="list those that ship").set_defaults(command=_scenarios)
     return parser
 
 
