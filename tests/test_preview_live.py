@@ -37,6 +37,7 @@ load: [{tenant: {acme: 1, lab: 1}, arrivals: {poisson: 9}, for: 400s}]
 @pytest.fixture(autouse=True)
 def few_futures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scheduler.live.preview.BANDS_S", 0.3)
+    monkeypatch.setattr("scheduler.live.preview.MIN_FUTURES", 2)
 
 
 @asynccontextmanager

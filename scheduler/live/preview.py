@@ -7,7 +7,7 @@ playing is done by ``Players``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,13 +19,17 @@ from scheduler.core.types import FINISHED, Request
 from scheduler.engines.clock import Clock
 from scheduler.live.players import Packed, PlayerLost, Players
 from scheduler.live.view import CommandError, NotNow, Predicted, Preview
+from scheduler.twin.future import POINT_SEED
 from scheduler.twin.picture import Recent, take_picture
 from scheduler.twin.predictions import Prediction, Predictions
-from scheduler.twin.preview import POINT_SEED, band, forecast, horizon_of, who_waits_longer
+from scheduler.twin.preview import band, forecast, horizon_of, who_waits_longer
 from scheduler.twin.profile import Profile
 
 SEEDS = range(1, 9)
 """Futures played for the bands."""
+
+MIN_FUTURES = 4
+"""Fewer are no band."""
 
 MAX_PICTURED = 20_000
 """Queued requests up to which a switch is predicted: their picture takes tens of milliseconds of the loop."""
@@ -148,6 +152,10 @@ class Previewer:
         self._spawn(self._answer(self._asked, packed, list(dict.fromkeys([today, *wanted]))))
 
     async def _answer(self, number: int, packed: Packed, policies: Sequence[str]) -> None:
+        """The points of all policies, then future after future for their bands, while there is time."""
+        draws: dict[str, dict[int, Figures]] = {policy: {} for policy in policies}
+        time = asyncio.get_running_loop().time
+
         def wanted() -> bool:
             return number == self._asked
 
@@ -155,57 +163,22 @@ class Previewer:
             if wanted() and self.latest is not None:
                 self.latest = replace(self.latest, **changes)
 
+        def jobs() -> Iterator[tuple[str, int]]:
+            yield from ((policy, POINT_SEED) for policy in policies)
+            until_s = time() + BANDS_S
+            for seed in SEEDS:
+                if seed < MIN_FUTURES or time() < until_s:
+                    yield from ((policy, seed) for policy in policies)
+
+        def show(policy: str, seed: int, figures: Figures) -> None:
+            draws[policy][seed] = figures
+            update(policies=_table(draws))
+
         try:
-            points = await self._points(packed, policies, update, wanted)
-            await self._bands(packed, points, update, wanted)
+            await self._players.play(packed, jobs(), show, wanted)
         except PlayerLost as error:
             update(error=str(error))
         update(done=True)
-
-    async def _points(
-        self,
-        packed: Packed,
-        policies: Sequence[str],
-        update: Callable[..., None],
-        wanted: Callable[[], bool],
-    ) -> dict[str, Predicted]:
-        rows: dict[str, Predicted] = {}
-
-        def show(policy: str, seed: int, figures: Figures) -> None:
-            rows[policy] = Predicted(figures)
-            if (today := rows.get(policies[0])) is not None:
-                for name, row in rows.items():
-                    rows[name] = replace(row, longer=who_waits_longer(row.figures, today.figures))
-            update(policies={name: rows[name] for name in policies if name in rows})
-
-        await self._players.play(packed, [(policy, POINT_SEED) for policy in policies], show, wanted)
-        return {name: rows[name] for name in policies if name in rows}
-
-    async def _bands(
-        self,
-        packed: Packed,
-        rows: Mapping[str, Predicted],
-        update: Callable[..., None],
-        wanted: Callable[[], bool],
-    ) -> None:
-        """Future after future, all policies in each, for as long as the time for it lasts."""
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + BANDS_S
-        draws: dict[str, list[Figures]] = {policy: [row.figures] for policy, row in rows.items()}
-        for seed in SEEDS:
-            if loop.time() >= until_s or not wanted():
-                break
-
-            def keep(policy: str, seed: int, figures: Figures) -> None:
-                draws[policy].append(figures)
-
-            await self._players.play(packed, [(policy, seed) for policy in rows], keep, wanted)
-        if wanted():
-            banded = {}
-            for policy, row in rows.items():
-                low, high = band(draws[policy])
-                banded[policy] = replace(row, low=low, high=high)
-            update(policies=banded)
 
     def _take(self) -> Packed | None:
         profile = self._profile()
@@ -234,3 +207,15 @@ class Previewer:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _table(draws: Mapping[str, Mapping[int, Figures]]) -> dict[str, Predicted]:
+    """A row for each policy whose point is there; the first one is today's."""
+    today = draws[next(iter(draws))].get(POINT_SEED)
+    rows = {}
+    for policy, found in draws.items():
+        if (point := found.get(POINT_SEED)) is not None:
+            longer = () if today is None else who_waits_longer(point, today)
+            low, high = band(list(found.values())) if len(found) >= MIN_FUTURES else ({}, {})
+            rows[policy] = Predicted(point, low, high, longer)
+    return rows
