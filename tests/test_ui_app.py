@@ -54,6 +54,19 @@ async def test_switching_the_policy_reaches_the_feed() -> None:
         assert "queued requests re-ranked" in shown
 
 
+@pytest.mark.parametrize("size", [(160, 48), (80, 24)])
+async def test_an_engine_that_starts_says_so_where_events_will_be(size: tuple[int, int]) -> None:
+    feed = FakeFeed()
+    feed.changes["engine_state"] = "starting"
+    feed._notices.clear()
+    async with running(feed, size, seconds=0.25) as (app, pilot, _):
+        assert "the engine starts; a real one takes half a minute or more" in text_of(app)
+        feed.changes.clear()
+        app.tick()
+        await pilot.pause()
+        assert "nothing yet" in text_of(app)
+
+
 async def test_the_switcher_marks_the_running_policy_and_escape_changes_nothing() -> None:
     async with running() as (app, pilot, feed):
         feed.policy = "aging rate=0.05"

@@ -115,7 +115,9 @@ class MainScreen(Screen[None]):
         self.tenants.show(shown.snapshot, app.history)
         self._show_charts(shown)
         if self.shown.frozen is None:
-            self.events.show(list(app.history.notices))
+            starting = self._view.engine_state == "starting"
+            hint = "the engine starts; a real one takes half a minute or more" if starting else "nothing yet"
+            self.events.show(list(app.history.notices), hint)
         self._paint()
 
     def _paint(self) -> None:

@@ -25,17 +25,18 @@ class EventList(Panel):
         self._run_clock = run_clock
         self.title = "Events"
         self._notices: list[Notice] = []
+        self._hint = ""
 
-    def show(self, notices: Sequence[Notice]) -> None:
-        """``notices`` oldest first."""
+    def show(self, notices: Sequence[Notice], hint: str) -> None:
+        """``notices`` oldest first; ``hint`` stands there while there is none."""
         latest = list(islice(reversed(notices), 64))
-        if latest != self._notices:
-            self._notices = latest
+        if (latest, hint) != (self._notices, self._hint):
+            self._notices, self._hint = latest, hint
             self.redraw()
 
     def body(self, y: int, width: int) -> Sequence[Segment]:
         if y >= len(self._notices):
-            text = "  nothing yet" if y == 0 else ""
+            text = "" if y else f"  {self._hint}"
             return [Segment(pad(text, width), ink(palette.FAINT))]
         notice = self._notices[y]
         symbol, colour = palette.KINDS.get(notice.kind, palette.OTHER_KIND)
