@@ -13,7 +13,7 @@ from scheduler.gateway.keys import Keys, check_open
 from scheduler.gateway.server import parse_listen
 from scheduler.live.feed import LocalFeed
 from scheduler.live.heap import calm_collector
-from scheduler.live.output import log_path
+from scheduler.live.output import engine_output_to, log_path
 from scheduler.live.run import LiveRun
 from scheduler.plan import Plan
 from scheduler.serve import make_gateway
@@ -29,12 +29,14 @@ def run_live(plan: Plan, *, speed: float | None, record: Path | None, listen: st
     address = None if listen is None else parse_listen(listen)
     if address is not None:
         check_open(address[0])
+    log = log_path()
     if not plan.simulated:
         from scheduler.engines.vllm_setup import preflight
 
         print("importing vLLM ...", file=sys.stderr, flush=True)
-        preflight(plan.model)  # spawning its helpers fails once the screen owns the terminal
-    with own_terminal(log_path()):
+        with engine_output_to(log):
+            preflight(plan.model)  # spawning its helpers fails once the screen owns the terminal
+    with own_terminal(log):
         return asyncio.run(_run(plan, speed, record, address))
 
 

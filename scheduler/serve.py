@@ -37,15 +37,15 @@ def serve(
     if plan.simulated:
         output: AbstractContextManager[Output] = nullcontext(Output(sys.stdout, sys.stderr))
     else:
-        from scheduler.engines.vllm_setup import preflight
-
-        print("importing vLLM ...", file=sys.stderr, flush=True)
-        preflight(plan.model)
         log = log_path()
-        print(f"the engine's own output goes to {log}", file=sys.stderr)
+        print(f"importing vLLM; the engine's own output goes to {log}", file=sys.stderr, flush=True)
         output = engine_output_to(log)
     calm_collector()
     with output as streams:
+        if not plan.simulated:
+            from scheduler.engines.vllm_setup import preflight
+
+            preflight(plan.model)
         asyncio.run(_serve(plan, keys, (host, port), journal, record, streams.stderr))
 
 
