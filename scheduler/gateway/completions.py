@@ -22,6 +22,7 @@ from scheduler.core.types import TIER_RANK, TIERS, Request
 from scheduler.gateway.errors import ApiError, bad, ending, turned_away, unavailable
 from scheduler.gateway.keys import Keys
 from scheduler.gateway.params import CHAT_TOKENS, COMPLETION_TOKENS, Ask, read_ask, read_json
+from scheduler.gateway.response import json_response
 from scheduler.gateway.shapes import DONE, Events, whole_answer
 from scheduler.live.answer import Answer, SlowReader
 from scheduler.live.run import LiveRun
@@ -115,7 +116,7 @@ class Completions:
                 session.cancel(request.id)  # the client has gone
         if (error := ending(request)) is not None:
             raise error
-        return web.Response(body=whole_answer(request, self.model, text), content_type="application/json")
+        return json_response(http, whole_answer(request, self.model, text))
 
     # -- from what was asked to a request ------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from scheduler.core.types import DEFAULT_SAMPLING, Sampling
+from scheduler.core.types import Sampling
 from scheduler.gateway.errors import bad
 
 Body = Mapping[str, Any]
@@ -88,7 +88,7 @@ _DECODER = json.JSONDecoder(parse_constant=_no_constant)
 def read_ask(body: Body, *, chat: bool) -> Ask:
     """Raises ApiError 400 that names the parameter."""
     readers, text = (CHAT, "messages") if chat else (COMPLETION, "prompt")
-    read: dict[str, Any] = {}
+    read = dict(_NOT_GIVEN)
     for name, value in body.items():
         if value is None:
             continue
@@ -96,34 +96,45 @@ def read_ask(body: Body, *, chat: bool) -> Ask:
             read[name] = reader(value, name)
         else:
             _refuse_unsupported(name, value)
-    if text not in read:
+    if not read[text]:
         raise bad(f"{text} is needed", text)
-    get = read.get
-    stop, ignore_eos, stream = get("stop", ()), get("ignore_eos", False), get("stream", False)
-    if ignore_eos and stop:
+    if read["ignore_eos"] and read["stop"]:
         raise bad("ignore_eos and stop exclude each other", "ignore_eos")
-    if "stream_options" in read and not stream:
+    if read["stream_options"] is not None and not read["stream"]:
         raise bad("stream_options needs stream: true", "stream_options")
-    include, continuous = get("stream_options", (False, False))
+    max_tokens, renamed = read["max_tokens"], read["max_completion_tokens"]  # by OpenAI
+    if max_tokens is None:
+        max_tokens = renamed
+    elif renamed is not None and renamed != max_tokens:
+        raise bad("max_tokens and max_completion_tokens differ; give one of them", "max_completion_tokens")
+    include_usage, continuous_usage = read["stream_options"] or (False, False)
     return Ask(
-        model=get("model"),
-        prompt=get("prompt", ""),
-        messages=get("messages", ()),
-        max_tokens=_max_tokens(get("max_tokens"), get("max_completion_tokens")),
-        # Temperature 1 where none is given, as OpenAI has it.
-        sampling=Sampling(get("temperature", 1.0), get("top_p", DEFAULT_SAMPLING.top_p), get("seed"), stop),
-        ignore_eos=ignore_eos,
-        stream=stream,
-        include_usage=include,
-        continuous_usage=continuous,
+        model=read["model"],
+        prompt=read["prompt"],
+        messages=read["messages"],
+        max_tokens=max_tokens,
+        sampling=Sampling(read["temperature"], read["top_p"], read["seed"], read["stop"]),
+        ignore_eos=read["ignore_eos"],
+        stream=read["stream"],
+        include_usage=include_usage,
+        continuous_usage=continuous_usage,
     )
 
 
-def _max_tokens(old: int | None, new: int | None) -> int | None:
-    """OpenAI has renamed it."""
-    if old is not None and new is not None and old != new:
-        raise bad("max_tokens and max_completion_tokens differ; give one of them", "max_completion_tokens")
-    return old if new is None else new
+_NOT_GIVEN: Mapping[str, Any] = {
+    "model": None,
+    "prompt": "",
+    "messages": (),
+    "max_tokens": None,
+    "max_completion_tokens": None,
+    "temperature": 1.0,  # as OpenAI has it
+    "top_p": 1.0,
+    "seed": None,
+    "stop": (),
+    "ignore_eos": False,
+    "stream": False,
+    "stream_options": None,
+}
 
 
 def _refuse_unsupported(name: str, value: object) -> None:
