@@ -7,14 +7,18 @@ one draws never shifts another, so the same requests come whatever the policy do
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import accumulate, chain, repeat
 from random import Random
 from typing import NamedTuple
 
+import numpy as np
+from numpy.random import RandomState
+
 from scheduler.core.estimate import BASE_TOKENS, classify
 from scheduler.core.types import CATEGORIES, Request, Tenant
-from scheduler.load.lengths import HEAVY_MAX_TOKENS, PROFILES, length_table
+from scheduler.load.lengths import HEAVY_MAX_TOKENS, PROFILES, QUANTILES, length_table
 from scheduler.load.prompts import label, prompt_tables, style
 from scheduler.load.samples import Sample, Shuffled, read_samples
 from scheduler.load.stream import Lengths, Stream
@@ -44,9 +48,12 @@ class Setting(NamedTuple):
         return Random(f"{self.seed}/{stream}/{use}")
 
 
-# A request before its time and id: tenant, tier, category, prompt, prompt tokens, length, max_tokens.
-# A plain tuple and local names throughout: this is the hot path of a virtual run.
-Draft = tuple[str, str, str, str, int, float, int]
+# A request before its time and id: (tenant, tier), (category, prompt, prompt tokens, max_tokens), length.
+# Plain tuples, and from templates a block at a time: this is the hot path of a virtual run.
+Ask = tuple[str, str, int, int]
+Draft = tuple[tuple[str, str], Ask, float]
+
+_BLOCK = 512  # drafts
 
 
 class Content:
@@ -71,9 +78,9 @@ class Content:
         """The workload's ``number``-th request."""
         draft = next(self._drafts)
         if self._labelled:
-            tenant, tier, category, prompt, _, length, cap = draft
-            prompt = label(number, tenant, category) + prompt
-            draft = (tenant, tier, category, prompt, self._setting.count_tokens(prompt), length, cap)
+            whose, (category, prompt, _, cap), length = draft
+            prompt = label(number, whose[0], category) + prompt
+            draft = whose, (category, prompt, self._setting.count_tokens(prompt), cap), length
         return self._request(request_id, at_s, draft)
 
     def from_row(self, request_id: str, at_s: float, row: Row) -> Request:
@@ -87,10 +94,11 @@ class Content:
             length = self._length(category or "short_qa")
         tokens = row.prompt_tokens or self._setting.count_tokens(row.prompt)
         cap = own or row.max_tokens or TRACE_MAX_TOKENS
-        return self._request(request_id, at_s, (tenant, tier, category, row.prompt, tokens, length, cap))
+        draft = (tenant, tier), (category, row.prompt, tokens, cap), length
+        return self._request(request_id, at_s, draft)
 
     def _request(self, request_id: str, at_s: float, draft: Draft) -> Request:
-        tenant, tier, category, prompt, tokens, length, cap = draft
+        (tenant, tier), (category, prompt, tokens, cap), length = draft
         forced = None
         if self._shifts and (shift := self._shifts.get(tenant)) is not None:
             length *= shift.output_scale
@@ -113,49 +121,63 @@ class Content:
             return self._from_samples(measured, None)  # a prompt and its length stay together
         if prompts_file:
             return self._from_samples(read_samples(prompts_file), measured)
-        return self._from_templates(measured)
+        return chain.from_iterable(self._from_templates(measured))
 
-    def _from_templates(self, measured: Sequence[Sample] | None) -> Iterator[Draft]:
-        random, length_random = self._rng.random, self._length_rng.random
-        count, caps, whose = self._setting.count_tokens, self._max_tokens, self._whose
-        prompts, lengths = prompt_tables(), self._lengths
-        categories, bounds = _bounds(
-            {str(c): share for c, share in (self._stream.mix or DEFAULT_MIX).items()}
-        )
-        counted: dict[str, int] = {}
-        only = next(whose) if len(self._stream.tenant or ()) == 1 else None
-        drawn = Shuffled(measured, self._length_rng) if measured else None
+    def _from_templates(self, measured: Sequence[Sample] | None) -> Iterator[Iterator[Draft]]:
+        """Blocks of drafts: numpy draws what the stream's generators would, one by one."""
+        random, length_random = _many(self._rng), _many(self._length_rng)
+        pairs, tenant_bounds = self._pairs()
+        mix = {str(name): share for name, share in (self._stream.mix or DEFAULT_MIX).items()}
+        categories, bounds = _bounds(mix)
+        prompts = [(name, prompt) for name in categories for prompt in prompt_tables()[name]]
+        sizes = np.array([len(prompt_tables()[name]) for name in categories])
+        firsts = np.cumsum(sizes) - sizes  # where in prompts each category begins
+        quantiles = np.array([self._lengths[name] for name in categories])
+        measured_lengths = Shuffled(measured, self._length_rng) if measured else None
+
+        @cache
+        def ask(index: int) -> Ask:
+            category, prompt = prompts[index]
+            return category, prompt, self._setting.count_tokens(prompt), self._max_tokens[category]
+
+        whose: Iterable[tuple[str, str]] = repeat(pairs[0])
         while True:
-            tenant, tier = only or next(whose)
-            category = categories[bisect(bounds, random())]
-            table = prompts[category]
-            prompt = table[int(random() * len(table))]
-            tokens = counted.get(prompt)
-            if tokens is None:
-                tokens = counted[prompt] = count(prompt)
-            if drawn is None:
-                quantiles = lengths[category]
-                length = quantiles[int(length_random() * len(quantiles))]
+            draws = random.random_sample((_BLOCK, 3 if tenant_bounds else 2)).T
+            if tenant_bounds:
+                places = np.searchsorted(tenant_bounds, draws[0], side="right")
+                whose = map(pairs.__getitem__, places.tolist())
+            kinds = np.searchsorted(bounds, draws[-2], side="right")
+            chosen = firsts[kinds] + (draws[-1] * sizes[kinds]).astype(np.int64)
+            if measured_lengths is None:
+                ranks = (length_random.random_sample(_BLOCK) * QUANTILES).astype(np.int64)
+                lengths = quantiles[kinds, ranks].tolist()
             else:
-                length = float(drawn.draw().output_tokens or 0) or self._length(category)
-            yield tenant, tier, category, prompt, tokens, length, caps[category]
+                lengths = [
+                    float(measured_lengths.draw().output_tokens or 0) or self._length(categories[kind])
+                    for kind in kinds
+                ]
+            yield zip(whose, map(ask, chosen.tolist()), lengths)  # noqa: B905 - whose may repeat for ever
 
     def _from_samples(self, samples: Sequence[Sample], measured: Sequence[Sample] | None) -> Iterator[Draft]:
         deck = Shuffled(samples, self._rng)
         lengths = Shuffled(measured, self._length_rng) if measured else None
         count, caps = self._setting.count_tokens, self._max_tokens
-        for tenant, tier in self._whose:
+        for whose in self._whose:
             sample = deck.draw()
             output_tokens = lengths.draw().output_tokens if lengths else sample.output_tokens
             length = float(output_tokens or 0) or self._length(sample.category)
             tokens = sample.prompt_tokens or count(sample.prompt)
-            yield tenant, tier, sample.category, sample.prompt, tokens, length, caps[sample.category]
+            yield whose, (sample.category, sample.prompt, tokens, caps[sample.category]), length
+
+    def _pairs(self) -> tuple[list[tuple[str, str]], list[float]]:
+        """Tenants with their tiers, and the bounds of their shares."""
+        tenants = self._setting.tenants
+        names, bounds = _bounds(self._stream.tenant or {})
+        return [(name, tenants[name].tier) for name in names], bounds
 
     def _tenants(self) -> Iterator[tuple[str, str]]:
         """Tenant and tier of each request in turn."""
-        random, tenants = self._rng.random, self._setting.tenants
-        names, bounds = _bounds(self._stream.tenant or {})
-        pairs = [(name, tenants[name].tier) for name in names]
+        random, (pairs, bounds) = self._rng.random, self._pairs()
         while len(pairs) == 1:
             yield pairs[0]
         while pairs:
@@ -164,6 +186,14 @@ class Content:
     def _length(self, category: str) -> float:
         quantiles = self._lengths[category]
         return quantiles[int(self._length_rng.random() * len(quantiles))]
+
+
+def _many(rng: Random) -> RandomState:
+    """Draws many at a time of what ``rng.random()`` would: both make their numbers in the same way."""
+    *key, position = rng.getstate()[1]
+    many = RandomState(0)
+    many.set_state(("MT19937", np.array(key, dtype=np.uint32), position, 0, 0.0))
+    return many
 
 
 def _bounds(shares: Mapping[str, float]) -> tuple[list[str], list[float]]:

@@ -6,8 +6,11 @@ Made only then, a request shows a drift that began in between.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from heapq import heapify, heappop, heappush
+from itertools import islice, takewhile
 from math import inf
+from operator import add, gt
 from random import Random
 
 from scheduler.core.types import Request, State
@@ -71,17 +74,13 @@ class Drawn(Source):
         self, stream: Stream, arrivals: Arrivals, key: str, setting: Setting, start_s: float
     ) -> None:
         super().__init__(stream, key, setting, start_s)
-        self._times = times(arrivals, setting.rng(key, "arrivals"))
-        self._advance()
-
-    def _advance(self) -> None:
-        at = next(self._times, inf) if self._left else inf
-        self._left -= 1
-        self.next_s = self._start_s + at if at < self._until_s else inf
+        drawn = islice(times(arrivals, setting.rng(key, "arrivals")), stream.count)
+        self._times = map(partial(add, start_s), takewhile(partial(gt, self._until_s), drawn))
+        self.next_s = next(self._times, inf)
 
     def take(self, number: int, request_id: str) -> Request:
         at_s = self.next_s
-        self._advance()
+        self.next_s = next(self._times, inf)
         return self._content.draw(number, request_id, at_s)
 
 

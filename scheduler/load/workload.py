@@ -109,10 +109,7 @@ class Workload:
 
     def next_time(self) -> float:
         """When something is due next; inf when nothing is, though a drain or a completion may change that."""
-        heap, patient = self._heap, self._patient
-        while heap and heap[0][1] == _CANCEL and heap[0][3] not in patient:
-            heappop(heap)
-        return heap[0][0] if heap else inf
+        return self._heap[0][0] if self._heap else inf
 
     def take(self, now: float) -> list[Action]:
         """Everything due at or before ``now``, in order."""
@@ -124,10 +121,11 @@ class Workload:
                 if what.next_s != at_s:
                     heappop(heap)  # a client came back sooner than this one; its own entry is another
                     continue
-                request = what.take(self._submitted, f"{self._prefix}{self._submitted}")
-                self._submitted += 1
-                if what.next_s < inf:
-                    heapreplace(heap, (what.next_s, _ARRIVAL, sequence, what))
+                number = self._submitted
+                self._submitted = number + 1
+                request = what.take(number, f"{self._prefix}{number}")
+                if (next_s := what.next_s) < inf:
+                    heapreplace(heap, (next_s, _ARRIVAL, sequence, what))
                 else:
                     heappop(heap)
                     self._settle(what, at_s)
@@ -143,12 +141,15 @@ class Workload:
             elif what in self._patient:
                 self._patient.remove(what)
                 actions.append(Cancel(what))
+        if heap and heap[0][1] == _CANCEL:
+            self._drop_forgotten()
         return actions
 
     def on_ended(self, request: Request, now: float) -> None:
         """A request of any workload reached its end: its patience is forgotten, its client goes on."""
         if self._patient:
             self._patient.discard(request.id)
+            self._drop_forgotten()
         for source in self._clients:
             was_idle = source.next_s
             if source.on_ended(request, now):
@@ -156,6 +157,12 @@ class Workload:
                     heappush(self._heap, (source.next_s, _ARRIVAL, next(self._sequence), source))
                 self._settle(source, now)
                 return
+
+    def _drop_forgotten(self) -> None:
+        """Nothing is due when a patience would have ended that is forgotten."""
+        heap, patient = self._heap, self._patient
+        while heap and heap[0][1] == _CANCEL and heap[0][3] not in patient:
+            heappop(heap)
 
     def on_drained(self, now: float) -> None:
         """Nothing is queued or in flight: ``after: drained`` streams start once all above them are over."""

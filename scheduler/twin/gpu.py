@@ -20,8 +20,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import inf
+from operator import itemgetter
 from typing import NamedTuple
 
 from scheduler.core.metrics import gap_bucket
@@ -44,6 +45,9 @@ class GpuEvent(NamedTuple):
     tokens: int  # generated so far
     first_token_s: float
     gaps: Mapping[int, int] | None = None  # with "done" where gaps are tracked: {metrics.gap_bucket: count}
+
+
+_event = tuple.__new__  # without the call in Python that GpuEvent(...) makes: there is one for each request
 
 
 class GpuState(NamedTuple):
@@ -85,13 +89,13 @@ class Gpu:
         self._watch_first_tokens = first_token_events or track_gaps
         self._log = log
         self._kv_tokens = profile.kv_tokens
+        self._step_tokens = profile.max_num_batched_tokens
         self._now = -inf
         self._events: list[GpuEvent] = []
         self._preemptions = 0
         self._admissions = 0
         self._step = 0  # steps done at the boundary below
         self._phase = Phase(profile)
-        self._phases = 0  # over so far
         self._step_gaps: dict[int, int] = {}  # durations of all steps so far, as {gap_bucket: count}
         self._clear()
 
@@ -135,9 +139,8 @@ class Gpu:
         # Behind another one that waits, nothing changes for anybody.
         if self._planned and len(self._waiting) == 1 and self._batch < self.max_num_seqs:
             if now == self._boundary_s:
-                self._admit()
-                self._schedule()
-            else:
+                self._begin_phase()
+            if now > self._boundary_s or self._leaving:
                 self._cut(now)
 
     def cancel(self, request_id: str, now: float) -> int:
@@ -224,9 +227,8 @@ class Gpu:
                 self._plan()
             if self._due_s > now:
                 return
-            if self._starting:
-                if self._watch_first_tokens:
-                    self._give_first_tokens()
+            if self._watch_first_tokens and self._starting:
+                self._give_first_tokens()
                 self._starting = []
                 self._due_s = self._phase.end_s
             if self._due_s <= now:
@@ -247,41 +249,44 @@ class Gpu:
                     self._events.append(GpuEvent(at_s, sequence.id, "first", 1, at_s))
 
     def _finish_phase(self) -> None:
-        phase = self._phase
-        end_s = phase.end_s
+        phase, log, batch = self._phase, self._log, self._batch
         steps = phase.steps
         if self._track_gaps:
             phase.count_into(self._step_gaps)
-        if self._log is not None:
-            self._log.phases.extend((self._batch, self._context, self._prefill, steps))
-        self._phases = ended = self._phases + 1
-        self._boundary_s = end_s
+        if log is not None:
+            log.phases += (batch, self._context, self._prefill, steps)
+        self._boundary_s = end_s = phase.end_s
         self._planned = False
         self._step = step = self._step + steps
-        self._context += steps * self._batch
+        self._context += steps * batch
+        self._starting = []
         if self._leaving:
             for sequence in self._leaving:
                 self._leave(sequence)
             self._leaving = []
         finishing = self._finishing
         while finishing and finishing[0][0] == step:
-            _, order, sequence = heappop(finishing)
-            if order != sequence.order:
-                continue
+            sequence = heappop(finishing)[2]
+            request_id, output = sequence.id, sequence.output
             self._batch -= 1
-            self._context -= sequence.prompt + sequence.output - 1
-            del self._sequences[sequence.id]
+            self._context -= sequence.prompt + output - 1
+            del self._sequences[request_id]
             gaps = sequence.end_gaps(self._step_gaps) if self._track_gaps else None
-            if self._log is not None:
-                sequence.log_gaps(self._log, ended)
-            self._events.append(GpuEvent(end_s, sequence.id, "done", sequence.output, sequence.first_s, gaps))
+            if log is not None:
+                log.spans[sequence.group] += (sequence.origin + sequence.generated, step)
+                if sequence.generated:
+                    sequence.log_interruptions(log)
+            self._events.append(_event(GpuEvent, (end_s, request_id, "done", output, sequence.first_s, gaps)))
 
     def _leave(self, sequence: Sequence) -> None:
-        """Give back slot and KV of a sequence that ran, at a boundary."""
+        """Give back slot and KV of a sequence that ran and will not come to its end, at a boundary."""
         self._batch -= 1
         self._context -= self._held(sequence)
         if sequence is self._partial:
             self._partial = None
+        else:
+            self._finishing = [entry for entry in self._finishing if entry[2] is not sequence]
+            heapify(self._finishing)
 
     # Planning
 
@@ -289,7 +294,13 @@ class Gpu:
         """Fix the step that begins at the boundary."""
         self._planned = True
         self._prefill = 0
-        self._budget = self.profile.max_num_batched_tokens - self._batch
+        self._budget = self._step_tokens - self._batch
+        if self._partial is not None or self._context + self._batch > self._kv_tokens:
+            self._go_on()
+        self._begin_phase()
+
+    def _go_on(self) -> None:
+        """Those who run go on where KV allows: the others are preempted, a prompt gets its next chunk."""
         missing = chunk = 1  # what a decoding sequence computes
         partial = self._partial
         if partial is not None:
@@ -305,76 +316,58 @@ class Gpu:
             self._prefill = chunk
             if chunk == missing:
                 self._partial = None
-                self._decode(partial)
-        if self._waiting:
-            self._admit()
-        self._schedule()
+                self._decode(partial, self._step)
 
     def _preempt(self) -> None:
         """Send the latest admitted sequence back to the head of the queue."""
         victim = self._partial
         if victim is None:
-            victim = max((order, s) for _, order, s in self._finishing if order == s.order)[1]
-            victim.generated = self._step - victim.origin
+            victim = max(self._finishing, key=itemgetter(1))[2]
             if self._track_gaps:
                 victim.last_s = self._boundary_s
                 victim.end_gaps(self._step_gaps)
             if self._log is not None:
-                victim.note_run(self._phases, self._boundary_s)
+                victim.note_run(self._step, self._boundary_s)
+            victim.generated = self._step - victim.origin
         self._leave(victim)
         victim.order = -1
         self._waiting.appendleft(victim)
         self._preemptions += 1
 
-    def _admit(self) -> None:
-        """Admit from the head of the queue what slots, KV and the token budget of the step allow."""
-        waiting = self._waiting
-        budget = self._budget
-        batch = self._batch
+    def _begin_phase(self) -> None:
+        """Admit from the head of the queue what slots, KV and the token budget of the step allow; then set up
+        the phase: its steps until the batch may change for another reason than a call.
+        """
+        waiting, finishing, kv_tokens = self._waiting, self._finishing, self._kv_tokens
+        batch, context, budget, step = self._batch, self._context, self._budget, self._step
         while waiting and batch < self.max_num_seqs and budget > 0:
             sequence = waiting[0]
-            chunk = need = sequence.prompt + sequence.generated
-            if self._context + batch + need > self._kv_tokens:
+            chunk = sequence.prompt + sequence.generated
+            if context + batch + chunk > kv_tokens:
                 break
             waiting.popleft()
             sequence.order = self._admissions = self._admissions + 1
-            if need <= budget:
-                self._decode(sequence)
+            if chunk <= budget:
+                self._decode(sequence, step)
             else:
                 sequence.computed = chunk = budget
                 self._partial = sequence
             budget -= chunk
             batch += 1
             self._prefill += chunk
-            self._context += chunk - 1
-        self._budget = budget
-        self._batch = batch
-
-    def _decode(self, sequence: Sequence) -> None:
-        """Its prefill ends with the step being planned: a token a step from then on."""
-        sequence.origin = self._step - sequence.generated
-        sequence.began = self._phases
-        heappush(self._finishing, (sequence.origin + sequence.output, sequence.order, sequence))
-        self._starting.append(sequence)
-
-    def _schedule(self) -> None:
-        """Set up the phase: its steps until the batch may change for another reason than a call."""
-        batch = self._batch
-        context = self._context
-        finishing = self._finishing
-        while finishing and finishing[0][1] != finishing[0][2].order:
-            heappop(finishing)
-        if self._partial is not None or (self._budget == 0 and self._waiting and batch < self.max_num_seqs):
+            context += chunk - 1
+        self._batch, self._context, self._budget = batch, context, budget
+        if self._partial is not None or (budget == 0 and waiting and batch < self.max_num_seqs):
             steps = 1
         else:
-            steps = finishing[0][0] - self._step
-            if context + steps * batch > self._kv_tokens:
-                steps = (self._kv_tokens - context) // batch
+            steps = finishing[0][0] - step
+            if context + steps * batch > kv_tokens:
+                steps = (kv_tokens - context) // batch
         phase = self._phase
         phase.begin(self._boundary_s, batch, context, self._prefill, steps)
         self._due_s = phase.end_s
         if self._starting:
-            first_s = phase.at(1)
+            first_s = phase.first_s
             for sequence in self._starting:
                 if not sequence.generated:
                     sequence.first_s = first_s
@@ -382,6 +375,12 @@ class Gpu:
                     sequence.resumed_s = first_s
             if self._first_token_events:
                 self._due_s = first_s
+
+    def _decode(self, sequence: Sequence, step: int) -> None:
+        """Its prefill ends with the step after ``step``: a token a step from that one on."""
+        sequence.origin = origin = step - sequence.generated
+        heappush(self._finishing, (origin + sequence.output, sequence.order, sequence))
+        self._starting.append(sequence)
 
     def _cut(self, now: float) -> None:
         """End the phase at the first step boundary at or after ``now``."""

@@ -27,37 +27,38 @@ class Phase:
         "_slope_s",
         "_zero_s",
         "end_s",
+        "first_s",
         "steps",
     )
 
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
         self.steps = 0
-        self.end_s = 0.0
+        self.first_s = self.end_s = 0.0  # ends of its first step and of its last
 
     def begin(self, start_s: float, batch: int, context: int, prefill: int, steps: int) -> None:
         """``steps`` steps of ``batch`` sequences; step j ends with ``context + j batch`` tokens of KV."""
         profile = self._profile
         floor_s = profile.floor_s
-        base_s = profile.fixed_s + profile.per_context_token_s * context
-        slope_s = profile.per_context_token_s * batch
         sequences_s = profile.per_sequence_s * batch
-        if base_s + slope_s > floor_s:
+        base_s = profile.fixed_s + profile.per_context_token_s * context
+        self._slope_s = slope_s = profile.per_context_token_s * batch
+        self._linear_step_s = linear_step_s = base_s + sequences_s
+        self._flat_step_s = flat_step_s = floor_s + sequences_s
+        self._prefill_s = prefill_s = profile.per_prefill_token_s * prefill
+        self._zero_s = zero_s = start_s + prefill_s
+        self.steps = steps
+        if base_s + slope_s > floor_s:  # so it is for a large batch: not by way of ``at``
             self._flat_steps = 0
-        elif base_s + slope_s * steps <= floor_s:
+            self.first_s = zero_s + (linear_step_s + slope_s)
+            self.end_s = zero_s + steps * (linear_step_s + slope_s * ((steps + 1) * 0.5))
+            return
+        if base_s + slope_s * steps <= floor_s:
             self._flat_steps = steps
         else:
             self._flat_steps = int((floor_s - base_s) / slope_s)
-        self._flat_step_s = floor_s + sequences_s
-        self._linear_step_s = base_s + sequences_s
-        self._slope_s = slope_s
-        self._prefill_s = profile.per_prefill_token_s * prefill
-        self._zero_s = start_s + self._prefill_s
-        self.steps = steps
-        if self._flat_steps == steps:
-            self.end_s = self._zero_s + steps * self._flat_step_s
-        else:
-            self.end_s = self.at(steps)
+        self.first_s = zero_s + flat_step_s
+        self.end_s = self.at(steps)
 
     def cut(self, steps: int) -> None:
         """End it after that many steps, which may be no more than it has."""

@@ -10,7 +10,7 @@ from scheduler.twin.steplog import StepLog
 
 
 class Run(NamedTuple):
-    """An uninterrupted run of decoding: the GPU's phases, ``ended`` not among them, and its outer tokens."""
+    """An uninterrupted run of decoding: the GPU's steps done at its start and end, and its outer tokens."""
 
     began: int
     ended: int
@@ -25,7 +25,6 @@ class Sequence:
         "_gaps",
         "_gaps_base",
         "_runs",
-        "began",
         "computed",
         "first_s",
         "generated",
@@ -42,11 +41,12 @@ class Sequence:
     # Set where they begin to mean something: this object is made once for every request of a simulation.
     computed: int  # tokens in the KV cache while partly prefilled
     origin: int  # while decoding, tokens generated = GPU steps done - origin
-    began: int  # the GPU's phase in which it began to decode
     first_s: float
     last_s: float  # of the last token before a preemption
     resumed_s: float  # of the first token after one
     _gaps_base: Mapping[int, int]  # the GPU's histogram when this run of decoding began
+    _gaps: dict[int, int]  # up to and across the latest preemption
+    _runs: list[Run]  # of decoding that ended in a preemption
 
     def __init__(self, request_id: str, prompt: int, output: int, group: str) -> None:
         self.id = request_id
@@ -54,9 +54,7 @@ class Sequence:
         self.prompt = prompt
         self.output = output
         self.order = -1  # place in the order of admission; -1 while waiting and once it is gone
-        self.generated = 0  # tokens at the latest admission or preemption
-        self._gaps: dict[int, int] | None = None  # up to and across the latest preemption
-        self._runs: list[Run] | None = None  # of decoding that ended in a preemption
+        self.generated = 0  # tokens at the latest preemption
 
     # A sequence that decodes gets a token from every step, so its gaps are the GPU's step durations: the
     # difference of the GPU's histogram {gap_bucket: count} between two moments.
@@ -64,14 +62,14 @@ class Sequence:
     def begin_gaps(self, step_gaps: Mapping[int, int], now: float) -> None:
         """Its decoding begins with a token at ``now``, with the GPU's histogram standing at ``step_gaps``."""
         self._gaps_base = step_gaps
-        if self._gaps is not None:
+        if self.generated:
             bucket = gap_bucket(now - self.last_s)
             self._gaps[bucket] = self._gaps.get(bucket, 0) + 1
 
     def end_gaps(self, step_gaps: Mapping[int, int]) -> dict[int, int]:
         """Its decoding ends, or is interrupted: its gaps so far."""
         base = self._gaps_base
-        gaps = self._gaps if self._gaps is not None else {}
+        gaps = self._gaps if self.generated else {}
         for bucket, count in step_gaps.items():
             count -= base.get(bucket, 0)
             if count:
@@ -79,21 +77,20 @@ class Sequence:
         self._gaps = gaps
         return gaps
 
-    # The same in a StepLog: the phases that it decoded in, and its gaps across preemptions.
+    # The same in a StepLog: the steps that it decoded in, and its gaps across preemptions.
 
     def note_run(self, ended: int, last_s: float) -> None:
-        """It is preempted before phase ``ended``; its last token was at ``last_s``."""
-        if self._runs is None:
-            self._runs = [Run(self.began, ended, self.first_s, last_s)]
+        """It is preempted after the GPU's step ``ended``; its last token was at ``last_s``."""
+        began = self.origin + self.generated
+        if not self.generated:
+            self._runs = [Run(began, ended, self.first_s, last_s)]
         else:
-            self._runs.append(Run(self.began, ended, self.resumed_s, last_s))
+            self._runs.append(Run(began, ended, self.resumed_s, last_s))
 
-    def log_gaps(self, log: StepLog, ended: int) -> None:
-        """It got its last token in the phase before ``ended``."""
-        log.done(self.group, self.began, ended)
-        if self._runs is not None:
-            resumed_s = self.resumed_s
-            for run in reversed(self._runs):
-                log.done(self.group, run.began, run.ended)
-                log.gap(self.group, resumed_s - run.last_s)
-                resumed_s = run.first_s
+    def log_interruptions(self, log: StepLog) -> None:
+        """It got its last token after being preempted."""
+        resumed_s = self.resumed_s
+        for run in reversed(self._runs):
+            log.spans[self.group] += (run.began, run.ended)
+            log.gap(self.group, resumed_s - run.last_s)
+            resumed_s = run.first_s

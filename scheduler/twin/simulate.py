@@ -68,28 +68,29 @@ class Simulation:
 
     def run(self) -> None:
         """Until nothing is left to happen."""
-        scheduler, workload, gpus = self.scheduler, self._workload, self._gpus
-        next_time, next_timer = workload.next_time, scheduler.next_timer
-        next_dispatch = scheduler.next_dispatch
-        only = gpus[0] if len(gpus) == 1 else None
-        running = self._running
-        instants = 0
+        scheduler, workload, gpus, running = self.scheduler, self._workload, self._gpus, self._running
+        next_event = gpus[0].next_event if len(gpus) == 1 else lambda: min(gpu.next_event() for gpu in gpus)
+        next_time, next_timer, next_dispatch = (
+            workload.next_time,
+            scheduler.next_timer,
+            scheduler.next_dispatch,
+        )
+        capacity, restarts, on_progress = scheduler.slots.capacity, self._restarts, self._on_progress
+        instants, now = 0, self.now
         while not self.stopped:
-            event_s = only.next_event() if only is not None else min(gpu.next_event() for gpu in gpus)
-            load_s, timer_s = next_time(), next_timer()
-            now = event_s if event_s < load_s else load_s
-            if timer_s < now:
-                now = timer_s
-            if self._restarts and self._restarts[0][0] < now:
-                now = self._restarts[0][0]
-            if now == inf:
+            event_s, load_s, timer_s = next_event(), next_time(), next_timer()
+            due_s = event_s if event_s < load_s else load_s
+            if timer_s < due_s:
+                due_s = timer_s
+            if restarts and restarts[0][0] < due_s:
+                due_s = restarts[0][0]
+            if due_s == inf:
                 return
-            if now < self.now:
-                now = self.now
-            self.now = now
+            if due_s > now:
+                self.now = now = due_s
             if event_s <= now:
                 self._completions(now)
-            if self._restarts:
+            if restarts:
                 self._restart(now)
             if timer_s <= now:
                 for request in scheduler.expire(now):
@@ -100,26 +101,26 @@ class Simulation:
                         self._act(action, now)
                     elif scheduler.submit(action.request, now) is not None:
                         self._ended(action.request, now)
-            while (ready := next_dispatch(now)) is not None:
+            while len(running) < capacity and (ready := next_dispatch(now)) is not None:
                 tokens, finish = answer(ready)
-                running[ready.id] = (ready, finish)
+                running[ready.id] = ready, finish
                 gpus[ready.replica].start(ready.id, ready.prompt_tokens, tokens, now, ready.tenant)
             if not running and scheduler.idle:
                 workload.on_drained(now)
-            instants += 1
-            if self._on_progress is not None and instants % _PROGRESS_EVERY == 0:
-                self._on_progress(now)
+            if on_progress is not None:
+                instants += 1
+                if instants % _PROGRESS_EVERY == 0:
+                    on_progress(now)
 
     def _completions(self, now: float) -> None:
-        on_complete, running = self.scheduler.on_complete, self._running
+        running, on_complete = self._running, self.scheduler.on_complete
         for gpu in self._gpus:
             for at_s, request_id, kind, tokens, first_token_s, gaps in gpu.advance(now):
                 if kind == "first":
                     self.scheduler.on_first_token(request_id, at_s)
                     continue
                 request, finish = running.pop(request_id)
-                if request.first_token_s is None:
-                    request.first_token_s = first_token_s
+                request.first_token_s = first_token_s
                 request.last_token_s = at_s
                 if gaps is not None:
                     request.gaps = dict(gaps)

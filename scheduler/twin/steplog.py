@@ -8,7 +8,7 @@ of counting gap by gap (``Gpu(track_gaps=True)``), which a run that records ever
 
 from __future__ import annotations
 
-from array import array
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
@@ -24,21 +24,18 @@ Ints = NDArray[np.int64]
 
 
 class StepLog:
-    """The phases of one GPU, and by group (a tenant's requests) the phases that each request decoded in."""
+    """The phases of one GPU, and by group (a tenant's requests) the steps that each request decoded in.
+
+    Lists that the GPU itself extends, of plain numbers: this is the hot path of a virtual run.
+    """
 
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
-        self.phases = array("q")  # of each: batch, context before it, prompt tokens in its first step, steps
-        self._spans: dict[str, array[int]] = {}  # group -> of each run: first phase, the one after its last
+        self.phases: list[int] = []
+        """Of each: batch, context before it, prompt tokens in its first step, steps."""
+        self.spans: defaultdict[str, list[int]] = defaultdict(list)
+        """Group -> of each uninterrupted run of decoding: the steps done when it began and when it ended."""
         self._gaps: dict[str, dict[int, int]] = {}  # group -> gaps that are no step's duration
-
-    def done(self, group: str, began: int, ended: int) -> None:
-        """A request decoded from the first step of phase ``began`` up to the end of ``ended - 1``."""
-        spans = self._spans.get(group)
-        if spans is None:
-            spans = self._spans[group] = array("q")
-        spans.append(began)
-        spans.append(ended)
 
     def gap(self, group: str, gap_s: float) -> None:
         """One gap across a preemption."""
@@ -47,10 +44,11 @@ class StepLog:
 
     def histograms(self) -> Mapping[str, Mapping[int, int]]:
         """Group -> {gap_bucket: count} over all its requests."""
-        table: Ints = np.frombuffer(self.phases, dtype=np.int64).reshape(-1, 4)
-        running = {group: _running(spans, len(table)) for group, spans in self._spans.items()}
+        table: Ints = np.array(self.phases, dtype=np.int64).reshape(-1, 4)
+        steps_done = np.cumsum(table[:, 3])
+        running = {group: _running(spans, steps_done) for group, spans in self.spans.items()}
         counts = {group: np.zeros(0, dtype=np.int64) for group in running}
-        for begin, end in _slices(table[:, 3]):
+        for begin, end in _slices(steps_done):
             phase, step, bucket = self._steps(table[begin:end])
             for group, (all_steps, first_step) in running.items():
                 weights = np.where(step == 1, first_step[begin:end][phase], all_steps[begin:end][phase])
@@ -82,22 +80,25 @@ def _buckets(gap_s: NDArray[np.float64]) -> Ints:
     return np.where(gap_s > GAP_FLOOR_S, np.log(gap_s / GAP_FLOOR_S) / GAP_LOG_GROWTH, 0).astype(np.int64)
 
 
-def _running(spans: array[int], phases: int) -> tuple[Ints, Ints]:
+def _running(spans: list[int], steps_done: Ints) -> tuple[Ints, Ints]:
     """For each phase, of one group: how many got a token from its steps; how many had a gap end in its first
-    one, which is no gap for those whose first token it gave.
+    one, which is no gap for those whose first token it gave. ``steps_done`` is counted at the phases' ends.
     """
-    began, ended = np.frombuffer(spans, dtype=np.int64).reshape(-1, 2).T
+    phases = len(steps_done)
+    # A run of decoding begins and ends with a phase: the first that goes past these steps.
+    marks = np.searchsorted(steps_done, np.array(spans, dtype=np.int64), side="right")
+    began, ended = marks.reshape(-1, 2).T
     began_in = np.bincount(began, minlength=phases + 1)
     running = np.cumsum(began_in - np.bincount(ended, minlength=phases + 1))[:phases]
     return running, running - began_in[:phases]
 
 
-def _slices(steps: Ints) -> Iterator[tuple[int, int]]:
+def _slices(steps_done: Ints) -> Iterator[tuple[int, int]]:
     """Ranges of phases of about ``_STEPS_AT_ONCE`` steps each."""
-    if not len(steps):
+    if not len(steps_done):
         return
-    block = np.cumsum(steps) // _STEPS_AT_ONCE
-    bounds = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(steps)]
+    block = steps_done // _STEPS_AT_ONCE
+    bounds = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(steps_done)]
     yield from pairwise(bounds)
 
 
