@@ -17,6 +17,7 @@ from textual.worker import WorkerFailed
 from driftui.app import DriftApp
 from driftui.commands import DriftCommands, on_screen
 from driftui.screens.main import MainScreen
+from driftui.screens.policy import PolicyScreen
 from scheduler.core.types import Limits
 
 Run = tuple[DriftApp, Pilot[None], FakeFeed]
@@ -76,6 +77,24 @@ async def test_the_switcher_marks_the_running_policy_and_escape_changes_nothing(
         assert "aging" in line
         await pilot.press("escape")
         assert feed.calls == []
+
+
+async def test_an_open_switcher_follows_the_run() -> None:
+    async with running() as (app, pilot, feed):
+        await pilot.press("p")
+        await pilot.pause()
+        screen = app.screen
+        assert isinstance(screen, PolicyScreen)
+        asked = len(feed.asked)
+        feed.policy = "sjf"  # somebody else's doing
+        feed.advance(20.0)
+        screen._follow()
+        assert "as of 20 s ago" in str(screen.header.content)
+        assert len(feed.asked) == asked + 1, "a preview against what orders now"
+        screen._look()
+        await pilot.pause()
+        (line,) = (line for line in text_of(app).splitlines() if "● now" in line)
+        assert "sjf" in line
 
 
 async def test_undo_from_the_main_screen_and_from_the_switcher() -> None:

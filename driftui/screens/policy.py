@@ -6,7 +6,6 @@ from math import nan
 
 from rich.text import Text
 from textual.content import Content
-from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
@@ -15,9 +14,12 @@ from driftui.clean import clean, pad
 from driftui.commands import bindings
 from driftui.screens.dialog import Dialog, entry, field, plain
 from scheduler.core.policies import policy_from
+from scheduler.core.types import Snapshot
 from scheduler.live.view import CommandError, Predicted, Preview
 
-LOOK_S = 0.25  # between two looks at a preview that is not done
+LOOK_S = 0.25  # between two looks at the preview
+FOLLOW_S = 1.0  # between two looks at the run
+OLD_S = 5.0  # from this age on a preview says how old it is
 WIDE = 100  # columns of the terminal from which on there is room for the bands
 NAME, FIGURE, BAND = 18, 9, 12  # columns
 MARK = "● now"
@@ -42,7 +44,7 @@ class PolicyScreen(Dialog):
             self._specs = {self._today: self._today, **self._specs}
         self._names = list(self._specs)
         self._shown: Preview | None = None
-        self._timer: Timer | None = None
+        self._now_s = snapshot.now
         self.header = plain("", id="header")
         self.options = OptionList(
             *(Option(self._line(name)) for name in self._names), markup=False, id="list"
@@ -52,21 +54,32 @@ class PolicyScreen(Dialog):
         self.typed = field("", id="spec", placeholder="/ to type one, such as two-class q=0.4")
         self.about = plain("", classes="note")
         self.error = plain("", id="error")
-        effect = (
-            f"{snapshot.queued} queued requests will be re-ranked, none is lost; "
-            f"{snapshot.in_flight} in flight run on."
-        )
-        return [self.header, self.options, self.typed, self.about, self.error, plain(effect)]
+        self.effect = plain(_effect(snapshot))
+        return [self.header, self.options, self.typed, self.about, self.error, self.effect]
 
     def on_mount(self) -> None:
         self.options.focus()
+        self._ask()
+        self._look()
+        self.set_interval(LOOK_S, self._look)
+        self.set_interval(FOLLOW_S, self._follow)
+
+    def _ask(self) -> None:
         try:
             self.drift.feed.preview([name for name in self._names if name != self._today])
         except CommandError as error:
-            self.header.update(Content(clean(str(error), 200)))
-            return
-        self._timer = self.set_interval(LOOK_S, self._look)
-        self._look()
+            self.error.update(Content(clean(str(error), 200)))
+
+    def _follow(self) -> None:
+        """The run goes on: a preview gets old, and somebody else may switch the policy."""
+        snapshot = self.drift.feed.view().snapshot
+        self._now_s = snapshot.now
+        self.effect.update(Content(_effect(snapshot)))
+        if self._shown is not None:
+            self.header.update(Content(self._heading(self._shown)))
+        if snapshot.policy != self._today:
+            self._today = snapshot.policy
+            self._ask()
 
     def _look(self) -> None:
         """Show what there is of the preview."""
@@ -80,8 +93,6 @@ class PolicyScreen(Dialog):
         self._tell()
         if preview.error:
             self.error.update(Content(clean(preview.error, 200)))
-        if preview.done and self._timer is not None:
-            self._timer.stop()
 
     def on_option_list_option_highlighted(self) -> None:
         self._tell()
@@ -108,6 +119,8 @@ class PolicyScreen(Dialog):
             columns.append("p10-p90".rjust(BAND))
         columns += [name.rjust(FIGURE) for name in ("p99", "prem p99", "max wait")]
         what = f"E2E predicted for the next {preview.horizon_s:.0f} s (simulated)"
+        if self._now_s - preview.at_s >= OLD_S:
+            what += f", as of {self._now_s - preview.at_s:.0f} s ago"
         return f"{what}\n{'':{NAME}}{''.join(columns)}"
 
     def _row(self, name: str) -> Predicted | None:
@@ -175,6 +188,13 @@ class PolicyScreen(Dialog):
     def action_undo(self) -> None:
         if self.drift.ask(self.drift.feed.undo_policy):
             self.dismiss(None)
+
+
+def _effect(snapshot: Snapshot) -> str:
+    return (
+        f"{snapshot.queued} queued requests will be re-ranked, none is lost; "
+        f"{snapshot.in_flight} in flight run on."
+    )
 
 
 def _full_name(spec: str) -> str:
