@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
 from math import inf
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from scheduler.core.slots import MicroBatch
 from scheduler.core.types import Estimate, Limits, Request, State, Tenant
 from scheduler.load.scenario import load_scenario
 from scheduler.plan import make_plan
-from scheduler.twin.future import Lengths, draw_future
+from scheduler.twin.future import POINT_SEED, Lengths, draw_future
 from scheduler.twin.outlook import Outlook, Window
 from scheduler.twin.picture import (
     MAX_ARRIVALS,
@@ -232,6 +234,31 @@ def test_the_future_is_the_recent_past_backwards_then_forwards() -> None:
     come = [at_s for at_s, *_ in draw_future(what, 300.0, 0).arrivals]
     assert come == [101.0, 110.0, 160.0, 240.0, 290.0, 299.0, 301.0, 310.0, 360.0]
     assert draw_future(what, 9.0, 0).arrivals[-1][0] == 101.0
+
+
+def test_futures_differ_by_as_much_as_the_past_leaves_open() -> None:
+    """Steady arrivals leave less open than bursts, many finished answers less than few."""
+
+    def spread(what: Picture) -> tuple[float, float]:
+        futures = [draw_future(what, 100.0, seed) for seed in range(1, 41)]
+        counts = [len(future.arrivals) for future in futures]
+        tokens = [fmean(tokens for *_, tokens in future.arrivals) for future in futures]
+        return pstdev(counts), pstdev(tokens)
+
+    def come(at_s: Iterable[float]) -> tuple[Pending, ...]:
+        return tuple(pending(0, arrival_s=float(each)) for each in at_s)
+
+    def known(copies: int) -> dict[tuple[str, str, int], list[float]]:
+        return {("acme", "summary", 9): sorted([0.5, 1.0, 1.5, 3.0] * copies)}
+
+    steady = picture(arrivals=come(range(1, 100)), ratios=known(32))
+    bursts = picture(arrivals=come(at_s / 2 for at_s in range(200) if at_s // 20 % 2), ratios=known(4))
+    count, tokens = spread(steady)
+    assert 10.0 < count < 20.0, "about sqrt(2 x 99)"
+    wider = spread(bursts)
+    assert wider[0] > 1.5 * count
+    assert wider[1] > 1.5 * tokens
+    assert draw_future(bursts, 100.0, POINT_SEED).arrivals[0][0] == 100.5, "the point is the past as it was"
 
 
 def test_what_is_recent() -> None:

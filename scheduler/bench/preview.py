@@ -36,7 +36,7 @@ from scheduler.twin.simulate import Simulation
 from scheduler.twin.steering import Watched
 
 SWITCHES = 40
-FUTURES = 8
+FUTURES = 9
 NEAR = 0.05  # so close to the best is as good
 LIMIT_S = 30.0
 CANDIDATES = tuple(

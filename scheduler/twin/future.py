@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from math import ceil, exp, log, sqrt
+from math import ceil, exp, log
 from random import Random
-from statistics import NormalDist
+from statistics import NormalDist, mean, variance
 from typing import NamedTuple
 
 from scheduler.twin.picture import Pending, Picture, Ratios
@@ -19,6 +19,9 @@ POINT_SEED = 0
 
 MIN_RATIOS = 16
 """Finished answers of a tenant and category that are needed to speak for it."""
+
+BLOCKS = 12
+"""Parts of the recent past by which is judged how evenly requests come."""
 
 _NORMAL = NormalDist()
 _UPPER_Z = _NORMAL.inv_cdf(0.9)  # an upper estimate covers 90 %
@@ -36,12 +39,14 @@ class Future(NamedTuple):
 class Lengths:
     """Draws answers from estimates: by how answers lately compared with theirs, of that tenant and category,
     of the category, or of all with so large a max_tokens; else from a log-normal with the point as its median
-    and the upper as its 90 % quantile.
+    and the upper as its 90 % quantile. Those comparisons are a sample; with ``rng`` another one is drawn from
+    it, so that futures differ by as much as its size leaves open.
     """
 
-    def __init__(self, ratios: Ratios) -> None:
+    def __init__(self, ratios: Ratios, rng: Random | None = None) -> None:
         pools: dict[tuple[str, str, int], list[float]] = {}
-        for (tenant, category, size), values in ratios.items():
+        for (tenant, category, size), seen in ratios.items():
+            values = seen if rng is None else rng.choices(seen, k=len(seen))
             for key in ((tenant, category, size), ("", category, size), ("", "", size)):
                 pools.setdefault(key, []).extend(values)
         self._pools = {key: sorted(pool) for key, pool in pools.items() if len(pool) >= MIN_RATIOS}
@@ -77,19 +82,36 @@ def _lognormal(point: float, upper: float, above: int, u: float) -> float:
 
 
 def draw_future(picture: Picture, horizon_s: float, seed: int) -> Future:
-    """Who came lately comes again, as it was for POINT_SEED, drawn from them with replacement for others."""
-    rng, lengths = Random(seed), Lengths(picture.ratios)
+    """Who came lately comes again, with answers as they lately were. For POINT_SEED the past is taken as it
+    was, for others as the sample that it is: who comes is drawn from it with replacement, and how many varies
+    as much as two such spans would.
+    """
+    rng, point = Random(seed), seed == POINT_SEED
+    lengths = Lengths(picture.ratios, None if point else rng)
     running = [lengths.draw(request, rng.random()) for request in picture.running]
     queued = [lengths.draw(request, rng.random()) for request in picture.queued]
     come = list(picture.arrivals)
-    if seed != POINT_SEED and come:
-        come = rng.choices(come, k=max(0, round(rng.gauss(len(come), sqrt(len(come))))))
+    if come and not point:
+        # The rate is known from this span only, and another span of the same rate would differ once more.
+        variance_to_mean = _dispersion(picture) * (1 + picture.recent_s / horizon_s)
+        come = rng.choices(come, k=round(rng.gammavariate(len(come) / variance_to_mean, variance_to_mean)))
         come.sort(key=lambda request: request.arrival_s)
     arrivals = [
         (at_s, request, lengths.draw(request, rng.random()))
         for at_s, request in _again(come, picture.now, picture.recent_s, horizon_s)
     ]
     return Future(running, queued, arrivals)
+
+
+def _dispersion(picture: Picture) -> float:
+    """Variance over mean of how many came in each block of the recent past: 1 for a Poisson process, which is
+    the least that is assumed, and the more the burstier.
+    """
+    counts = [0] * BLOCKS
+    for request in picture.arrivals:
+        ago = (picture.now - request.arrival_s) / picture.recent_s
+        counts[min(BLOCKS - 1, int(ago * BLOCKS))] += 1
+    return max(1.0, variance(counts) / mean(counts))
 
 
 def _again(
