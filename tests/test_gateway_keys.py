@@ -63,7 +63,12 @@ async def test_without_keys_other_names_of_this_machine_are_refused() -> None:
 
 async def test_without_keys_a_web_page_of_another_site_steers_nothing() -> None:
     async with serving() as served, aiohttp.ClientSession() as http:
-        for origin, status in (("https://evil.example", 403), ("null", 403), ("http://localhost:3000", 200)):
+        for origin, status in (
+            ("https://evil.example", 403),
+            ("null", 403),
+            ("http://[", 403),
+            ("http://localhost:3000", 200),
+        ):
             async with http.post(served.url + "/control/pause", headers={"Origin": origin}) as answer:
                 assert answer.status == status, origin
                 assert served.run.scheduler.paused == (status == 200)

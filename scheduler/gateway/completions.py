@@ -14,7 +14,7 @@ from itertools import count as count_up
 from secrets import token_hex
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from scheduler.core.durations import parse_duration
 from scheduler.core.estimate import Counter
@@ -91,15 +91,9 @@ class Completions:
             "max_model_len": self._run.engine.max_model_len,
         }
 
-    async def completions(self, http: web.Request) -> web.StreamResponse:
-        return await self._serve(http, chat=False)
-
-    async def chat(self, http: web.Request) -> web.StreamResponse:
-        return await self._serve(http, chat=True)
-
-    async def _serve(self, http: web.Request, *, chat: bool) -> web.StreamResponse:
+    async def serve(self, http: web.Request, *, chat: bool) -> web.StreamResponse:
         arrival_s = self._run.clock.now()
-        tenant = self._keys.tenant(http.headers.get("Authorization"))
+        tenant = self._keys.tenant(http.headers.get(hdrs.AUTHORIZATION))
         ask = read_ask(read_json(await read_body(http)), chat=chat)
         request = await self.request_of(ask, tenant, http.headers, arrival_s=arrival_s)
         answer = Answer(request)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import traceback
-from functools import lru_cache
+from collections.abc import Mapping
+from functools import lru_cache, partial
 from urllib.parse import urlsplit
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from aiohttp.web_protocol import RequestPayloadError
 
@@ -62,8 +63,8 @@ class Gateway:
                 web.get("/metrics", self._metrics),
                 web.get("/v1/models", api.models),
                 web.get("/v1/models/{model:.+}", api.model_by_name),
-                web.post("/v1/completions", api.completions),
-                web.post("/v1/chat/completions", api.chat),
+                web.post("/v1/completions", partial(api.serve, chat=False)),
+                web.post("/v1/chat/completions", partial(api.serve, chat=True)),
             ]
         )
 
@@ -129,11 +130,8 @@ def _guard(keys: Keys) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            if keys.open and not _asks_for_loopback(request.headers.get("Host", "")):
-                # A name that a web page had resolved to this machine; without keys nothing else stops it.
-                raise ApiError(403, "without keys, only localhost may be asked for", code="bad_host")
-            if keys.open and not _asks_for_loopback(urlsplit(request.headers.get("Origin", _HERE)).netloc):
-                raise ApiError(403, "without keys, no other site's page may ask", code="bad_origin")
+            if keys.open:
+                _check_local(request.headers)
             return await handler(request)
         except ApiError as error:
             return error.response()
@@ -149,14 +147,21 @@ def _guard(keys: Keys) -> Middleware:
     return guard
 
 
-_HERE = "http://localhost"  # what is no web page says no origin
+def _check_local(headers: Mapping[str, str]) -> None:
+    """Raises ApiError 403."""
+    if not _is_local(f"//{headers.get(hdrs.HOST, '')}"):
+        # A name that a web page had resolved to this machine; without keys nothing else stops it.
+        raise ApiError(403, "without keys, only localhost may be asked for", code="bad_host")
+    origin = headers.get(hdrs.ORIGIN)  # what is no web page has none
+    if origin is not None and not _is_local(origin):
+        raise ApiError(403, "without keys, no other site's page may ask", code="bad_origin")
 
 
 @lru_cache(64)
-def _asks_for_loopback(host: str) -> bool:
-    """Of a Host header: "localhost:8000", "127.0.0.1", "[::1]:8000"."""
+def _is_local(url: str) -> bool:
+    """Of "//localhost:8000", "http://127.0.0.1", "//[::1]:8000"."""
     try:
-        return is_loopback(urlsplit(f"//{host}").hostname or "")
+        return is_loopback(urlsplit(url).hostname or "")
     except ValueError:
         return False
 
