@@ -58,10 +58,10 @@ async def test_switching_the_policy_reaches_the_feed() -> None:
 @pytest.mark.parametrize("size", [(160, 48), (80, 24)])
 async def test_an_engine_that_starts_says_so_where_events_will_be(size: tuple[int, int]) -> None:
     feed = FakeFeed()
-    feed.changes["engine_state"] = "starting"
+    feed.changes |= {"engine_state": "starting", "simulated": False}
     feed._notices.clear()
     async with running(feed, size, seconds=0.25) as (app, pilot, _):
-        assert "the engine starts; a real one takes half a minute or more" in text_of(app)
+        assert "the engine starts; this takes half a minute or more" in text_of(app)
         feed.changes.clear()
         app.tick()
         await pilot.pause()

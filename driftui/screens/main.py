@@ -115,9 +115,7 @@ class MainScreen(Screen[None]):
         self.tenants.show(shown.snapshot, app.history)
         self._show_charts(shown)
         if self.shown.frozen is None:
-            starting = self._view.engine_state == "starting"
-            hint = "the engine starts; a real one takes half a minute or more" if starting else "nothing yet"
-            self.events.show(list(app.history.notices), hint)
+            self.events.show(list(app.history.notices), _hint(self._view))
         self._paint()
 
     def _paint(self) -> None:
@@ -261,3 +259,10 @@ class MainScreen(Screen[None]):
         self._show_again()
         # Sizes are known only after the layout; what was hidden has nothing drawn yet.
         self.call_after_refresh(self._show_again)
+
+
+def _hint(view: View) -> str:
+    """What stands among the events before the first."""
+    if view.engine_state != "starting":
+        return "nothing yet"
+    return "the engine starts" if view.simulated else "the engine starts; this takes half a minute or more"
