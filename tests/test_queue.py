@@ -59,6 +59,9 @@ class Bench:
         if request is not None:
             self.waiting.remove(request)
             assert request.ticket == -1
+            if request.tenant in self.room:
+                self.room[request.tenant] -= 1
+                self.queue.room_changed(request.tenant)
         return request
 
 
@@ -112,7 +115,7 @@ class QueueMachine(RuleBasedStateMachine):
     def set_room(self, pick: int, room: int) -> None:
         tenant = sorted(self.bench.room)[pick % len(self.bench.room)]
         self.bench.room[tenant] = room
-        self.bench.queue.wake(tenant)
+        self.bench.queue.room_changed(tenant)
 
     @invariant()
     def holds_just_what_waits(self) -> None:
@@ -122,7 +125,7 @@ class QueueMachine(RuleBasedStateMachine):
         if hasattr(self, "bench"):
             for tenant in list(self.bench.room):
                 del self.bench.room[tenant]
-                self.bench.queue.wake(tenant)
+                self.bench.queue.room_changed(tenant)
             while self.bench.waiting:
                 self.bench.pop()
             self.patch.undo()
@@ -147,6 +150,20 @@ def test_dead_entries_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
         assert heap_size(bench.queue) <= 2 + 10
     assert bench.pop() is not None
     assert bench.pop() is None
+
+
+def test_stale_heads_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One request waits at the top, so that no stale head of another tenant ever surfaces."""
+    monkeypatch.setattr(queue_module, "_COMPACT_AT", 10)
+    bench = Bench("fifo")
+    bench.push(make_request("first", NAMES[0], arrival_s=-1.0))
+    bench.push(make_request("kept", NAMES[1], arrival_s=1.0))
+    for i in range(1000):
+        request = make_request(str(i), NAMES[1], arrival_s=0.0)
+        bench.push(request)
+        bench.cancel(request)
+        assert max(len(group.heads) for group in bench.queue._groups.values()) <= 10 + 2 * 2 + 2
+    assert [bench.pop().id for _ in range(2)] == ["first", "kept"]  # type: ignore[union-attr]
 
 
 def test_ties_go_to_the_earlier_enqueueing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 from core_kit import (
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 
 from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
-from scheduler.core.types import Request, State
+from scheduler.core.types import Limits, Request, State
 
 STATELESS = ["fifo", "priority", "sjf", "aging", "aging rate=0.5"]
 NAMES = [tenant.name for tenant in TENANTS]
@@ -112,6 +113,23 @@ def test_a_swap_changes_nothing_but_the_order() -> None:
     for request in scheduler.active():
         for field in Request.__slots__:
             assert getattr(request, field) == getattr(before[request.id], field), field
+
+
+def test_a_tenant_at_its_limit_stays_there_over_a_swap() -> None:
+    """Its place is taken while the new queue is half full: that queue has to hear of it, too."""
+    scheduler = make_scheduler("fifo", capacities=(4,))
+    tenant = dataclasses.replace(TENANTS[0], limits=Limits(max_in_flight=1))
+    scheduler.set_tenant(tenant, 0.0)
+    submit_all(scheduler, [make_request(str(i), tenant.name, float(i)) for i in range(6)])
+    scheduler.begin_swap(policy_from("sjf"), 0.0)
+    scheduler.swap_step(0.0, max_items=3)
+    running = scheduler.next_dispatch(0.0)
+    assert running is not None
+    assert scheduler.next_dispatch(0.0) is None
+    assert scheduler.swap_step(0.0)
+    assert scheduler.next_dispatch(0.0) is None
+    complete(scheduler, running, 1.0)
+    assert len(dispatch_all(scheduler, 1.0)) == 1
 
 
 def test_swap_step_ranks_no_more_than_it_is_told() -> None:

@@ -80,14 +80,10 @@ class Books:
 
     def estimated_cost(self, request: Request) -> float:
         """In tokens, by the estimate, which never counts past max_tokens."""
-        point = request.estimate.point
-        output = point if point < request.max_tokens else request.max_tokens
-        return self.cost.prompt_weight * request.prompt_tokens + self.cost.output_weight * output
-
-    def actual_cost(self, request: Request) -> float:
-        """In tokens, by what was generated."""
-        cost = self.cost
-        return cost.prompt_weight * request.prompt_tokens + cost.output_weight * request.output_tokens
+        weights, output = self.cost, request.estimate.point
+        if output > request.max_tokens:
+            output = request.max_tokens
+        return weights.prompt_weight * request.prompt_tokens + weights.output_weight * output
 
     def enqueued(self, request: Request, tenant: TenantBooks, now: float) -> None:
         totals, cost = self.totals, request.cost
@@ -98,24 +94,34 @@ class Books:
         tenant.queued += 1
         tenant.queued_tokens += cost
 
-    def left_queue(self, request: Request, now: float) -> TenantBooks:
-        """Returns its tenant's books."""
+    def dispatched(self, request: Request, now: float) -> None:
+        """From the queue into flight; notes whether its tenant has more waiting."""
         totals, tenant, cost = self.totals, self.tenants[request.tenant], request.cost
         totals.queued -= 1
         totals.queued_tokens -= cost
+        totals.in_flight += 1
+        tenant.in_flight += 1
         tenant.queued_tokens -= cost
         tenant.queued = queued = tenant.queued - 1
+        request.backlogged = queued > 0
         if not queued and tenant.backlogged_since_s is not None:
             tenant.backlogged_s += now - tenant.backlogged_since_s
             tenant.backlogged_since_s = None
-        return tenant
 
-    def freed(self, request: Request) -> TenantBooks:
-        """Its slot is free; returns its tenant's books."""
-        tenant = self.tenants[request.tenant]
+    def freed(self, tenant: TenantBooks) -> None:
+        """One of its requests is in flight no longer."""
         self.totals.in_flight -= 1
         tenant.in_flight -= 1
-        return tenant
+
+    def settled(self, request: Request, tenant: TenantBooks) -> float:
+        """It is in flight no longer, and was served; returns its cost in tokens, by what was generated."""
+        self.totals.in_flight -= 1
+        tenant.in_flight -= 1
+        weights = self.cost
+        cost = weights.prompt_weight * request.prompt_tokens + weights.output_weight * request.output_tokens
+        if request.backlogged:
+            tenant.served_by_weight += cost / tenant.config.weight
+        return cost
 
     def ended(self, state: State) -> int:
         """How many requests of all tenants ended so."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from math import inf
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from scheduler.core.types import CATEGORIES, Estimate, Outcome, Request
 
@@ -24,9 +24,11 @@ SAFETY_FACTOR: Mapping[str, float] = {"premium": 1.2, "standard": 1.0, "batch": 
 MAX_INPUT_FACTOR = 1.5
 SHORT_TOKENS, MEDIUM_TOKENS = 128, 512
 BIAS_MEMORY = 0.9
-MEASURED_RANGE = (0.25, 3.0)
+NEWS = 1 - BIAS_MEMORY
+MEASURED_RANGE = LEAST_MEASURED, MOST_MEASURED = (0.25, 3.0)
 
 Counter = Callable[[str], int]
+T = TypeVar("T")
 
 
 def classify(prompt: str) -> str:
@@ -60,16 +62,15 @@ def input_factor(input_tokens: int) -> float:
 _KEPT_PROMPTS, _KEPT_CHARS = 4096, 2000
 
 
-def prompt_reader(count: Counter) -> Callable[[str], tuple[str, int]]:
-    """A function from a prompt to (category, input tokens) that reads short, repeated prompts (a load's
-    templates) once.
-    """
-
-    def read(prompt: str) -> tuple[str, int]:
-        return classify(prompt), count(prompt)
-
+def reading_once(read: Callable[[str], T]) -> Callable[[str], T]:
+    """The same function of a prompt, which reads short, repeated ones (a load's templates) once."""
     kept = lru_cache(_KEPT_PROMPTS)(read)
     return lambda prompt: kept(prompt) if len(prompt) <= _KEPT_CHARS else read(prompt)
+
+
+def prompt_reader(count: Counter) -> Callable[[str], tuple[str, int]]:
+    """A function from a prompt to (category, input tokens)."""
+    return reading_once(lambda prompt: (classify(prompt), count(prompt)))
 
 
 class Learned(Protocol):
@@ -110,7 +111,7 @@ class PaperEstimator:
     ) -> None:
         self.calibrate = calibrate
         self.faithful = faithful
-        self._read = prompt_reader(counter)
+        self._read = reading_once(lambda prompt: self._formula(classify(prompt), counter(prompt)))
         self._bias = dict.fromkeys(CATEGORIES, 1.0)
 
     @property
@@ -120,12 +121,10 @@ class PaperEstimator:
     def estimate(self, request: Request) -> Estimate:
         """O(prompt length); a request without a prompt (a trace) goes by its own label and count."""
         if request.prompt:
-            category, input_tokens = self._read(request.prompt)
+            formula = self._read(request.prompt)
         else:
-            category = request.category or "short_qa"
-            input_tokens = request.prompt_tokens
-        base = BASE_TOKENS[category]
-        factor = 1 + input_tokens / 1000 if input_tokens < 500 else MAX_INPUT_FACTOR
+            formula = self._formula(request.category or "short_qa", request.prompt_tokens)
+        category, input_tokens, base, factor, uncorrected = formula
         if self.faithful:
             safety = SAFETY_FACTOR[request.tier]
             point = int(base * self._bias[category] * safety * factor)
@@ -134,7 +133,6 @@ class PaperEstimator:
             point = int(base * self._bias[category] * factor)
             if point > request.max_tokens:
                 point = request.max_tokens
-            uncorrected = int(base * factor)
         budget = input_tokens + point
         return Estimate(
             input_tokens,
@@ -145,20 +143,28 @@ class PaperEstimator:
             uncorrected,
         )
 
+    @staticmethod
+    def _formula(category: str, input_tokens: int) -> tuple[str, int, int, float, int]:
+        """What an estimate is made of, whoever asks and whatever was learned."""
+        base, factor = BASE_TOKENS[category], input_factor(input_tokens)
+        return category, input_tokens, base, factor, int(base * factor)
+
     def observe(self, request: Request, outcome: Outcome) -> None:
         if not self.calibrate:
             return
-        censored = outcome.finish != "stop"
-        if self.faithful and outcome.finish not in ("stop", "length"):
-            return  # the paper's worker only feeds back what ran to its end
         category = request.estimate.category
-        low, high = MEASURED_RANGE
-        measured = outcome.output_tokens / BASE_TOKENS[category]
-        measured = low if measured < low else high if measured > high else measured
         bias = self._bias[category]
-        if censored and not self.faithful and measured <= bias:
-            return  # "at least this long" says nothing when more was expected
-        self._bias[category] = BIAS_MEMORY * bias + (1 - BIAS_MEMORY) * measured
+        measured = outcome.output_tokens / BASE_TOKENS[category]
+        if measured < LEAST_MEASURED:
+            measured = LEAST_MEASURED
+        elif measured > MOST_MEASURED:
+            measured = MOST_MEASURED
+        if outcome.finish != "stop":
+            if self.faithful and outcome.finish != "length":
+                return  # the paper's worker only feeds back what ran to its end
+            if not self.faithful and measured <= bias:
+                return  # "at least this long" says nothing when more was expected
+        self._bias[category] = BIAS_MEMORY * bias + NEWS * measured
 
     def bias(self, tenant: str, category: str) -> float:
         return self._bias[category]

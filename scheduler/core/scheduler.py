@@ -48,8 +48,7 @@ class Scheduler(Controls):
 
         Raises UnknownTenant, DuplicateRequest, IllegalTransition; then nothing was changed.
         """
-        books = self.books
-        tenant = books.tenant(request.tenant)
+        tenant = self.books.tenants.get(request.tenant) or self.books.tenant(request.tenant)
         if request.id in self._active:
             raise DuplicateRequest(f"request {request.id} is already here")
         if request.state is not NEW:
@@ -57,53 +56,65 @@ class Scheduler(Controls):
                 f"request {request.id} is {request.state.value}; only new ones are submitted"
             )
         request.estimate = self.estimator.estimate(request)
-        request.cost = books.estimated_cost(request)
+        request.cost = self.books.estimated_cost(request)
         tenant.submitted += 1
-        reason = ""
         limited = self._limited or tenant.limited
-        if request.prompt_tokens + request.max_tokens > self.max_model_len:
-            reason = "too_long"
-        elif limited:
-            reason = admission.admit(request, tenant, books.totals, self.limits, now)
-        if reason:
-            request.reason = reason
-            self._end(request, tenant, REJECTED, now)
-            dispatch_interval_s = now / max(1, self._dispatches)
-            return admission.rejection(reason, tenant, books.totals.queued, dispatch_interval_s)
+        if limited or request.prompt_tokens + request.max_tokens > self.max_model_len:
+            rejected = self._admit(request, tenant, now)
+            if rejected is not None:
+                return rejected
         self._active[request.id] = request
-        self._enqueue(request, tenant, now)
-        ttl_s = request.ttl_s
-        if limited or ttl_s is not None:
-            ttl_s = min(tenant.config.limits.ttl_s or inf, self.limits.ttl_s or inf, ttl_s or inf)
-            if ttl_s < inf:
-                self.waiting.expire_at(request.arrival_s + ttl_s, request)
+        request.state = QUEUED
+        self.books.enqueued(request, tenant, now)
+        self.waiting.enter(request)
+        if limited or request.ttl_s is not None:
+            self._bound_wait(request, tenant)
         if self._emit is not None:
             self._emit(Event(now, Kind.QUEUED, request, NO_DETAIL))
         return None
 
-    def _enqueue(self, request: Request, tenant: TenantBooks, now: float) -> None:
-        request.state = QUEUED  # it was new, or running on an engine that was lost
-        self.books.enqueued(request, tenant, now)
-        self.waiting.enter(request)
+    def _admit(self, request: Request, tenant: TenantBooks, now: float) -> Rejected | None:
+        """End what may not wait here."""
+        totals = self.books.totals
+        if request.prompt_tokens + request.max_tokens > self.max_model_len:
+            reason = "too_long"
+        else:
+            reason = admission.admit(request, tenant, totals, self.limits, now)
+        if not reason:
+            return None
+        request.reason = reason
+        self._end(request, tenant, REJECTED, now)
+        dispatch_interval_s = now / max(1, self._dispatches)
+        return admission.rejection(reason, tenant, totals.queued, dispatch_interval_s)
+
+    def _bound_wait(self, request: Request, tenant: TenantBooks) -> None:
+        """It may wait for the shortest of the TTLs, counted from its arrival."""
+        ttls_s = (request.ttl_s, tenant.config.limits.ttl_s, self.limits.ttl_s)
+        ttl_s = min(inf if ttl_s is None else ttl_s for ttl_s in ttls_s)
+        if ttl_s < inf:
+            self.waiting.expire_at(request.arrival_s + ttl_s, request)
 
     # -- dispatch ------------------------------------------------------------------------------------
 
     def next_dispatch(self, now: float) -> Request | None:
         """The next request to start, on its ``replica``; it is running from now on. Call until None."""
-        slots, totals = self.slots, self.books.totals
+        slots = self.slots
         if slots.handout:
             return slots.handout.popleft()
-        replica = slots.pick()
-        limit = self.limits.max_in_flight
-        at_limit = limit is not None and totals.in_flight >= limit
-        if replica is None or not totals.queued or self.paused or at_limit:
+        replica = slots.only or slots.pick()
+        if (
+            replica is None
+            or replica.running >= replica.room
+            or self.paused
+            or (self._limited and self._at_limit())
+        ):
             slots.waiting_since_s = None  # no micro-batch waits to fill
             return None
         waiting = self.waiting
         if waiting.suspects:
             return self._dispatch_suspect(replica, now)
         queue = waiting.queue
-        if queue.policy.lapses:
+        if queue.lapses:
             queue.lapse(now)
         if slots.batch is not None:
             return self._dispatch_batch(slots.batch, replica, now)
@@ -119,12 +130,16 @@ class Scheduler(Controls):
             self._emit(Event(now, Kind.DISPATCHED, request, NO_DETAIL))
         return request
 
+    def _at_limit(self) -> bool:
+        limit = self.limits.max_in_flight
+        return limit is not None and self.books.totals.in_flight >= limit
+
     def _dispatch_batch(self, full: MicroBatch, replica: Replica, now: float) -> Request | None:
         slots, queue, totals = self.slots, self.waiting.queue, self.books.totals
         if not slots.batch_closes(totals.queued, now):
             return None
         limit = self.limits.max_in_flight
-        size = min(full.size, replica.free, inf if limit is None else limit - totals.in_flight)
+        size = min(full.size, replica.room, inf if limit is None else limit - totals.in_flight)
         batch = []
         for request in queue.policy.take(queue, int(size)):
             self._start(request, replica, now)
@@ -141,7 +156,7 @@ class Scheduler(Controls):
         if self.books.totals.in_flight:
             return None
         request = self.waiting.pop_suspect()
-        replica.alone = request
+        self.slots.isolate(request, replica)
         self._start(request, replica, now)
         if self._emit is not None:
             self._emit(Event(now, Kind.DISPATCHED, request, NO_DETAIL))
@@ -151,10 +166,9 @@ class Scheduler(Controls):
         waiting = self.waiting
         if waiting.swap is not None:
             waiting.swap.queue.forget(request)
-        tenant = self.books.left_queue(request, now)
-        tenant.in_flight += 1
-        self.books.totals.in_flight += 1
-        request.backlogged = tenant.queued > 0
+        if waiting.room:
+            waiting.take_room(request.tenant)
+        self.books.dispatched(request, now)
         request.state = RUNNING  # what holds a place in the queue was queued
         self._dispatches += 1
         if not request.attempts:
@@ -190,7 +204,9 @@ class Scheduler(Controls):
         """A stream has ended. Returns the requests that ended with it: in a micro-batch none before its
         last one, then all of them. Raises UnknownRequest.
         """
-        request = self._running(request_id)
+        request = self._active.get(request_id)
+        if request is None or request.replica < 0 or request.finish:
+            raise UnknownRequest(f"no running request {request_id}")
         request.finish = outcome.finish
         request.output_tokens = outcome.output_tokens
         replica = self.slots.end(request)
@@ -223,19 +239,17 @@ class Scheduler(Controls):
         else:
             state = FAILED
             request.reason = request.reason or "engine_error"
-        books, waiting = self.books, self.waiting
-        tenant = books.freed(request)
+        books, waiting, name = self.books, self.waiting, request.tenant
+        tenant = books.tenants[name]
         if waiting.room:
-            waiting.give_room(request.tenant)
-        actual = books.actual_cost(request)
-        waiting.queue.policy.on_settle(request, actual - request.charged)
-        request.charged = actual
-        if request.backlogged:
-            tenant.served_by_weight += actual / tenant.config.weight
+            waiting.give_room(name)
+        cost = books.settled(request, tenant)
+        waiting.queue.policy.on_settle(request, cost - request.charged)
+        request.charged = cost
         estimator, category = self.estimator, request.estimate.category
-        request.bias_before = estimator.bias(request.tenant, category)
+        request.bias_before = estimator.bias(name, category)
         estimator.observe(request, outcome)
-        request.bias_after = estimator.bias(request.tenant, category)
+        request.bias_after = estimator.bias(name, category)
         if self.metrics is not None:
             self.metrics.on_observed(request, estimator)
         del self._active[request.id]
@@ -279,8 +293,10 @@ class Scheduler(Controls):
 
     def _drop(self, request: Request, state: State, now: float) -> None:
         """End a request that waits."""
+        tenant = self.books.tenants[request.tenant]
         self.waiting.remove(request)
-        tenant = self.books.left_queue(request, now)
+        self.books.dispatched(request, now)  # in the books it passes through flight
+        self.books.freed(tenant)
         if request.charged:  # it ran on an engine that was lost
             self.policy.on_settle(request, -request.charged)
             request.charged = 0.0
@@ -306,7 +322,8 @@ class Scheduler(Controls):
         return ended
 
     def _retry(self, request: Request, now: float) -> None:
-        tenant = self.books.freed(request)
+        tenant = self.books.tenants[request.tenant]
+        self.books.freed(tenant)
         self.waiting.give_room(request.tenant)
         if request.attempts == 1:  # counted once, however often it is tried
             tenant.retried += 1
@@ -315,13 +332,16 @@ class Scheduler(Controls):
         request.gaps = None
         request.replica = request.batch_id = -1
         request.cost = self.books.estimated_cost(request)  # its prompt may have been counted anew
-        self._enqueue(request, tenant, now)
+        request.state = QUEUED
+        self.books.enqueued(request, tenant, now)
+        self.waiting.enter(request)
+        self._bound_wait(request, tenant)
         if self._emit is not None:
             self._emit(Event(now, Kind.RETRIED, request, NO_DETAIL))
 
     def on_engine_up(self, replica_index: int) -> None:
         """A replica is back."""
-        self.slots.replicas[replica_index].up = True
+        self.slots.restore(self.slots.replicas[replica_index])
 
     # -- reading -------------------------------------------------------------------------------------
 

@@ -24,16 +24,14 @@ class Replica:
 
     index: int
     capacity: int
+    room: (
+        int  # streams that it may have now: its capacity, 0 while its engine is away or a suspect runs alone
+    )
     up: bool = True
     running: int = 0  # streams that have not ended
     reserved_tokens: float = 0.0  # prompt + upper estimate of what runs; only where they are bounded
     alone: Request | None = None  # a suspect that runs by itself, see Scheduler.on_engine_lost
     held: list[Request] = field(default_factory=list)  # micro-batches only: what of its batch has ended
-
-    @property
-    def free(self) -> int:
-        """Slots that may be filled now."""
-        return self.capacity - self.running if self.up and self.alone is None else 0
 
 
 class Slots:
@@ -45,8 +43,9 @@ class Slots:
         batch: MicroBatch | None = None,
         max_inflight_tokens: float | None = None,
     ) -> None:
-        self.replicas = [Replica(index, capacity) for index, capacity in enumerate(capacities)]
-        self._only = self.replicas[0] if len(self.replicas) == 1 else None
+        self.replicas = [Replica(index, capacity, capacity) for index, capacity in enumerate(capacities)]
+        # The one to look at under continuous dispatch on one replica, the case that has to be fast.
+        self.only = self.replicas[0] if len(self.replicas) == 1 and batch is None else None
         self.batch = batch
         self.max_inflight_tokens = max_inflight_tokens  # on each replica
         self.batches = 0
@@ -58,13 +57,10 @@ class Slots:
         return sum(replica.capacity for replica in self.replicas)
 
     def pick(self) -> Replica | None:
-        """The replica with the most free slots, for a micro-batch an idle one; None when there is none."""
-        best = self._only
+        """The replica with the most free slots, which may be none; for a micro-batch an idle one."""
         if self.batch is not None:
-            return next((r for r in self.replicas if r.free and not r.running and not r.held), None)
-        if best is None:
-            best = max(self.replicas, key=lambda replica: replica.free)
-        return best if best.running < best.capacity and best.up and best.alone is None else None
+            return next((replica for replica in self.replicas if replica.room and not replica.running), None)
+        return max(self.replicas, key=lambda replica: replica.room - replica.running)
 
     def fits(self, request: Request, replica: Replica) -> bool:
         """Whether its prompt and upper estimate can be reserved; alone anything may run."""
@@ -72,6 +68,10 @@ class Slots:
             return True
         needed = request.prompt_tokens + request.estimate.upper
         return replica.reserved_tokens + needed <= self.max_inflight_tokens
+
+    def isolate(self, request: Request, replica: Replica) -> None:
+        """It runs there by itself from now on."""
+        replica.alone, replica.room = request, 0
 
     def start(self, request: Request, replica: Replica) -> None:
         """It runs there from now on."""
@@ -87,7 +87,7 @@ class Slots:
         if self.max_inflight_tokens is not None:
             replica.reserved_tokens -= request.prompt_tokens + request.estimate.upper
         if replica.alone is request:
-            replica.alone = None
+            replica.alone, replica.room = None, replica.capacity
         return replica
 
     def recount(self, request: Request, prompt_tokens: int) -> None:
@@ -99,6 +99,9 @@ class Slots:
     def batch_closes(self, queued: int, now: float) -> bool:
         """Whether a micro-batch closes now on an idle replica; else its wait goes on."""
         assert self.batch is not None
+        if not queued:
+            self.waiting_since_s = None
+            return False
         if self.waiting_since_s is None:
             self.waiting_since_s = now
         if queued < self.batch.size and now < self.waiting_since_s + self.batch.wait_s:
@@ -118,8 +121,12 @@ class Slots:
         self.handout = deque(r for r in self.handout if r.replica != replica.index)
         replica.up = False
         replica.alone = None
-        replica.running = 0
+        replica.room = replica.running = 0
         replica.reserved_tokens = 0.0
+
+    def restore(self, replica: Replica) -> None:
+        """Its engine is back."""
+        replica.up, replica.room = True, replica.capacity
 
     def next_timer(self) -> float:
         """When a waiting micro-batch must close; inf when none waits."""
@@ -133,4 +140,5 @@ class Slots:
             mine = [r for r in in_flight if r.replica == replica.index]
             assert {id(r) for r in replica.held} == {id(r) for r in mine if r.finish}
             assert replica.running == len(mine) - len(replica.held) <= replica.capacity
+            assert replica.room == (replica.capacity if replica.up and replica.alone is None else 0)
         assert all(0 <= r.replica < len(self.replicas) for r in in_flight)

@@ -45,8 +45,6 @@ class WaitingRoom:
         """The first suspect, whatever its tenant's limit."""
         request = self.suspects.pop(0)
         request.ticket = -1
-        if request.tenant in self.room:
-            self.room[request.tenant] -= 1
         return request
 
     def remove(self, request: Request) -> None:
@@ -85,19 +83,26 @@ class WaitingRoom:
         self.room.pop(tenant, None)
         if room is not None:
             self.room[tenant] = room
-        self._wake(tenant)
+        self._room_changed(tenant)
+
+    def take_room(self, tenant: str) -> None:
+        """One more of its requests runs."""
+        if tenant in self.room:
+            self.room[tenant] -= 1
+            if self.room[tenant] == 0:
+                self._room_changed(tenant)
 
     def give_room(self, tenant: str) -> None:
         """One of its requests runs no longer."""
         if tenant in self.room:
             self.room[tenant] += 1
             if self.room[tenant] == 1:
-                self._wake(tenant)
+                self._room_changed(tenant)
 
-    def _wake(self, tenant: str) -> None:
-        self.queue.wake(tenant)
+    def _room_changed(self, tenant: str) -> None:
+        self.queue.room_changed(tenant)
         if self.swap is not None:
-            self.swap.queue.wake(tenant)
+            self.swap.queue.room_changed(tenant)
 
     # -- swaps ---------------------------------------------------------------------------------------
 
