@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate, chain
 from math import isnan
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -23,7 +23,7 @@ from prometheus_client.core import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.utils import floatToGoString
 
-from scheduler.core.types import CATEGORIES, Request, State
+from scheduler.core.types import CATEGORIES, FINISHED, QUEUED, Request
 from scheduler.live.run import LiveRun
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -46,6 +46,11 @@ class _Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    def copy(self) -> _Histogram:
+        other = _Histogram(self.bounds)
+        other.counts, other.total = self.counts.copy(), self.total
+        return other
+
     def buckets(self) -> list[tuple[str, float]]:
         """(bound, values at or below it), the last one +Inf."""
         names = [*map(floatToGoString, self.bounds), "+Inf"]
@@ -65,13 +70,18 @@ class _Tenant:
         self.estimates = 0
         self.error_tokens = 0.0  # sum of |actual - estimated|
 
+    def times(self) -> dict[str, _Histogram]:
+        """Copies, by what they are of."""
+        mine = {"queue_wait": self.queue_wait_s, "ttft": self.ttft_s, "e2e": self.e2e_s, "tpot": self.tpot_s}
+        return {name: histogram.copy() for name, histogram in mine.items()}
+
 
 class _Collected(CollectorRegistry):
     """What was collected, for prometheus-client to write out."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
         super().__init__()
-        self._metrics = list(metrics)
+        self._metrics = metrics
 
     def collect(self) -> Iterator[Metric]:
         yield from self._metrics
@@ -87,8 +97,11 @@ class Metrics:
         run.observers.append(self.on_ended)
 
     async def text(self) -> bytes:
-        """The exposition, as of now; it is long where there are many tenants, so a thread writes it out."""
-        return await asyncio.to_thread(generate_latest, _Collected(self._collect()))
+        """The exposition, as of now. It is long where there are many tenants: a thread makes the histograms,
+        of copies, and writes it all out.
+        """
+        now, times = list(self._collect()), {tenant: seen.times() for tenant, seen in self._seen.items()}
+        return await asyncio.to_thread(generate_latest, _Collected(chain(now, _histograms(times))))
 
     def on_ended(self, request: Request) -> None:
         arrival_s, dispatched_s = request.arrival_s, request.dispatched_s
@@ -102,7 +115,7 @@ class Metrics:
         seen.prompt_tokens += request.prompt_tokens
         seen.output_tokens += output
         first_token_s, ended_s = request.first_token_s, request.ended_s
-        if request.state is not State.FINISHED or first_token_s is None or ended_s is None:
+        if request.state is not FINISHED or first_token_s is None or ended_s is None:
             return
         seen.ttft_s.observe(first_token_s - arrival_s)
         seen.e2e_s.observe(ended_s - arrival_s)
@@ -116,7 +129,6 @@ class Metrics:
         yield from self._tenants()
         yield from self._estimates()
         yield from self._engine()
-        yield from self._times()
 
     def _scheduler(self) -> Iterator[Metric]:
         run, scheduler = self._run, self._run.scheduler
@@ -152,11 +164,15 @@ class Metrics:
             "driftsched_tokens", "Tokens of requests that have ended.", labels=["tenant", "kind"]
         )
         now = run.clock.now()
+        tenants = run.scheduler.books.tenants
         waits: dict[str, float] = {}
+        waiting = sum(books.queued > 0 for books in tenants.values())
         for request in run.scheduler.active():
-            if request.state is State.QUEUED:
+            if len(waits) == waiting:
+                break
+            if request.state is QUEUED:
                 waits.setdefault(request.tenant, now - request.arrival_s)
-        for name, books in run.scheduler.books.tenants.items():
+        for name, books in tenants.items():
             queued.add_metric([name], books.queued)
             tokens.add_metric([name], max(0.0, round(books.queued_tokens, 3)))
             oldest.add_metric([name], waits.get(name, 0.0))
@@ -203,18 +219,19 @@ class Metrics:
             preemptions.add_metric([self._model], told.preemptions)
             yield preemptions
 
-    def _times(self) -> Iterator[Metric]:
-        for name, what in (
-            ("queue_wait", "Arrival to dispatch."),
-            ("ttft", "Arrival to first token."),
-            ("e2e", "Arrival to last token."),
-            ("tpot", "Time per output token after the first."),
-        ):
-            family = HistogramMetricFamily(f"driftsched_{name}_seconds", what, labels=["tenant"])
-            for tenant, seen in self._seen.items():
-                histogram: _Histogram = getattr(seen, f"{name}_s")
-                family.add_metric([tenant], histogram.buckets(), histogram.total)
-            yield family
+
+def _histograms(times: Mapping[str, Mapping[str, _Histogram]]) -> Iterator[Metric]:
+    """Of each tenant's times."""
+    for name, what in (
+        ("queue_wait", "Arrival to dispatch."),
+        ("ttft", "Arrival to first token."),
+        ("e2e", "Arrival to last token."),
+        ("tpot", "Time per output token after the first."),
+    ):
+        family = HistogramMetricFamily(f"driftsched_{name}_seconds", what, labels=["tenant"])
+        for tenant, histograms in times.items():
+            family.add_metric([tenant], histograms[name].buckets(), histograms[name].total)
+        yield family
 
 
 _NONE = _Tenant()
