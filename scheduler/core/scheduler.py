@@ -99,9 +99,11 @@ class Scheduler(Controls):
     def next_dispatch(self, now: float) -> Request | None:
         """The next request to start, on its ``replica``; it is running from now on. Call until None."""
         slots = self.slots
-        if slots.handout:
-            return slots.handout.popleft()
-        replica = slots.only or slots.pick()
+        replica = slots.only
+        if replica is None:
+            if slots.handout:
+                return slots.handout.popleft()
+            replica = slots.pick()
         if (
             replica is None
             or replica.running >= replica.room

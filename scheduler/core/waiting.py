@@ -32,8 +32,7 @@ class WaitingRoom:
 
     def enter(self, request: Request) -> None:
         """Give it a ticket and a place."""
-        self._tickets += 1
-        request.ticket = self._tickets
+        self._tickets = request.ticket = self._tickets + 1
         if request.attempts > 1:
             self.suspects.append(request)
             return
