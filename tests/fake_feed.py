@@ -169,7 +169,7 @@ class FakeFeed:
     def switch_policy(self, spec: str, by: str = "operator") -> None:
         self._called("switch_policy", spec)
         queued = round(sum(lane.queued for lane in self.lanes))
-        text = f"{self.policy} → {spec} by {by} (3 ms, {queued} queued requests re-ranked)"
+        text = f"{self.policy} → {spec}: {queued} queued re-ranked in 3.0 ms by {by}"
         self.notice("policy", text, marker=True)
         self.policies_before.append(self.policy)
         self.policy, self.since = spec, self.now

@@ -79,8 +79,8 @@ async def test_a_swap_keeps_every_queued_request_and_tells(tmp_path: Path) -> No
     await bench.until(lambda: bool(bench.run.session.switches))
     assert bench.run.session.switches[0]["queued"] == queued > 0
     line = bench.feed.notices()[-1].text
-    assert f"{queued} queued requests re-ranked" in line
-    assert "fifo → sjf by operator" in line
+    assert line.startswith(f"fifo → sjf: {queued} queued re-ranked in ")
+    assert line.endswith(" ms by operator")
     bench.feed.undo_policy()
     await bench.until(lambda: len(bench.run.session.switches) == 2)
     assert bench.feed.view().snapshot.policy == "fifo"

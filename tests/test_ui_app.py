@@ -52,7 +52,7 @@ async def test_switching_the_policy_reaches_the_feed() -> None:
         await pilot.pause()
         shown = text_of(app)
         assert "policy sjf" in shown
-        assert "queued requests re-ranked" in shown
+        assert "queued re-ranked in" in shown
 
 
 @pytest.mark.parametrize("size", [(160, 48), (80, 24)])

@@ -44,10 +44,9 @@ def _line(event: Event) -> tuple[str, str, bool] | None:
     by = f" by {detail['by']}" if detail.get("by") else ""
     match event.kind:
         case Kind.SWITCHED:
-            ranked = (
-                f"applied in {detail['took_ms']:.1f} ms, {_requests(detail['queued'], 'queued ')} re-ranked"
-            )
-            return "policy", f"{detail['from']} → {detail['to']}{by} ({ranked})", True
+            # In this order because a narrow screen cuts the end.
+            ranked = f"{detail['queued']} queued re-ranked in {detail['took_ms']:.1f} ms"
+            return "policy", f"{detail['from']} → {detail['to']}: {ranked}{by}", True
         case Kind.SCENARIO:
             return "scenario", str(detail["what"]) + by, True
         case Kind.ENGINE:
@@ -78,14 +77,11 @@ def _engine(event: Event) -> str:
     detail = event.detail
     match detail["what"]:
         case "crashed":
-            return f"engine lost with {_requests(detail['lost'])} in flight; restarting"
+            requests = "request" if detail["lost"] == 1 else "requests"
+            return f"engine lost with {detail['lost']} {requests} in flight; restarting"
         case "restarted":
             return f"engine is back after {detail['away_s']:.1f} s"
         case "dead":
             return f"engine stopped for good: {detail['why']}"
         case what:
             return f"engine {what}"
-
-
-def _requests(count: int, which: str = "") -> str:
-    return f"{count} {which}request" + "s" * (count != 1)
