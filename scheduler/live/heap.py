@@ -14,4 +14,4 @@ def calm_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(2_000, 5, 40_000)  # the second walks 10,000 objects, a few milliseconds
+    gc.set_threshold(1_000, 2, 40_000)  # the second walks 3,000 objects, a millisecond or two
