@@ -28,7 +28,8 @@ from scheduler.load.embedding import EmbeddingError, embedding_model
 from scheduler.load.prior import shipped_prior
 from scheduler.load.scenario import Scenario
 from scheduler.load.workload import Workload
-from scheduler.twin.profile import Profile, load_profile, profiles
+from scheduler.twin.profile import Profile
+from scheduler.twin.profile_file import load_profile, profiles
 
 DEFAULT_CAPACITY = 32
 DEFAULT_PROFILE = "qwen1.5-1.8b-chat"

@@ -16,7 +16,7 @@ from scheduler.load.scenario import Scenario
 from scheduler.plan import Plan, make_plan
 from scheduler.twin.fit import StepSample
 from scheduler.twin.gpu import Gpu
-from scheduler.twin.profile import load_profile, profile_text
+from scheduler.twin.profile_file import load_profile, profile_text
 from scheduler.twin.steplog import StepLog
 
 HIDDEN = replace(

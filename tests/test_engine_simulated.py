@@ -12,7 +12,7 @@ from scheduler.engines.clock import Clock, PlannedClock
 from scheduler.engines.engine import Chunk, Engine, EngineLost
 from scheduler.engines.simulated import SimulatedEngine
 from scheduler.twin.gpu import Gpu, GpuEvent
-from scheduler.twin.profile import load_profile
+from scheduler.twin.profile_file import load_profile
 
 PROFILE = load_profile("l4", "qwen1.5-1.8b-chat")
 SPEED = 50.0

@@ -11,7 +11,8 @@ import pytest
 
 from scheduler.engines.vllm import _Gauges
 from scheduler.twin.fit import MIN_STEPS, REFIT_STEPS, LiveFit, StepSample, fit_profile
-from scheduler.twin.profile import Profile, load_profile, profile_text
+from scheduler.twin.profile import Profile
+from scheduler.twin.profile_file import load_profile, profile_text
 
 CPU = load_profile("cpu", "smollm2")
 L4 = load_profile("l4", "qwen1.5-1.8b-chat")

@@ -16,8 +16,9 @@ from stepping_gpu import SteppingGpu
 from scheduler.core.metrics import gap_bucket
 from scheduler.twin.gpu import Gpu, GpuEvent, NeverFits
 from scheduler.twin.phase import Phase
-from scheduler.twin.profile import Profile, load_profile
-from scheduler.twin.profile import profiles as profiles_that_ship
+from scheduler.twin.profile import Profile
+from scheduler.twin.profile_file import load_profile
+from scheduler.twin.profile_file import profiles as profiles_that_ship
 
 # Binary fractions: sums and products are exact, so that the two models must agree to the last bit and a
 # change may fall exactly on a step boundary.

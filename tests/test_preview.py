@@ -37,7 +37,7 @@ from scheduler.twin.preview import (
     play,
     who_waits_longer,
 )
-from scheduler.twin.profile import load_profile
+from scheduler.twin.profile_file import load_profile
 from scheduler.virtual import VirtualRun
 
 TENANTS = (Tenant("acme", "premium", 5.0), Tenant("lab", "batch", 2.0))

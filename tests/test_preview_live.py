@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -78,6 +80,14 @@ async def test_what_the_processes_play_is_what_the_twin_plays() -> None:
         (policy, seed): play(what, policy, draw_future(what, 30.0, seed), 30.0) for policy, seed in jobs
     }
     assert children() == []
+
+
+def test_a_process_is_soon_up() -> None:
+    """What takes long to import is left to those who need it."""
+    code = "import sys, scheduler.live.preview_child; print(*sys.modules)"
+    imported = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert "scheduler.twin.preview" in imported
+    assert {"numpy", "pydantic", "yaml", "aiohttp", "textual"}.isdisjoint(imported)
 
 
 async def test_a_killed_process_is_told_and_replaced() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.twin.profile import load_profile, profiles
+from scheduler.twin.profile_file import load_profile, profiles
 
 GOOD = """
 gpu: h100

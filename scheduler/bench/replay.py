@@ -13,7 +13,7 @@ from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import Estimate, Request, Tenant
 from scheduler.load.workload import Submit, Workload
 from scheduler.twin.gpu import Gpu
-from scheduler.twin.profile import load_profile
+from scheduler.twin.profile_file import load_profile
 from scheduler.twin.simulate import Simulation
 
 RATE = 50.0  # requests/s: far above what the L4 serves

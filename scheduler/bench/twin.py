@@ -24,7 +24,8 @@ from scheduler.load.scenario import Scenario
 from scheduler.load.workload import Submit
 from scheduler.plan import Plan, make_plan
 from scheduler.twin.fit import Fit, StepSample, fit_profile
-from scheduler.twin.profile import Profile, profile_text
+from scheduler.twin.profile import Profile
+from scheduler.twin.profile_file import profile_text
 
 PROTOCOL = (
     "One engine, started once, in the bench's own event loop; every run is a whole headless live run on it, "

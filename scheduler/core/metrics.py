@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, exp, isnan, log, nan
 
+from scheduler.core.books import TenantBooks
 from scheduler.core.estimate import Learned
 from scheduler.core.types import Percentiles, Request, Slo, State
 
@@ -58,6 +59,23 @@ def meets_slo(request: Request, slo: Slo) -> bool:
     ttft = request.first_token_s - request.arrival_s
     tpot = (e2e - ttft) / (request.output_tokens - 1) if request.output_tokens > 1 else 0.0
     return e2e <= slo.e2e_s and ttft <= slo.ttft_s and tpot <= slo.tpot_s
+
+
+MIN_BACKLOG_S = 1.0
+
+
+def jain(books: Iterable[TenantBooks], now: float) -> float:
+    """Jain's index over tenants of tokens served by weight and second while backlogged.
+
+    Tenants backlogged for less than ``MIN_BACKLOG_S`` in all are left out; fewer than two left give 1.
+    """
+    rates = [
+        tenant.served_by_weight / tenant.backlogged_until(now)
+        for tenant in books
+        if tenant.backlogged_until(now) >= MIN_BACKLOG_S
+    ]
+    squares = sum(rate * rate for rate in rates)
+    return sum(rates) ** 2 / (len(rates) * squares) if len(rates) > 1 and squares else 1.0
 
 
 @dataclass(slots=True)

@@ -31,7 +31,8 @@ from scheduler.engines.vllm_setup import (
     preflight,
 )
 from scheduler.twin.fit import LiveFit, StepSample
-from scheduler.twin.profile import Profile, load_profile
+from scheduler.twin.profile import Profile
+from scheduler.twin.profile_file import load_profile
 
 log = logging.getLogger(__name__)
 

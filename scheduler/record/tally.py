@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from scheduler.core.books import TenantBooks
 from scheduler.core.estimate import MEDIUM_TOKENS, SHORT_TOKENS
-from scheduler.core.metrics import gap_value
+from scheduler.core.metrics import gap_value, jain
 from scheduler.core.types import CATEGORIES, RUNTIME_CLASSES, TIERS, Request, Slo, State
 
 COLUMNS = (
@@ -289,20 +289,3 @@ def spearman(a: Column, b: Column) -> float:
     if len(x) < 2 or x.std() == 0 or y.std() == 0:
         return nan
     return float(np.corrcoef(x, y)[0, 1])
-
-
-MIN_BACKLOG_S = 1.0
-
-
-def jain(books: Iterable[TenantBooks], now: float) -> float:
-    """Jain's index over tenants of tokens served by weight and second while backlogged.
-
-    Tenants backlogged for less than ``MIN_BACKLOG_S`` in all are left out; fewer than two left give 1.
-    """
-    rates = [
-        tenant.served_by_weight / tenant.backlogged_until(now)
-        for tenant in books
-        if tenant.backlogged_until(now) >= MIN_BACKLOG_S
-    ]
-    squares = sum(rate * rate for rate in rates)
-    return sum(rates) ** 2 / (len(rates) * squares) if len(rates) > 1 and squares else 1.0

@@ -23,13 +23,15 @@ from collections.abc import Mapping
 from heapq import heapify, heappop, heappush
 from math import inf
 from operator import itemgetter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.core.metrics import gap_bucket
 from scheduler.twin.phase import Phase
 from scheduler.twin.profile import Profile
 from scheduler.twin.sequence import Sequence
-from scheduler.twin.steplog import StepLog
+
+if TYPE_CHECKING:
+    from scheduler.twin.steplog import StepLog
 
 
 class NeverFits(ValueError):

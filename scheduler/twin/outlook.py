@@ -14,9 +14,8 @@ from math import inf
 
 from scheduler.core.books import TenantBooks
 from scheduler.core.guard import PERCENTILES, Figures
-from scheduler.core.metrics import meets_slo, nearest_rank
+from scheduler.core.metrics import jain, meets_slo, nearest_rank
 from scheduler.core.types import EXPIRED, FINISHED, TIERS, Request, Slo, Tenant
-from scheduler.record.tally import jain
 
 NO_SLO = Slo()
 

@@ -1,4 +1,4 @@
-"""GPU profiles: what one engine step costs and how much fits, as small data files with their provenance.
+"""GPU profiles: what one engine step costs and how much fits.
 
 A step of a batch takes ``max(floor_s, fixed_s + per_context_token_s x context) + per_sequence_s x batch +
 per_prefill_token_s x prefill`` seconds. ``context`` counts the tokens in the batch's KV cache once the step
@@ -8,13 +8,6 @@ is done, ``prefill`` the prompt tokens computed in it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-from pathlib import Path
-from typing import Annotated
-
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,125 +39,3 @@ class Profile:
         """Duration of one step (seconds) of ``batch`` sequences."""
         base_s = max(self.floor_s, self.fixed_s + self.per_context_token_s * context)
         return base_s + self.per_sequence_s * batch + self.per_prefill_token_s * prefill
-
-
-_NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-_AtLeastOne = Annotated[int, Field(ge=1)]
-
-
-class _Step(BaseModel):
-    """The ``step`` block of a profile file, in the units its keys name."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    floor_ms: _NonNegative = 0.0
-    fixed_ms: _NonNegative
-    per_context_token_us: _NonNegative = 0.0
-    per_sequence_us: _NonNegative = 0.0
-    per_prefill_token_us: _NonNegative = 0.0
-
-    @model_validator(mode="after")
-    def _takes_time(self) -> _Step:
-        if max(self.floor_ms, self.fixed_ms) <= 0.0:
-            raise ValueError("floor_ms or fixed_ms must be above 0: a step cannot take no time")
-        return self
-
-
-class _File(BaseModel):
-    """A profile file."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    gpu: str
-    model: str
-    detail: str
-    provenance: str
-    step: _Step
-    kv_tokens: _AtLeastOne
-    max_model_len: _AtLeastOne
-    max_num_batched_tokens: _AtLeastOne
-
-
-def load_profile(gpu: str, model: str = "") -> Profile:
-    """The profile that ships for ``gpu`` and ``model``, or the one in the YAML file that ``gpu`` names.
-
-    Raises ValueError, naming what ships or what is wrong in the file.
-    """
-    if gpu.endswith((".yaml", ".yml")):
-        try:
-            text = Path(gpu).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{gpu}: cannot read the profile: {error}") from error
-        return _parse(text, gpu)
-    profile = _shipped().get(f"{gpu}/{model}")
-    if profile is None:
-        raise ValueError(
-            f"no profile for gpu {gpu!r} with model {model!r}; allowed: {', '.join(profiles())}, "
-            "or the path of a .yaml file as gpu"
-        )
-    return profile
-
-
-def profile_text(profile: Profile) -> str:
-    """The profile as a file that ``load_profile`` reads."""
-    document = {
-        "gpu": profile.gpu,
-        "model": profile.model,
-        "detail": profile.detail,
-        "step": {
-            "floor_ms": profile.floor_s * 1e3,
-            "fixed_ms": profile.fixed_s * 1e3,
-            "per_context_token_us": profile.per_context_token_s * 1e6,
-            "per_sequence_us": profile.per_sequence_s * 1e6,
-            "per_prefill_token_us": profile.per_prefill_token_s * 1e6,
-        },
-        "kv_tokens": profile.kv_tokens,
-        "max_model_len": profile.max_model_len,
-        "max_num_batched_tokens": profile.max_num_batched_tokens,
-        "provenance": profile.provenance,
-    }
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
-
-
-def profiles() -> list[str]:
-    """Names ("gpu/model") of the profiles that ship."""
-    return sorted(_shipped())
-
-
-@cache
-def _shipped() -> dict[str, Profile]:
-    folder = resources.files("scheduler.twin") / "profiles"
-    found = [
-        _parse(entry.read_text(encoding="utf-8"), entry.name)
-        for entry in folder.iterdir()
-        if entry.name.endswith(".yaml")
-    ]
-    return {profile.name: profile for profile in found}
-
-
-def _parse(text: str, where: str) -> Profile:
-    try:
-        file = _File.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not YAML: {error}") from error
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc']) or 'the file'}: {fault['msg']}"
-            for fault in error.errors()
-        )
-        raise ValueError(f"{where}: {faults}") from error
-    step = file.step
-    return Profile(
-        gpu=file.gpu,
-        model=file.model,
-        detail=file.detail,
-        provenance=file.provenance,
-        kv_tokens=file.kv_tokens,
-        max_model_len=file.max_model_len,
-        max_num_batched_tokens=file.max_num_batched_tokens,
-        fixed_s=step.fixed_ms / 1e3,
-        floor_s=step.floor_ms / 1e3,
-        per_context_token_s=step.per_context_token_us / 1e6,
-        per_sequence_s=step.per_sequence_us / 1e6,
-        per_prefill_token_s=step.per_prefill_token_us / 1e6,
-    )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.core.metrics import gap_bucket
-from scheduler.twin.steplog import StepLog
+
+if TYPE_CHECKING:
+    from scheduler.twin.steplog import StepLog
 
 
 class Run(NamedTuple):
