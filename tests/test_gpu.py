@@ -256,6 +256,17 @@ def test_a_cancelled_sequence_is_gone_but_its_step_is_not_given_back() -> None:
     assert summary(drain(gpu)) == [(0.039, "c", "first"), (0.039, "b", "done"), (0.039, "c", "done")]
 
 
+def test_a_cancel_at_a_boundary_is_not_forgotten_when_more_join_the_step() -> None:
+    gpu = Gpu(simple(), 3)
+    gpu.start("a", 1, 100, 0.0)
+    gpu.start("b", 1, 1, 0.0)
+    gpu.advance(0.014)
+    assert gpu.next_event() > 0.014  # the step that begins here is fixed, with a in it
+    gpu.cancel("a", 0.014)
+    gpu.start("c", 1, 3, 0.014)  # 10 + 2 + 1 = 13 ms beside a, then 11 and 11 alone
+    assert summary(drain(gpu)) == [(0.027, "c", "first"), (0.049, "c", "done")]
+
+
 def test_without_first_token_events_the_ends_tell_the_same() -> None:
     loud, quiet = (
         Gpu(simple(), 2, track_gaps=True),

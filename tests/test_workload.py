@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect
 from collections import Counter
+from itertools import accumulate
 from math import inf, log
 from pathlib import Path
+from random import Random
 from statistics import median
 from typing import Any
 
 import pytest
 import yaml
 
-from scheduler.core.estimate import classify
+from scheduler.core.estimate import BASE_TOKENS, classify
 from scheduler.core.types import CATEGORIES, Limits, Request, State
+from scheduler.load.content import DEFAULT_MIX
 from scheduler.load.lengths import PROFILES, length_table
 from scheduler.load.prompts import prompt_tables
 from scheduler.load.scenario import Scenario, load_scenario
@@ -110,6 +114,21 @@ def test_shares_of_tenants_and_categories(tmp_path: Path) -> None:
     assert tenants["lab"] / len(seen) == pytest.approx(0.2, abs=0.02)
     assert categories["report"] / len(seen) == pytest.approx(0.25, abs=0.02)
     assert set(categories) == {"short_qa", "report"}
+
+
+def test_what_is_drawn_in_blocks_is_what_one_draw_after_another_gives(tmp_path: Path) -> None:
+    stream = {"tenant": {"acme": 1, "lab": 3}, "arrivals": {"poisson": 20}, "count": 1200}
+    times, chance, lengths = (Random(f"5/0/{use}") for use in ("arrivals", "content", "lengths"))
+    bounds = list(accumulate(DEFAULT_MIX.values()))[:-1]
+    at_s = 0.0
+    for request in requests(Workload(scenario(tmp_path, stream), seed=5)):
+        at_s -= log(1.0 - times.random()) / 20
+        tenant = "acme" if chance.random() < 0.25 else "lab"
+        category = list(DEFAULT_MIX)[bisect(bounds, chance.random())]
+        prompts, table = prompt_tables()[category], length_table(*PROFILES["near"][category])
+        prompt = prompts[int(chance.random() * len(prompts))]
+        length = round(table[int(lengths.random() * len(table))])
+        assert content(request) == (at_s, tenant, prompt, BASE_TOKENS[category], length)
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scheduler.core.books import TenantBooks
 from scheduler.core.estimate import MEDIUM_TOKENS, SHORT_TOKENS
 from scheduler.core.metrics import gap_value, jain
-from scheduler.core.types import CATEGORIES, RUNTIME_CLASSES, TIERS, Request, Slo, State
+from scheduler.core.types import CATEGORIES, FINISHED, RUNTIME_CLASSES, TIERS, Request, Slo, State
 
 COLUMNS = (
     "tenant",
@@ -37,7 +37,7 @@ COLUMNS = (
 )
 LATENCIES = ("e2e", "ttft", "engine_ttft", "queue_wait", "tpot")
 _CLASS_INDEX = {name: float(index) for index, name in enumerate(RUNTIME_CLASSES)}
-_BLOCK = 128  # ended requests held back; few, for in a live run their prompts may be large
+_BLOCK = 256  # ended requests held back; few, for in a live run their prompts may be large
 
 Column = NDArray[np.float64]
 
@@ -56,7 +56,7 @@ class Tally:
         self.rejections: dict[str, int] = {}
 
     def add(self, request: Request) -> None:
-        """One request that has ended, however it did; looked at when a block of them is full."""
+        """One request that has just ended, however it did; looked at when a block of them is full."""
         self._block.append(request)
         if len(self._block) == _BLOCK:
             self._flush()
@@ -70,17 +70,22 @@ class Tally:
     def _flush(self) -> None:
         """Turn the block into rows, a column at a time: several times cheaper than a request at a time."""
         block, self._block = self._block, []
-        self.last_end_s = max([self.last_end_s, *(r.ended_s or 0.0 for r in block)])
-        done = [r for r in block if r.state is State.FINISHED]
+        if block:
+            self.last_end_s = max(self.last_end_s, block[-1].ended_s or 0.0)
+        done = [r for r in block if r.state is FINISHED]
         if len(done) < len(block):
             for request in block:
-                if request.state is not State.FINISHED and request.reason:
+                if request.state is not FINISHED and request.reason:
                     self.rejections[request.reason] = self.rejections.get(request.reason, 0) + 1
         if not done:
             return
         estimates = [r.estimate for r in done]
-        self.bias.update({e.category: r.bias_after for e, r in zip(estimates, done, strict=True)})
-        tenant = [self._index_of(r.tenant) for r in done]
+        self.bias.update(zip([e.category for e in estimates], [r.bias_after for r in done], strict=True))
+        names = [r.tenant for r in done]
+        for name in set(names).difference(self._index):
+            self._index[name] = len(self._index)
+            self._slos = np.vstack((self._slos, (inf, inf, inf)))
+        tenant = [self._index[name] for name in names]
         arrival = _column([r.arrival_s for r in done])
         dispatched = _column([r.dispatched_s for r in done])
         first = _column([r.first_token_s for r in done])
@@ -114,13 +119,6 @@ class Tally:
         for request in done:
             if request.gaps:
                 self.add_gaps(request.tenant, request.gaps)
-
-    def _index_of(self, tenant: str) -> int:
-        index = self._index.get(tenant)
-        if index is None:
-            index = self._index[tenant] = len(self._index)
-            self._slos = np.vstack((self._slos, (inf, inf, inf)))
-        return index
 
     def figures(self, books: Mapping[str, TenantBooks], now: float) -> dict[str, Any]:
         """The part of run.json that is about requests (DESIGN: "Command line")."""

@@ -141,7 +141,7 @@ class Gpu:
         # Behind another one that waits, nothing changes for anybody.
         if self._planned and len(self._waiting) == 1 and self._batch < self.max_num_seqs:
             if now == self._boundary_s:
-                self._begin_phase()
+                self._plan()
             if now > self._boundary_s or self._leaving:
                 self._cut(now)
 
@@ -178,9 +178,7 @@ class Gpu:
     def advance(self, now: float) -> list[GpuEvent]:
         """Everything up to and including ``now`` in time order; at one instant, first tokens come first."""
         self._settle(now)
-        events = self._events
-        if events:
-            self._events = []
+        events, self._events = self._events, []
         return events
 
     def tokens(self, request_id: str, now: float) -> int:
@@ -259,19 +257,19 @@ class Gpu:
             log.phases += (batch, self._context, self._prefill, steps)
         self._boundary_s = end_s = phase.end_s
         self._planned = False
+        self._starting = []
         self._step = step = self._step + steps
         self._context += steps * batch
-        self._starting = []
         if self._leaving:
             for sequence in self._leaving:
                 self._leave(sequence)
             self._leaving = []
-        finishing = self._finishing
+        finishing, context = self._finishing, self._context
         while finishing and finishing[0][0] == step:
             sequence = heappop(finishing)[2]
             request_id, output = sequence.id, sequence.output
             self._batch -= 1
-            self._context -= sequence.prompt + output - 1
+            context -= sequence.prompt + output - 1
             del self._sequences[request_id]
             gaps = sequence.end_gaps(self._step_gaps) if self._track_gaps else None
             if log is not None:
@@ -279,6 +277,7 @@ class Gpu:
                 if sequence.generated:
                     sequence.log_interruptions(log)
             self._events.append(_event(GpuEvent, (end_s, request_id, "done", output, sequence.first_s, gaps)))
+        self._context = context
 
     def _leave(self, sequence: Sequence) -> None:
         """Give back slot and KV of a sequence that ran and will not come to its end, at a boundary."""
@@ -293,32 +292,75 @@ class Gpu:
     # Planning
 
     def _plan(self) -> None:
-        """Fix the step that begins at the boundary."""
-        self._planned = True
-        self._prefill = 0
-        self._budget = self._step_tokens - self._batch
-        if self._partial is not None or self._context + self._batch > self._kv_tokens:
-            self._go_on()
-        self._begin_phase()
+        """Fix the step that begins at the boundary, or let more join it, and set up the phase: its steps
+        until the batch may change for another reason than a call.
+        """
+        if self._planned:
+            budget, prefill = self._budget, self._prefill
+        else:
+            self._planned = True
+            budget, prefill = self._step_tokens - self._batch, 0
+            if self._partial is not None or self._context + self._batch > self._kv_tokens:
+                budget, prefill = self._go_on(budget)
+        waiting, kv_tokens, step = self._waiting, self._kv_tokens, self._step
+        batch, context = self._batch, self._context
+        # Admit from the head of the queue what slots, KV and the step's token budget allow.
+        while waiting and batch < self.max_num_seqs and budget > 0:
+            sequence = waiting[0]
+            chunk = sequence.prompt + sequence.generated
+            if context + batch + chunk > kv_tokens:
+                break
+            waiting.popleft()
+            sequence.order = self._admissions = self._admissions + 1
+            if chunk <= budget:
+                self._decode(sequence, step)
+            else:
+                sequence.computed = chunk = budget
+                self._partial = sequence
+            budget -= chunk
+            prefill += chunk
+            batch += 1
+            context += chunk - 1
+        self._batch, self._context, self._budget, self._prefill = batch, context, budget, prefill
+        if self._partial is not None or (budget == 0 and waiting and batch < self.max_num_seqs):
+            steps = 1
+        else:
+            steps = self._finishing[0][0] - step
+            if context + steps * batch > kv_tokens:
+                steps = (kv_tokens - context) // batch
+        phase = self._phase
+        phase.begin(self._boundary_s, batch, context, prefill, steps)
+        self._due_s = phase.end_s
+        if self._starting:
+            first_s = phase.first_s
+            for sequence in self._starting:
+                if not sequence.generated:
+                    sequence.first_s = first_s
+                else:
+                    sequence.resumed_s = first_s
+            if self._first_token_events:
+                self._due_s = first_s
 
-    def _go_on(self) -> None:
-        """Those who run go on where KV allows: the others are preempted, a prompt gets its next chunk."""
+    def _go_on(self, budget: int) -> tuple[int, int]:
+        """Those who run go on where KV allows: the others are preempted, a prompt gets its next chunk.
+        Returns the tokens left of the step's budget and those prefilled.
+        """
         missing = chunk = 1  # what a decoding sequence computes
         partial = self._partial
         if partial is not None:
             missing = partial.prompt + partial.generated - partial.computed
-            chunk = min(missing, self._budget + 1)
+            chunk = min(missing, budget + 1)
         while self._context + self._batch + chunk - 1 > self._kv_tokens:
             self._preempt()
             chunk = 1
-        if partial is not None and partial is self._partial:
-            partial.computed += chunk
-            self._budget -= chunk - 1
-            self._context += chunk - 1
-            self._prefill = chunk
-            if chunk == missing:
-                self._partial = None
-                self._decode(partial, self._step)
+        if partial is None or self._partial is None:
+            return budget, 0
+        partial.computed += chunk
+        self._context += chunk - 1
+        if chunk == missing:
+            self._partial = None
+            self._decode(partial, self._step)
+        return budget - chunk + 1, chunk
 
     def _preempt(self) -> None:
         """Send the latest admitted sequence back to the head of the queue."""
@@ -335,48 +377,6 @@ class Gpu:
         victim.order = -1
         self._waiting.appendleft(victim)
         self._preemptions += 1
-
-    def _begin_phase(self) -> None:
-        """Admit from the head of the queue what slots, KV and the token budget of the step allow; then set up
-        the phase: its steps until the batch may change for another reason than a call.
-        """
-        waiting, finishing, kv_tokens = self._waiting, self._finishing, self._kv_tokens
-        batch, context, budget, step = self._batch, self._context, self._budget, self._step
-        while waiting and batch < self.max_num_seqs and budget > 0:
-            sequence = waiting[0]
-            chunk = sequence.prompt + sequence.generated
-            if context + batch + chunk > kv_tokens:
-                break
-            waiting.popleft()
-            sequence.order = self._admissions = self._admissions + 1
-            if chunk <= budget:
-                self._decode(sequence, step)
-            else:
-                sequence.computed = chunk = budget
-                self._partial = sequence
-            budget -= chunk
-            batch += 1
-            self._prefill += chunk
-            context += chunk - 1
-        self._batch, self._context, self._budget = batch, context, budget
-        if self._partial is not None or (budget == 0 and waiting and batch < self.max_num_seqs):
-            steps = 1
-        else:
-            steps = finishing[0][0] - step
-            if context + steps * batch > kv_tokens:
-                steps = (kv_tokens - context) // batch
-        phase = self._phase
-        phase.begin(self._boundary_s, batch, context, self._prefill, steps)
-        self._due_s = phase.end_s
-        if self._starting:
-            first_s = phase.first_s
-            for sequence in self._starting:
-                if not sequence.generated:
-                    sequence.first_s = first_s
-                else:
-                    sequence.resumed_s = first_s
-            if self._first_token_events:
-                self._due_s = first_s
 
     def _decode(self, sequence: Sequence, step: int) -> None:
         """Its prefill ends with the step after ``step``: a token a step from that one on."""
