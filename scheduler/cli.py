@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scheduler.bench.result import BenchError
+from scheduler.bench.result import BadInput, BenchError
 from scheduler.cli_bench import add_benches
 from scheduler.core.policies import POLICIES
 from scheduler.engines.engine import EngineConfigError, EngineError
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ScenarioError as error:
         print(error, file=sys.stderr)
         return USAGE
-    except (PlanError, ModelError, EngineConfigError) as error:
+    except (PlanError, ModelError, EngineConfigError, BadInput) as error:
         print(f"driftsched: {error}", file=sys.stderr)
         return USAGE
     except BenchError as error:
@@ -167,7 +167,7 @@ def _positive(text: str) -> float:
     return value
 
 
-def _plan(args: argparse.Namespace, clock: str) -> Plan:
+def _plan(args: argparse.Namespace, clock: str | None) -> Plan:
     return make_plan(
         load_scenario(args.scenario),
         engine=args.engine,
@@ -179,12 +179,8 @@ def _plan(args: argparse.Namespace, clock: str) -> Plan:
 
 
 def _run(args: argparse.Namespace) -> int:
-    clock = args.clock
-    if clock is None:
-        plan = _plan(args, "real")
-        clock = "virtual" if plan.simulated else "real"
-    else:
-        plan = _plan(args, clock)
+    plan = _plan(args, args.clock)
+    clock = args.clock or ("virtual" if plan.simulated else "real")
     document = run_headless(plan, clock=clock, out=args.out, text=args.record_text)
     if args.json:
         print(json.dumps(document, indent=1))
@@ -291,7 +287,7 @@ def _report(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     scenario = load_scenario(args.scenario)
-    make_plan(scenario)
+    make_plan(scenario, clock=None).scheduler()
     print(f"{args.scenario}: ok ({len(scenario.tenants)} tenants, {len(scenario.load)} streams)")
     return OK
 

@@ -43,6 +43,22 @@ def test_json_is_one_document_on_stdout(capsys: pytest.CaptureFixture[str], fast
     assert "simulated" in document["engine_detail"]
 
 
+def test_the_oracle_needs_no_word_about_the_clock(capsys: pytest.CaptureFixture[str], fast: Path) -> None:
+    fast.write_text(FAST + "estimator: {kind: oracle}\n")
+    assert run(capsys, "check", str(fast))[0] == 0
+    assert run(capsys, "run", str(fast))[0] == 0
+    code, _, err = run(capsys, "run", str(fast), "--clock", "real")
+    assert code == 2
+    assert "true lengths" in err
+
+
+def test_check_looks_at_what_the_engine_takes(capsys: pytest.CaptureFixture[str], fast: Path) -> None:
+    fast.write_text(FAST.replace("{kind: sim}", "{kind: sim, args: {max_model_len: -3}}"))
+    code, _, err = run(capsys, "check", str(fast))
+    assert code == 2
+    assert "-3 is no number of tokens above 0" in err
+
+
 def test_real_clock_on_the_simulated_engine(capsys: pytest.CaptureFixture[str], fast: Path) -> None:
     fast.write_text(FAST + "speed: 50\n")
     code, out, _ = run(capsys, "run", str(fast), "--clock", "real", "--json")
@@ -69,6 +85,10 @@ def test_a_missed_expectation_exits_1_and_says_which(capsys: pytest.CaptureFixtu
         (("run", "demo", "--engine", "vllm", "--clock", "real"), "needs a model"),
         (("check", "nowhere"), "allowed"),
         (("models", "prepare", "nothing"), "smollm2"),
+        (("bench", "estimate", "--lengths", "nowhere.jsonl"), "cannot be read"),
+        (("bench", "estimate", "--lengths", __file__), "line 1: an object"),
+        (("bench", "policies", "--trace", "nowhere.csv"), "no such file"),
+        (("bench", "policies", "--trace", __file__), "test_cli.py"),
     ],
 )
 def test_bad_usage_exits_2(capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], says: str) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from scheduler.bench.drift import DRIFTS, FEEDBACK_DELAY, bench_drift, feed
 from scheduler.bench.replay import play
-from scheduler.bench.result import BenchError, Claim, Result
+from scheduler.bench.result import BadInput, BenchError, Claim, Result
 from scheduler.core.estimate import Estimator
 from scheduler.core.estimators import estimator_from
 from scheduler.core.metrics import percentiles
@@ -113,7 +113,7 @@ def _read(file: Path) -> tuple[list[str], list[int], dict[str, list[int]]]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise BenchError(f"{file.name!r} cannot be read: {error}") from None
+        raise BadInput(f"{file.name!r} cannot be read: {error}") from None
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
@@ -130,9 +130,9 @@ def _read(file: Path) -> tuple[list[str], list[int], dict[str, list[int]]]:
             wanted = (
                 "prompt (text) and output_tokens (a number, or one for each model, the same in every line)"
             )
-            raise BenchError(f"{file.name!r} line {number}: an object with {wanted} is needed") from None
+            raise BadInput(f"{file.name!r} line {number}: an object with {wanted} is needed") from None
     if len(prompts) < 4 * FEEDBACK_DELAY:
-        raise BenchError(f"{file.name!r} has {len(prompts)} prompts; {4 * FEEDBACK_DELAY} are needed")
+        raise BadInput(f"{file.name!r} has {len(prompts)} prompts; {4 * FEEDBACK_DELAY} are needed")
     return prompts, counts, tokens
 
 

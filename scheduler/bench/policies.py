@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scheduler.bench.result import Claim, Result
+from scheduler.bench.result import BadInput, Claim, Result
 from scheduler.bench.trial import Trial, figures, run_trial, scenario
 from scheduler.core.estimate import Oracle
 from scheduler.core.types import Request
 from scheduler.load.schema import Scenario
+from scheduler.load.stream import Trace
+from scheduler.load.traces import TraceError, scan
 
 SEEDS = (1, 2, 3)
 ORACLE = "oracle sjf"
@@ -94,7 +96,13 @@ def _loads(trace: Path | None) -> dict[str, Load]:
         loads[f"calm_{flooder}"] = Load(_neighbours(flooder, 1.0), ("fifo", "fair", "fair+two-class"))
         loads[f"noisy_{flooder}"] = Load(_neighbours(flooder, FLOOD), ("fifo", "fair", "fair+two-class"))
     if trace is not None:
+        if not trace.is_file():
+            raise BadInput(f"no such file: {str(trace)!a}")
         source = {"file": str(trace.resolve()), "format": "azure", "speed": TRACE_SPEED}
+        try:
+            scan(Trace.model_validate(source))  # now, not after the minutes that the rest takes
+        except TraceError as error:
+            raise BadInput(str(error)) from None
         stream = {"tenant": EVENLY, "trace": source, "max_tokens": 1024}
         loads["trace"] = Load(_scenario([stream], model="llama-3.1-8b-instruct"), POLICIES)
     return loads

@@ -12,6 +12,10 @@ class BenchError(RuntimeError):
     """A bench could not be run to its end; says why."""
 
 
+class BadInput(BenchError):
+    """A file that a bench was given is not what it needs; says where and what."""
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A figure held against a target. ``ok`` says whether it was reached in this run."""
