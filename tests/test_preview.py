@@ -156,7 +156,7 @@ def test_lengths_follow_what_ended_lately() -> None:
     assert lengths.draw(other, 0.1) == 50, "too few of its own: those of its category"
     assert lengths.draw(mine._replace(generated=150), 0.0) == 200, "it is longer than 150 already"
     assert 250 < lengths.draw(mine._replace(generated=250), 0.5) <= 400
-    assert lengths.draw(mine._replace(generated=77, ended=True), 0.5) == 77
+    assert lengths.draw(mine._replace(generated=77, finish="stop"), 0.5) == 77
 
 
 def test_what_was_cut_is_cut_again() -> None:

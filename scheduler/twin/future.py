@@ -53,7 +53,7 @@ class Lengths:
 
     def draw(self, request: Pending, u: float) -> int:
         """Output tokens of an answer; ``u`` (0..1) is its quantile among those longer than it is already."""
-        if request.ended:
+        if request.finish:
             return request.generated
         done, estimate = request.generated, request.estimate
         point = max(1.0, estimate.point)

@@ -77,8 +77,11 @@ def horizon_of(picture: Picture) -> float:
         return HORIZON_S
     profile = picture.profile
     slots = sum(min(capacity, picture.max_num_seqs) for capacity in picture.capacities)
-    tokens = sum(min(request.estimate.point, request.max_tokens) for request in picture.queued)
-    prompts = sum(request.prompt_tokens for request in picture.queued)
+    tokens = prompts = 0.0
+    for request in picture.queued:  # on the event loop, thousands
+        point, most = request.estimate.point, request.max_tokens
+        tokens += point if point < most else most
+        prompts += request.prompt_tokens
     count = len(picture.queued)
     context = int(slots * (prompts + tokens / 2) / count)
     drain_s = tokens * profile.step_s(slots, context) / slots + prompts * profile.per_prefill_token_s
