@@ -67,6 +67,21 @@ def test_what_was_being_aborted_is_over_when_its_engine_is() -> None:
     assert request.state is State.CANCELLED
 
 
+def test_a_retried_request_may_wait_no_longer_than_its_ttl_either() -> None:
+    scheduler = make_scheduler()
+    submit_all(
+        scheduler, [make_request("impatient", arrival_s=1.0, ttl_s=9.0), make_request("patient")], now=1.0
+    )
+    dispatch_all(scheduler, 1.0)
+    assert scheduler.next_timer() == inf, "what runs does not expire"
+    assert scheduler.on_engine_lost(0, 5.0) == []
+    assert scheduler.next_timer() == 10.0, "counted from its arrival, as before"
+    assert ids(scheduler.expire(10.0)) == ["impatient"]
+    scheduler.on_engine_up(0)
+    assert ids(dispatch_all(scheduler, 11.0)) == ["patient"]
+    scheduler.check()
+
+
 def test_the_other_replica_goes_on() -> None:
     scheduler = make_scheduler(capacities=(1, 1))
     requests = crowd(2)
