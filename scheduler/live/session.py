@@ -292,7 +292,8 @@ class Session:
         outcome = Outcome(chunk.finish, request.output_tokens)
         for ended in scheduler.on_complete(request.id, at_s, outcome):
             self._ended(ended)
-        self.pump()
+        if scheduler.books.totals.queued or scheduler.idle or self.loads:
+            self.pump()  # else there is nothing that could take the slot
         return True
 
     def _note_gaps(self, request: Request, tokens: int, span_s: float) -> None:
