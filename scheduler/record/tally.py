@@ -1,11 +1,12 @@
 """What a run adds up to: one row of numbers per finished request, turned into the figures of run.json.
 
-Definitions are in docs/metrics.md. Columns are C doubles, so a million requests cost about 120 MB.
+Definitions are in docs/metrics.md. Numbers are kept as C doubles: a million requests cost about 120 MB, and
+twice that again while their figures are made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from math import ceil, inf, nan, sqrt
 from typing import Any
 
@@ -17,27 +18,27 @@ from scheduler.core.estimate import MEDIUM_TOKENS, SHORT_TOKENS
 from scheduler.core.metrics import gap_value, jain
 from scheduler.core.types import CATEGORIES, FINISHED, RUNTIME_CLASSES, TIERS, Request, Slo, State
 
-COLUMNS = (
+NUMBERS = (
     "tenant",
-    "e2e",
-    "ttft",
-    "engine_ttft",
-    "queue_wait",
-    "tpot",
+    "arrival",
+    "dispatched",
+    "first",
+    "last",
+    "ended",
     "prompt_tokens",
     "output_tokens",
-    "estimate",
+    "max_tokens",
+    "point",
     "uncorrected",
-    "covered",
+    "upper",
+    "input_tokens",
     "estimated_class",
-    "actual_class",
     "capped",
-    "slo_met",
-    "gap_sum",
 )
+"""What is kept of each finished request."""
 LATENCIES = ("e2e", "ttft", "engine_ttft", "queue_wait", "tpot")
 _CLASS_INDEX = {name: float(index) for index, name in enumerate(RUNTIME_CLASSES)}
-_BLOCK = 256  # ended requests held back; few, for in a live run their prompts may be large
+_BLOCK = 1024 * len(NUMBERS)  # numbers that are packed at a time
 
 Column = NDArray[np.float64]
 
@@ -48,18 +49,47 @@ class Tally:
     def __init__(self, slos: Mapping[str, Slo]) -> None:
         self._index = {name: index for index, name in enumerate(slos)}
         self._slos = np.array([(s.ttft_s, s.e2e_s, s.tpot_s) for s in slos.values()]).reshape(-1, 3)
-        self._block: list[Request] = []
-        self._rows: list[NDArray[np.float64]] = []
+        self._numbers: list[float | None] = []  # NUMBERS of one request after another
+        self._packed: list[Column] = []  # the same, of requests before
         self._gaps: dict[str, dict[int, int]] = {}
         self.bias: dict[str, float] = dict.fromkeys(CATEGORIES, 1.0)
         self.last_end_s = 0.0
         self.rejections: dict[str, int] = {}
 
     def add(self, request: Request) -> None:
-        """One request that has just ended, however it did; looked at when a block of them is full."""
-        self._block.append(request)
-        if len(self._block) == _BLOCK:
-            self._flush()
+        """One request that has just ended, however it did."""
+        self.last_end_s = request.ended_s or 0.0
+        if request.state is not FINISHED:
+            if request.reason:
+                self.rejections[request.reason] = self.rejections.get(request.reason, 0) + 1
+            return
+        tenant = self._index.get(request.tenant)
+        if tenant is None:
+            tenant = self._index[request.tenant] = len(self._index)
+            self._slos = np.vstack((self._slos, (inf, inf, inf)))
+        estimate = request.estimate
+        self._numbers += (
+            tenant,
+            request.arrival_s,
+            request.dispatched_s,
+            request.first_token_s,
+            request.last_token_s,
+            request.ended_s,
+            request.prompt_tokens,
+            request.output_tokens,
+            request.max_tokens,
+            estimate.point,
+            estimate.uncorrected,
+            estimate.upper,
+            estimate.input_tokens,
+            _CLASS_INDEX[estimate.runtime_class],
+            request.finish == "length",
+        )
+        self.bias[estimate.category] = request.bias_after
+        if request.gaps:
+            self.add_gaps(request.tenant, request.gaps)
+        if len(self._numbers) >= _BLOCK:
+            self._pack()
 
     def add_gaps(self, tenant: str, gaps: Mapping[int, int]) -> None:
         """Token gaps {gap_bucket: count} of finished requests, where the requests do not carry them."""
@@ -67,65 +97,37 @@ class Tally:
         for bucket, count in gaps.items():
             mine[bucket] = mine.get(bucket, 0) + count
 
-    def _flush(self) -> None:
-        """Turn the block into rows, a column at a time: several times cheaper than a request at a time."""
-        block, self._block = self._block, []
-        if block:
-            self.last_end_s = max(self.last_end_s, block[-1].ended_s or 0.0)
-        done = [r for r in block if r.state is FINISHED]
-        if len(done) < len(block):
-            for request in block:
-                if request.state is not FINISHED and request.reason:
-                    self.rejections[request.reason] = self.rejections.get(request.reason, 0) + 1
-        if not done:
-            return
-        estimates = [r.estimate for r in done]
-        self.bias.update(zip([e.category for e in estimates], [r.bias_after for r in done], strict=True))
-        names = [r.tenant for r in done]
-        for name in set(names).difference(self._index):
-            self._index[name] = len(self._index)
-            self._slos = np.vstack((self._slos, (inf, inf, inf)))
-        tenant = [self._index[name] for name in names]
-        arrival = _column([r.arrival_s for r in done])
-        dispatched = _column([r.dispatched_s for r in done])
-        first = _column([r.first_token_s for r in done])
-        last = _column([r.last_token_s for r in done])
-        ended = _column([r.ended_s for r in done])
-        output = _column([r.output_tokens for r in done])
-        cap = _column([r.max_tokens for r in done])
-        e2e, ttft = ended - arrival, first - arrival
+    def _pack(self) -> None:
+        """Numbers as C doubles; None is NaN."""
+        self._packed.append(np.array(self._numbers, dtype=np.float64))
+        self._numbers = []
+
+    def _columns(self) -> dict[str, Column]:
+        """The numbers of all finished requests, and what follows from them."""
+        self._pack()
+        self._packed = [np.concatenate(self._packed)]
+        n = dict(zip(NUMBERS, self._packed[0].reshape(-1, len(NUMBERS)).T, strict=True))
+        output, cap = n["output_tokens"], n["max_tokens"]
+        e2e, ttft = n["ended"] - n["arrival"], n["first"] - n["arrival"]
         tpot = (e2e - ttft) / np.where(output > 1, output - 1, nan)
-        slo = self._slos[tenant].T
-        met = (ttft <= slo[0]) & (e2e <= slo[1]) & ~(tpot > slo[2])
-        rows = (
-            tenant,
-            e2e,
-            ttft,
-            first - dispatched,
-            dispatched - arrival,
-            tpot,
-            [r.prompt_tokens for r in done],
-            output,
-            np.minimum([e.point for e in estimates], cap),
-            np.minimum([e.uncorrected for e in estimates], cap),
-            output <= [e.upper for e in estimates],
-            [_CLASS_INDEX[e.runtime_class] for e in estimates],
-            _classes(_column([e.input_tokens for e in estimates]) + output),
-            [r.finish == "length" for r in done],
-            met,
-            np.where(np.isnan(last), ended, last) - first,
-        )
-        self._rows.append(np.array(rows, dtype=np.float64))
-        for request in done:
-            if request.gaps:
-                self.add_gaps(request.tenant, request.gaps)
+        slo = self._slos[n["tenant"].astype(np.intp)].T
+        return n | {
+            "e2e": e2e,
+            "ttft": ttft,
+            "engine_ttft": n["first"] - n["dispatched"],
+            "queue_wait": n["dispatched"] - n["arrival"],
+            "tpot": tpot,
+            "estimate": np.minimum(n["point"], cap),
+            "uncorrected": np.minimum(n["uncorrected"], cap),
+            "covered": output <= n["upper"],
+            "actual_class": _classes(n["input_tokens"] + output),
+            "slo_met": (ttft <= slo[0]) & (e2e <= slo[1]) & ~(tpot > slo[2]),
+            "gap_sum": np.where(np.isnan(n["last"]), n["ended"], n["last"]) - n["first"],
+        }
 
     def figures(self, books: Mapping[str, TenantBooks], now: float) -> dict[str, Any]:
         """The part of run.json that is about requests (DESIGN: "Command line")."""
-        self._flush()
-        table = np.concatenate([np.empty((len(COLUMNS), 0)), *self._rows], axis=1)
-        self._rows = [table]
-        column: dict[str, Column] = dict(zip(COLUMNS, table, strict=True))
+        column = self._columns()
         duration_s = self.last_end_s
         output = float(column["output_tokens"].sum())
         met = float(column["slo_met"].sum())
@@ -182,11 +184,6 @@ class Tally:
                 gaps[bucket] = gaps.get(bucket, 0) + count
         figures["itl"] = _gap_six(gaps, float(column["gap_sum"][mask].sum()))
         return figures
-
-
-def _column(values: Sequence[float | None]) -> Column:
-    """None is NaN."""
-    return np.array(values, dtype=np.float64)
 
 
 def _classes(budget: Column) -> Column:

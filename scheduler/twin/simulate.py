@@ -70,12 +70,9 @@ class Simulation:
         """Until nothing is left to happen."""
         scheduler, workload, gpus, running = self.scheduler, self._workload, self._gpus, self._running
         next_event = gpus[0].next_event if len(gpus) == 1 else lambda: min(gpu.next_event() for gpu in gpus)
-        next_time, next_timer, next_dispatch = (
-            workload.next_time,
-            scheduler.next_timer,
-            scheduler.next_dispatch,
-        )
-        capacity, restarts, on_progress = scheduler.slots.capacity, self._restarts, self._on_progress
+        next_time, next_timer = workload.next_time, scheduler.next_timer
+        next_dispatch, capacity = scheduler.next_dispatch, scheduler.slots.capacity
+        restarts, on_progress = self._restarts, self._on_progress
         instants, now = 0, self.now
         while not self.stopped:
             event_s, load_s, timer_s = next_event(), next_time(), next_timer()
@@ -101,6 +98,7 @@ class Simulation:
                         self._act(action, now)
                     elif scheduler.submit(action.request, now) is not None:
                         self._ended(action.request, now)
+            # At most instants all slots are taken: a look at their number spares the scheduler's.
             while len(running) < capacity and (ready := next_dispatch(now)) is not None:
                 tokens, finish = answer(ready)
                 running[ready.id] = ready, finish
