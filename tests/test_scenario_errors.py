@@ -58,6 +58,11 @@ ADDED = [
     ("policy: {name: aging, rat: 1}", "7: policy: policy aging: unknown parameter 'rat'", "it takes rate"),
     ("estimator: {kind: papr}", "7: estimator: unknown estimator 'papr'", "did you mean 'paper'"),
     ("estimator: {counter: tokenizer}", "7: estimator.counter:", "driftsched models prepare smollm2"),
+    (
+        "estimator: {kind: learned, embeddings: mine}",
+        "7: estimator.embeddings: 'mine' has no config.json, tokenizer.json, model.safetensors",
+        "allowed: minilm, or a folder with",
+    ),
     ("engine: {kind: simm}", "7: engine.kind: got 'simm'", "allowed: sim, vllm, openai, ray, auto"),
     ("engine: {capacity: 0}", "7: engine.capacity: must be at least 1", ""),
     ("engine: {capacity: '8'}", "7: engine.capacity: must be a whole number, got '8'", ""),

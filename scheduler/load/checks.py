@@ -133,7 +133,7 @@ def _tokenizer(
 ) -> Iterator[Found]:
     try:
         engine = Engine.model_validate(data.get("engine", {}), context=dict(context))
-        estimator = Estimator.model_validate(data.get("estimator", {}))
+        estimator = Estimator.model_validate(data.get("estimator", {}), context=dict(context))
     except ValidationError:
         return
     needs_one = any(stream.trace is None for _, stream in streams)

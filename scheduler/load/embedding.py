@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.prior import Embed
+from scheduler.load.fields import EMBEDDING_FILES
 
 REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
-FILES = ("config.json", "tokenizer.json", "model.safetensors")
 MAX_TOKENS = 256
 MAX_CHARS = 4000  # a hostile prompt costs no more than a long one
 EPSILON = 1e-12
@@ -42,13 +42,15 @@ def embedding_model(where: str) -> Embed:
         raise EmbeddingError(f"embeddings need pip install 'driftsched[embeddings]': {error}") from None
     try:
         folder = Path(
-            where if where != "minilm" else snapshot_download(REPOSITORY, allow_patterns=list(FILES))
+            where
+            if where != "minilm"
+            else snapshot_download(REPOSITORY, allow_patterns=list(EMBEDDING_FILES))
         )
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         weights = load_file(folder / "model.safetensors")
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # each of the three libraries has errors of its own
-        files = ", ".join(FILES)
+        files = ", ".join(EMBEDDING_FILES)
         raise EmbeddingError(
             f"no embedding model at {where!r:.200} (a folder with {files}): {error}"
         ) from None

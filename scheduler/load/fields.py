@@ -18,6 +18,7 @@ from scheduler.core.estimate import BASE_TOKENS
 from scheduler.core.policies import policy_from
 
 MAX_TOKENS = 1_000_000
+EMBEDDING_FILES = ("config.json", "tokenizer.json", "model.safetensors")
 
 
 class Section(BaseModel):
@@ -56,6 +57,20 @@ def profile_path(value: str, info: ValidationInfo) -> str:
 def model_path(value: str, info: ValidationInfo) -> str:
     """A folder beside the scenario stays a path; a shipped or Hugging Face name stays a name."""
     return beside(value, info) if value.startswith((".", "/", "~")) else value
+
+
+def embedding_path(value: str, info: ValidationInfo) -> str:
+    """``minilm`` stays a name: a run finds it. All else is a folder with its files."""
+    if value == "minilm":
+        return value
+    folder = beside(value, info)
+    if missing := [name for name in EMBEDDING_FILES if not (Path(folder) / name).is_file()]:
+        files = ", ".join(EMBEDDING_FILES)
+        raise ValueError(
+            f"{value!r:.200} has no {', '.join(missing)}; allowed: minilm, or a folder with {files}; "
+            "paths are relative to the scenario file"
+        )
+    return folder
 
 
 def policy_spec(value: object) -> str:

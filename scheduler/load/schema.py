@@ -24,6 +24,7 @@ from scheduler.load.fields import (
     Section,
     Tier,
     TimeToLive,
+    embedding_path,
     exactly_one,
     model_path,
     not_empty,
@@ -78,7 +79,7 @@ class Estimator(Section):
     """Learn from completions; of the paper's estimator."""
     statistic: Literal["median", "mean"] = "median"
     """What `tenant` keeps of each tenant's answers."""
-    embeddings: str | None = None
+    embeddings: Annotated[str, AfterValidator(embedding_path)] | None = None
     """`minilm` or a folder with all-MiniLM-L6-v2: `learned` reads prompts with it, too."""
 
     @model_validator(mode="after")
