@@ -19,6 +19,7 @@ from driftui.commands import COMMANDS, on_screen
 from driftui.feed import MAX_TENANTS, Grid, History
 from driftui.screens.help import help_text
 from driftui.screens.parse import FieldError, bound, positive, seconds_bound
+from driftui.screens.tenant import facts
 from driftui.widgets import columns
 from driftui.widgets.chart import name_cells
 from driftui.widgets.raster import Raster, nice_step, scale
@@ -326,3 +327,10 @@ def test_numbers_in_forms() -> None:
             bound("max", text)
     with pytest.raises(FieldError, match="ttl: seconds above 0"):
         seconds_bound("ttl", "0")
+
+
+def test_an_empty_queue_has_no_oldest_request() -> None:
+    tenant = FakeFeed().view().snapshot.tenants[0]
+    assert "queue     nothing waits\n" in facts(replace(tenant, queued=0))
+    waits = replace(tenant, queued=3, queued_tokens=1500.0, oldest_wait_s=2.5)
+    assert "queue     3 requests, 1.5k tokens, oldest waits 2.50 s\n" in facts(waits)

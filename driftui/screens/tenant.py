@@ -31,14 +31,20 @@ def _latency(name: str, latency: Percentiles, objective_s: float) -> str:
     return f"{name:<10}{values}{goal}"
 
 
+def _queue(tenant: TenantSnapshot) -> str:
+    if not tenant.queued:
+        return "nothing waits"
+    oldest = f"oldest waits {figures.seconds(tenant.oldest_wait_s)} s"
+    return f"{tenant.queued} requests, {figures.count(tenant.queued_tokens)} tokens, {oldest}"
+
+
 def facts(tenant: TenantSnapshot) -> str:
     """Everything about a tenant, in lines; latencies in seconds over the metrics window."""
     learned = "converged" if tenant.converged else "still moving"
     return "\n".join(
         [
             f"{'tier':<10}{clean(tenant.tier, 20)}",
-            f"{'queue':<10}{tenant.queued} requests, {figures.count(tenant.queued_tokens)} tokens, "
-            f"oldest waits {figures.seconds(tenant.oldest_wait_s)} s",
+            f"{'queue':<10}{_queue(tenant)}",
             f"{'in flight':<10}{tenant.in_flight}",
             f"{'requests':<10}{tenant.submitted} submitted, {tenant.finished} finished, "
             f"{tenant.ended_otherwise} ended otherwise",
