@@ -188,7 +188,7 @@ def test_bands_and_forecasts() -> None:
     low, high = band(draws)
     assert (low["e2e.p50"], high["e2e.p50"]) == (1.0, 9.0)
     usual, cautious = forecast(draws)
-    assert (usual["e2e.p50"], cautious["e2e.p50"], cautious["ended"]) == (5.0, 8.0, 3.0)
+    assert (usual["e2e.p50"], cautious["e2e.p50"], cautious["ended"]) == (5.5, 8.0, 3.0)
 
 
 def ended(at_s: float, arrival_s: float) -> Request:

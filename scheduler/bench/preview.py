@@ -56,7 +56,7 @@ PROTOCOL = (
     "Virtual time, simulated L4 with Qwen1.5-1.8B, 32 slots, the paper's estimator without its quirks. {n} "
     "switches, each at a random moment (130 to 400 s) of a load in turn: Poisson 7/s and 9/s, gamma 6.5/s "
     "with cv 2, 40 s at 11.5/s and 40 s at 3/s, Poisson 3.9/s with heavy-tailed lengths; random seed and "
-    f"policy before. {len(CANDIDATES)} policies over {FUTURES} futures. Predicted best: lowest median P50 "
+    f"policy before. {len(CANDIDATES)} policies over {FUTURES} futures. Predicted best: lowest mean P50 "
     f"with the upper quartile of premium's P99 within {LIMIT_S:.0f} s, else the least excess. Observed best: "
     f"by what came, the same rule. Good: P50 within {NEAR:.0%} of the best's and premium's P99 within "
     f"{NEAR:.0%} of the limit; where no policy keeps it, P99 within as much of the least. E2E of what ended "

@@ -24,7 +24,7 @@ class Goal:
 class Forecast(NamedTuple):
     """What a policy is predicted to do, over several futures."""
 
-    usual: Figures  # the median of each figure
+    usual: Figures  # the mean of each figure
     cautious: Figures  # the worse quarter: what a bound is held against
 
 

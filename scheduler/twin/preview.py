@@ -29,11 +29,11 @@ NOTABLE = 0.05
 
 
 def forecast(draws: Sequence[Figures]) -> Forecast:
-    """The median and the worse quarter of each figure over several futures."""
+    """The mean and the worse quarter of each figure over several futures."""
     usual, cautious = {}, {}
     for name in {name: None for figures in draws for name in figures}:
         values = sorted(figures[name] for figures in draws if name in figures)
-        usual[name] = nearest_rank(values, 0.5)
+        usual[name] = sum(values) / len(values)
         cautious[name] = nearest_rank(values, 0.25 if name in MORE_IS_BETTER else 0.75)
     return Forecast(usual, cautious)
 
