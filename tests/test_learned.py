@@ -14,7 +14,7 @@ from scheduler.bench.estimate import spearman
 from scheduler.core.conformal import Margin
 from scheduler.core.features import BUCKETS, DENSE, MAX_CHARS, read
 from scheduler.core.learned import LearnedEstimator
-from scheduler.core.prior import NO_PRIOR, Prior
+from scheduler.core.prior import NO_PRIOR, TERMS, Prior, PromptReader
 from scheduler.core.types import Outcome, Request
 from scheduler.load.prior import read_lengths, shipped_prior, train
 
@@ -174,8 +174,8 @@ def test_state_round_trips() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        *({"kind": "paper"}, {"features": []}, {"weights": [1, 2]}, {"cues": [math.nan] * len(DENSE)}),
-        *({"words": [[BUCKETS, 1.0]]}, {"variance": 0}, {"offsets": [["t", "poem", 1.0]]}, {"margin": None}),
+        *({"kind": "paper"}, {"features": []}, {"weights": [1, 2]}, {"terms": [[0, math.nan]]}),
+        *({"terms": [[TERMS, 1.0]]}, {"variance": 0}, {"offsets": [["t", "poem", 1.0]]}, {"margin": None}),
     ],
 )
 def test_a_state_that_does_not_fit_changes_nothing(change: dict[str, Any]) -> None:
@@ -216,6 +216,18 @@ def test_a_prior_knows_unseen_prompts_unless_its_labels_were_shuffled(shuffled: 
         scores.append(spearman(points, np.array([row["a"] for row in unseen[1]], float)))
     mean = sum(scores) / len(scores)
     assert (abs(mean) < 0.3) if shuffled else (mean > 0.7)
+
+
+def test_prompts_score_as_they_were_trained_odd_ones_too() -> None:
+    """The level is what is left of the mean once every prompt's score is taken off."""
+    prompts, lengths = corpus(random.Random(4), WORDS[:60])
+    prompts.append("WHO? " * 30 + "\n" * 200)
+    lengths.append({"a": 5, "b": 10})
+    prior = Prior.from_document(train(prompts, lengths))
+    read = PromptReader(prior, len)
+    scores = [read(ask(prompt)).score for prompt in prompts]
+    mean = sum(math.log(tokens) for row in lengths for tokens in row.values()) / (2 * len(lengths))
+    assert prior.level + sum(scores) / len(scores) == pytest.approx(mean, abs=2e-3)
 
 
 def test_the_shipped_prior_fits_the_features_and_tells_kinds_apart() -> None:

@@ -32,21 +32,16 @@ class Cusum:
 
     def add(self, z: float) -> int:
         """How many values ago the change began, where ``z`` completes one and the sums start anew; else 0."""
-        self._above += z - SLACK
-        self._since_above += 1
-        if self._above <= 0.0:
-            self._above, self._since_above = 0.0, 0
-        self._below -= z + SLACK
-        self._since_below += 1
-        if self._below <= 0.0:
-            self._below, self._since_below = 0.0, 0
-        since = 0
-        if self._above > self._alarm:
+        above, below = self._above + z - SLACK, self._below - z - SLACK
+        self._above, self._since_above = (above, self._since_above + 1) if above > 0.0 else (0.0, 0)
+        self._below, self._since_below = (below, self._since_below + 1) if below > 0.0 else (0.0, 0)
+        if above > self._alarm:
             since = self._since_above
-        elif self._below > self._alarm:
+        elif below > self._alarm:
             since = self._since_below
-        if since:
-            self._clear()
+        else:
+            return 0
+        self._clear()
         return since
 
 

@@ -20,6 +20,7 @@ KEYWORDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("report", ("detailed", "report", "comprehensive")),
     ("technical", ("architecture", "code", "technical")),
 )
+_CATEGORY_OF = {word: category for category, words in KEYWORDS for word in words}
 SAFETY_FACTOR: Mapping[str, float] = {"premium": 1.2, "standard": 1.0, "batch": 0.8}
 MAX_INPUT_FACTOR = 1.5
 SHORT_TOKENS, MEDIUM_TOKENS = 128, 512
@@ -34,15 +35,14 @@ T = TypeVar("T")
 def classify(prompt: str) -> str:
     """Semantic category by keyword occurrences in the lower-cased prompt; ties go to the first listed."""
     text = prompt.lower()
-    best, best_score = "short_qa", 0
-    for category, words in KEYWORDS:
-        score = 0
-        for word in words:
-            if word in text:
-                score += text.count(word)
-        if score > best_score:
-            best, best_score = category, score
-    return best
+    found = [word for word in _CATEGORY_OF if word in text]
+    if not found:
+        return "short_qa"
+    scores: dict[str, int] = {}
+    for word in found:
+        category = _CATEGORY_OF[word]
+        scores[category] = scores.get(category, 0) + text.count(word)
+    return max(scores, key=scores.__getitem__)
 
 
 def count_words(prompt: str) -> int:
@@ -56,7 +56,8 @@ def runtime_class(budget: float) -> str:
 
 
 def input_factor(input_tokens: int) -> float:
-    return min(MAX_INPUT_FACTOR, 1 + input_tokens / 1000)
+    factor = 1 + input_tokens / 1000
+    return factor if factor < MAX_INPUT_FACTOR else MAX_INPUT_FACTOR
 
 
 _KEPT_PROMPTS, _KEPT_CHARS = 4096, 2000

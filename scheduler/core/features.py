@@ -6,7 +6,9 @@ One pass over at most ``MAX_CHARS`` characters, so a hostile prompt costs no mor
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain, repeat
 from math import log1p, sqrt
+from operator import and_
 from typing import NamedTuple
 from zlib import crc32
 
@@ -64,6 +66,7 @@ def _places(words: Mapping[str, str], start: int) -> dict[bytes, int]:
 
 _FIRST = _places(FIRST_WORDS, len(SHAPE))
 _CUE = _places(CUES, len(SHAPE) + len(FIRST_WORDS))
+_CUE_WORDS = frozenset(_CUE)
 
 
 class Features(NamedTuple):
@@ -105,11 +108,11 @@ def read(prompt: str) -> Features:
         log1p(text.count("?")),
         1.0 if b"how to" in plain or b"how do" in plain or b"how can" in plain else 0.0,
     )
-    cues = {_CUE[word] for word in _CUE.keys() & words}
+    cues = set(map(_CUE.__getitem__, _CUE_WORDS.intersection(words)))
     if words and (first := _FIRST.get(words[0])) is not None:
         cues.add(first)
     del words[MAX_WORDS:]
     hashes = list(map(crc32, words))
     pairs = map(crc32, words[1:], hashes)  # as of the first word followed by the second
-    buckets = tuple({term & (BUCKETS - 1) for term in (*hashes, *pairs)})
+    buckets = tuple(set(map(and_, chain(hashes, pairs), repeat(BUCKETS - 1))))
     return Features(shape, tuple(cues), buckets, 1 / sqrt(len(buckets) or 1))

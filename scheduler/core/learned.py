@@ -2,8 +2,8 @@
 
 The logarithm of the length is the sum of
 - a level, a slope on the prior's score, and a slope on log max_tokens: a Kalman filter;
-- what the served model makes of each cue and each hashed word beyond the prior: gradient steps that get
-  smaller as more has been seen;
+- what the served model makes of each hashed word and cue beyond the prior: gradient steps that get smaller
+  as more has been seen;
 - offsets of the category, of the tenant, and of the tenant in that category: a Kalman filter each. When a
   tenant's answers change for good, its own start anew.
 
@@ -15,28 +15,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import erfc, exp, isfinite, log, pi, sqrt
-from operator import mul
 from typing import Any
 
 from scheduler.core.conformal import Margin
 from scheduler.core.drift import Cusum
 from scheduler.core.estimate import Counter, count_words, runtime_class
-from scheduler.core.features import BUCKETS, DENSE
+from scheduler.core.features import DENSE
 from scheduler.core.kalman import Offset, Three, Weights
-from scheduler.core.prior import NO_PRIOR, Embed, Prior, PromptReader, Seen
+from scheduler.core.prior import NO_PRIOR, TERMS, Embed, Prior, PromptReader, Seen
 from scheduler.core.types import CATEGORIES, Estimate, Outcome, Request
 
-CLIP = 2.0  # standard deviations: one answer of a page and a half must not move everything
-SLOPE = 1.25  # a ridge regression shrinks its scores
+CLIP = 1.4  # standard deviations: one answer of a page and a half must not move everything
+SLOPE = 1.35  # a ridge regression shrinks its scores
 # All variances are in variances of an answer: what is not known before anything was seen, and what changes
 # with each answer.
-VARIANCE, WANDER = (0.2, 0.02, 0.001), (2e-5, 1e-6, 0.0)  # of level and slopes
-OF_CATEGORY, OF_TENANT, OF_BOTH = (0.05, 1e-5), (0.02, 7e-5), (0.02, 2e-5)
-ALARM = 8.0
+VARIANCE, WANDER = (0.05, 0.003, 0.001), (2e-6, 0.0, 0.0)  # of level and slopes
+OF_CATEGORY, OF_TENANT, OF_BOTH = (0.05, 1e-6), (0.02, 7e-5), (0.03, 2e-5)
+ALARM = 6.0
 CHANGED_TENANT, CHANGED_BOTH = 0.2, 0.05  # variance after a change point
-CUE_RATE, WORD_RATE = 0.0015, 0.03  # of the gradient steps at first
+TERM_RATE = 0.1  # of the gradient steps at first
 SETTLE, LEAST_RATE = 200, 0.1  # answers after which they have halved, and the share that they keep
 TOWARDS_MEAN = 0.06  # of the variance; 0 is the median and 0.5 the mean of a log-normal
+MAX_LOG = 20.0  # of an estimate
 MAX_TENANTS = 2500
 USUAL_MAX_TOKENS = log(1024)
 
@@ -74,8 +74,7 @@ class LearnedEstimator:
         self._read = PromptReader(prior, counter, embed)
         self._weights = Weights((prior.level, SLOPE, 0.0), VARIANCE, WANDER)
         self._variance = prior.spread**2
-        self._cues = [0.0] * len(DENSE)
-        self._words = [0.0] * BUCKETS
+        self._terms = [0.0] * TERMS
         self._categories = _common_offsets()
         self._tenants: dict[str, _Tenant] = {}
         self._answers = 0
@@ -88,17 +87,18 @@ class LearnedEstimator:
     def estimate(self, request: Request) -> Estimate:
         seen = self._read(request)
         cap = request.max_tokens
-        mu = self._mu(seen, request)
-        believed = exp(min(20.0, mu + TOWARDS_MEAN * self._variance))
-        uncorrected = min(cap, exp(self.prior.level + seen.score))
-        point = min(float(cap), believed)
+        mu = self._mu(seen, request) + TOWARDS_MEAN * self._variance
+        believed = exp(mu if mu < MAX_LOG else MAX_LOG)
+        point = believed if believed < cap else float(cap)
+        upper = self.margin.upper(believed)
+        uncorrected = exp(self.prior.level + seen.score)
         return Estimate(
             seen.input_tokens,
             point,
-            min(cap, self.margin.upper(believed)),
+            upper if upper < cap else cap,
             seen.category,
             runtime_class(seen.input_tokens + point),
-            uncorrected,
+            uncorrected if uncorrected < cap else cap,
         )
 
     def observe(self, request: Request, outcome: Outcome) -> None:
@@ -119,7 +119,8 @@ class LearnedEstimator:
             error, square = deviation * hazard, variance * (1 + z * hazard)
         self._variance = max(0.01, variance + 0.02 * (square - variance))
         bound = CLIP * deviation
-        self._learn(seen, request, max(-bound, min(bound, error)), deviation)
+        error = bound if error > bound else -bound if error < -bound else error
+        self._learn(seen, request, error, deviation)
 
     def bias(self, tenant: str, category: str) -> float:
         """What the tenant's offset and the level make of the prior's estimate."""
@@ -131,8 +132,7 @@ class LearnedEstimator:
             level
             + slope * seen.score
             + cap_slope * (log(request.max_tokens) - USUAL_MAX_TOKENS)
-            + sum(map(mul, seen.cues, self._cues))
-            + seen.share * sum(map(self._words.__getitem__, seen.buckets))
+            + seen.share * sum(map(self._terms.__getitem__, seen.terms))
             + self._offset(request.tenant, seen.category)
         )
         return mu
@@ -146,12 +146,9 @@ class LearnedEstimator:
         self._weights.learn((1.0, seen.score, log(request.max_tokens) - USUAL_MAX_TOKENS), error)
         self._answers += 1
         step = error * max(LEAST_RATE, SETTLE / (SETTLE + self._answers))
-        if seen.cues:
-            by = CUE_RATE * step
-            self._cues = [weight + by * cue for weight, cue in zip(self._cues, seen.cues, strict=True)]
-        by, words = WORD_RATE * step * seen.share, self._words
-        for bucket in seen.buckets:
-            words[bucket] += by
+        by, terms = TERM_RATE * step * seen.share, self._terms
+        for term in seen.terms:
+            terms[term] += by
         self._categories[seen.category].learn(error)
         own = self._tenants.get(request.tenant)
         if own is None and len(self._tenants) < MAX_TENANTS:
@@ -174,14 +171,13 @@ class LearnedEstimator:
             "variance": self._variance,
             "weights": list(self._weights.values),
             "covariance": list(map(list, self._weights.covariance)),
-            "cues": list(self._cues),
-            "words": [[bucket, weight] for bucket, weight in enumerate(self._words) if weight],
+            "terms": [[term, weight] for term, weight in enumerate(self._terms) if weight],
             "offsets": offsets,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         categories, tenants = _common_offsets(), dict[str, _Tenant]()
-        weights, words = Weights((0.0, 0.0, 0.0), VARIANCE, WANDER), [0.0] * BUCKETS
+        weights, terms = Weights((0.0, 0.0, 0.0), VARIANCE, WANDER), [0.0] * TERMS
         try:
             if state["kind"] != "learned" or state["features"] != list(DENSE):
                 raise ValueError
@@ -189,9 +185,8 @@ class LearnedEstimator:
             weights.values = _three(state["weights"])
             first, second, third = map(_three, state["covariance"])
             weights.covariance = first, second, third
-            cues = _numbers(state["cues"], len(DENSE))
-            for bucket, weight in state["words"]:
-                words[bucket] = _numbers([weight], 1)[0]
+            for term, weight in state["terms"]:
+                terms[term] = _numbers([weight], 1)[0]
             for tenant, category, *saved in state["offsets"]:
                 if tenant is None:
                     offset = categories[category]
@@ -204,7 +199,7 @@ class LearnedEstimator:
         except (KeyError, TypeError, ValueError, IndexError):
             raise ValueError("not a state of the learned estimator with these features") from None
         self.margin, self._variance, self._answers = Margin(margin), variance, int(answers)
-        self._weights, self._cues, self._words = weights, cues, words
+        self._weights, self._terms = weights, terms
         self._categories, self._tenants = categories, tenants
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from math import copysign, log
-from operator import mul
+from operator import mul, sub
 from typing import Any, NamedTuple
 
 from scheduler.core.estimate import Counter, classify
 from scheduler.core.features import BUCKETS, DENSE, SHAPE, read
 from scheduler.core.types import Request
 
-MAX_CUE = 3.0  # standard deviations: late feedback makes large steps overshoot
+BOUND = 3.0  # of a dense feature, in standard deviations: no single odd prompt may say everything
+TERMS = BUCKETS + len(DENSE)
 KEPT_PROMPTS, KEPT_CHARS = 2048, 2000
 
 Embed = Callable[[str], Sequence[float]]
@@ -52,14 +53,17 @@ NO_PRIOR = Prior(
 )
 
 
+def bounded(standard: float) -> float:
+    return standard if -BOUND < standard < BOUND else copysign(BOUND, standard)
+
+
 class Seen(NamedTuple):
     """A prompt as the model sees it."""
 
     category: str
     input_tokens: int
-    cues: Sequence[float]  # standardised
-    buckets: tuple[int, ...]
-    share: float
+    terms: tuple[int, ...]  # the buckets of its words and, beyond them, its cues: below ``TERMS``
+    share: float  # of each term
     score: float  # the prior's, beyond its level
 
 
@@ -73,36 +77,35 @@ class PromptReader:
         self._count = counter
         self._embed = embed
         self._kept = lru_cache(KEPT_PROMPTS)(self._look)
-        # Most cue words are not in a prompt: what they are worth absent and present is worked out once.
-        shape = len(SHAPE)
-        words = list(zip(prior.mean, prior.scale, prior.dense, strict=True))[shape:]
-        self._absent = [_bounded(-mean / scale) for mean, scale, _ in words]
-        self._present = [0.0] * shape + [_bounded((1 - mean) / scale) for mean, scale, _ in words]
-        self._without = sum(-mean / scale * weight for mean, scale, weight in words)
-        self._worth = [0.0] * shape + [weight / scale for _, scale, weight in words]
+        # What does not change with the prompt is worked out once. Most cue words are not in a prompt: their
+        # worth when absent is in the constant.
+        features = list(zip(prior.mean, prior.scale, prior.dense, strict=True))
+        shape, cues = features[: len(SHAPE)], features[len(SHAPE) :]
+        self._low = [mean - BOUND * scale for mean, scale, _ in shape]
+        self._high = [mean + BOUND * scale for mean, scale, _ in shape]
+        self._slopes = [weight / scale for _, scale, weight in shape]
+        absent = [bounded(-mean / scale) * weight for mean, scale, weight in cues]
+        present = [bounded((1 - mean) / scale) * weight for mean, scale, weight in cues]
+        self._constant = sum(absent) - sum(mean * weight / scale for mean, scale, weight in shape)
+        self._worth = dict(enumerate(map(sub, present, absent), len(SHAPE)))
 
     def __call__(self, request: Request) -> Seen:
         prompt = request.prompt
         if not prompt:
-            return Seen(request.category or "short_qa", request.prompt_tokens, (), (), 0.0, 0.0)
+            return Seen(request.category or "short_qa", request.prompt_tokens, (), 0.0, 0.0)
         return self._kept(prompt) if len(prompt) <= KEPT_CHARS else self._look(prompt)
 
     def _look(self, prompt: str) -> Seen:
         prior = self._prior
-        shape, present, buckets, share = read(prompt)
-        standard = [
-            (value - mean) / scale for value, mean, scale in zip(shape, prior.mean, prior.scale, strict=False)
-        ]
-        score = self._without + sum(map(mul, standard, prior.dense))
-        score += share * sum(map(prior.words.__getitem__, buckets))
-        cues = [*map(_bounded, standard), *self._absent]
-        for place in present:
-            cues[place] = self._present[place]
-            score += self._worth[place]
+        shape, cues, buckets, share = read(prompt)
+        within = map(min, self._high, map(max, self._low, shape))
+        score = (
+            self._constant
+            + sum(map(mul, self._slopes, within))
+            + sum(map(self._worth.__getitem__, cues))
+            + share * sum(map(prior.words.__getitem__, buckets))
+        )
         if self._embed is not None:
             score += sum(map(mul, self._embed(prompt), prior.embedding))
-        return Seen(classify(prompt), self._count(prompt), cues, buckets, share, score)
-
-
-def _bounded(cue: float) -> float:
-    return cue if -MAX_CUE < cue < MAX_CUE else copysign(MAX_CUE, cue)
+        terms = (*buckets, *map(BUCKETS.__add__, cues))
+        return Seen(classify(prompt), self._count(prompt), terms, share, score)

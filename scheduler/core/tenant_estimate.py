@@ -13,9 +13,10 @@ from scheduler.core.drift import Cusum
 from scheduler.core.estimate import (
     BASE_TOKENS,
     Counter,
+    classify,
     count_words,
     input_factor,
-    prompt_reader,
+    reading_once,
     runtime_class,
 )
 from scheduler.core.types import CATEGORIES, Estimate, Outcome, Request
@@ -23,7 +24,8 @@ from scheduler.core.types import CATEGORIES, Estimate, Outcome, Request
 STATISTICS = ("median", "mean")
 SHRINKAGE = 10.0  # observations of its own that weigh as much as the category's
 MEMORY = 0.05  # of the mean, an EMA; before 1 / MEMORY observations a plain mean
-SPAN = 32  # of the median
+SPAN = 31  # of the median; odd, so that it is one of them
+MIDDLE = SPAN // 2
 KEPT = 4  # answers that count after a change point
 ALARM, CLIP = 8.0, 2.0  # of the change points, in standard deviations
 MAX_TENANTS = 2500  # beyond that the category speaks for newcomers
@@ -44,17 +46,25 @@ class Cell:
 
     def add(self, ratio: float) -> None:
         self.count += 1
-        self._recent += 1
         if not self._by_median:
+            self._recent += 1
             self.value += (ratio - self.value) * max(MEMORY, 1 / self._recent)
             return
-        ordered = self._sorted
-        self._last.append(ratio)
+        last, ordered = self._last, self._sorted
+        last.append(ratio)
         insort(ordered, ratio)
-        if len(ordered) > SPAN:
-            del ordered[bisect_left(ordered, self._last.popleft())]
-        half = len(ordered) // 2
-        self.value = ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+        count = len(last)
+        if count > SPAN:
+            del ordered[bisect_left(ordered, last.popleft())]
+            self.value = ordered[MIDDLE]
+        else:
+            half = count // 2
+            self.value = (ordered[half] + ordered[~half]) / 2  # the middle one twice where there is one
+
+    def shrunk(self, common: float) -> float:
+        """The value, drawn to the category's while there are few answers."""
+        count = self.count
+        return (count * self.value + SHRINKAGE * common) / (count + SHRINKAGE)
 
     def changed(self) -> None:
         """What was before hardly counts any more."""
@@ -96,7 +106,7 @@ class TenantEstimator:
             raise ValueError(f"unknown statistic {statistic!r}; allowed: {', '.join(STATISTICS)}")
         self.statistic = statistic
         self.margin = Margin()
-        self._read = prompt_reader(counter)
+        self._read = reading_once(lambda prompt: _formula(classify(prompt), counter(prompt)))
         self._categories = {category: self._cell() for category in CATEGORIES}
         self._tenants: dict[str, _Tenant] = {}
         self._variance = 0.25  # of the log of actual over believed
@@ -112,54 +122,62 @@ class TenantEstimator:
     def estimate(self, request: Request) -> Estimate:
         """O(prompt length), once per prompt that is remembered."""
         if request.prompt:
-            category, input_tokens = self._read(request.prompt)
+            category, input_tokens, uncorrected = self._read(request.prompt)
         else:
-            category, input_tokens = request.category or "short_qa", request.prompt_tokens
+            category, input_tokens, uncorrected = _formula(
+                request.category or "short_qa", request.prompt_tokens
+            )
         cap = request.max_tokens
-        uncorrected = BASE_TOKENS[category] * input_factor(input_tokens)
         believed = uncorrected * self.bias(request.tenant, category)
-        point = int(min(cap, believed)) or 1
-        upper = min(cap, self.margin.upper(believed))
+        upper = self.margin.upper(believed)
+        point = int(believed if believed < cap else cap) or 1
         return Estimate(
-            input_tokens, point, upper, category, runtime_class(input_tokens + point), int(uncorrected)
+            input_tokens,
+            point,
+            upper if upper < cap else cap,
+            category,
+            runtime_class(input_tokens + point),
+            int(uncorrected),
         )
 
     def observe(self, request: Request, outcome: Outcome) -> None:
-        estimate, tokens, category = request.estimate, outcome.output_tokens, request.estimate.category
-        censored = outcome.finish != "stop"
+        estimate, tokens, finish = request.estimate, outcome.output_tokens, outcome.finish
+        category, censored = estimate.category, finish != "stop"
         # What was cut at max_tokens needed no more room.
-        self.margin.observe(estimate.upper, tokens, censored and outcome.finish != "length")
-        ratio = tokens / max(1.0, estimate.uncorrected)
-        bias = self.bias(request.tenant, category)
+        self.margin.observe(estimate.upper, tokens, censored and finish != "length")
+        ratio = tokens / (estimate.uncorrected or 1)
+        common = self._categories[category]
+        own = self._tenants.get(request.tenant)
+        cell = None if own is None else own.cells.get(category)
+        bias = common.value if cell is None else cell.shrunk(common.value)
         if ratio <= 0 or (censored and ratio <= bias):
             return
-        self._categories[category].add(ratio)
-        own = self._tenants.get(request.tenant)
+        common.add(ratio)
         if own is None:
             if len(self._tenants) == MAX_TENANTS:
                 return
             own = self._tenants[request.tenant] = _Tenant()
-        if self._is_change(own, ratio / bias):
-            for cell in own.cells.values():
-                cell.changed()
-        if category not in own.cells:
-            own.cells[category] = self._cell()
-        own.cells[category].add(ratio)
+        if own.cusum.add(self._deviation(ratio / bias)):  # its answers have changed for good
+            for each in own.cells.values():
+                each.changed()
+        if cell is None:
+            cell = own.cells[category] = self._cell()
+        cell.add(ratio)
 
-    def _is_change(self, own: _Tenant, off: float) -> bool:
-        deviation, error = sqrt(self._variance), log(off)
-        bound = CLIP * deviation
-        error = bound if error > bound else -bound if error < -bound else error
-        self._variance += 0.02 * (max(0.01, error * error) - self._variance)
-        return own.cusum.add(error / deviation) > 0
+    def _deviation(self, off: float) -> float:
+        """In standard deviations, which this answer counts towards."""
+        variance = self._variance
+        z = log(off) / sqrt(variance)
+        z = CLIP if z > CLIP else -CLIP if z < -CLIP else z
+        square = z * z * variance
+        self._variance = variance + 0.02 * ((square if square > 0.01 else 0.01) - variance)
+        return z
 
     def bias(self, tenant: str, category: str) -> float:
         common = self._categories[category].value
         own = self._tenants.get(tenant)
         cell = None if own is None else own.cells.get(category)
-        if cell is None:
-            return common
-        return (cell.count * cell.value + SHRINKAGE * common) / (cell.count + SHRINKAGE)
+        return common if cell is None else cell.shrunk(common)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -192,6 +210,11 @@ class TenantEstimator:
         cell = self._cell()
         cell.restore([_finite(value) for value in state])
         return cell
+
+
+def _formula(category: str, input_tokens: int) -> tuple[str, int, float]:
+    """With the estimate before anything was learned."""
+    return category, input_tokens, BASE_TOKENS[category] * input_factor(input_tokens)
 
 
 def _finite(value: object) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cache
-from math import log
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -14,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.features import BUCKETS, DENSE, read
-from scheduler.core.prior import Embed, Prior
+from scheduler.core.prior import BOUND, Embed, Prior
 
 DATA = Path(__file__).parent.parent / "data"
 PRIOR_FILE, MINILM_PRIOR_FILE = DATA / "prior.json", DATA / "prior-minilm.json"
+SHORT_TOKENS = 30  # added to each answer before the logarithm: whether it had 2 or 8 tokens says little
 RIDGE = 150.0
 WORD_SCALE = 6.0  # how much a word may weigh beside a cue
 EMBEDDING_SCALE, EMBEDDING_RIDGE = 10.0, 300.0  # of an embedding that is as long as 1
@@ -64,11 +64,12 @@ def train(
 ) -> dict[str, Any]:
     """The prior as its file holds it. ``lengths[i]`` has the same models for every prompt."""
     models = sorted(lengths[0])
-    logs = np.array([[log(row[model]) for model in models] for row in lengths])
-    target = (logs - logs.mean(axis=0)).mean(axis=1)
+    answers = np.array([[row[model] for model in models] for row in lengths], float)
+    logs, target = np.log(answers), np.log(answers + SHORT_TOKENS)
+    target = (target - target.mean(axis=0)).mean(axis=1)
     dense = np.array([read(prompt).dense for prompt in prompts])
     mean, scale = dense.mean(axis=0), np.maximum(dense.std(axis=0), 0.05)
-    parts, ridge = [(dense - mean) / scale, WORD_SCALE * _word_matrix(prompts)], RIDGE
+    parts, ridge = [((dense - mean) / scale).clip(-BOUND, BOUND), WORD_SCALE * _word_matrix(prompts)], RIDGE
     if embed is not None:
         parts, ridge = (
             [*parts, EMBEDDING_SCALE * np.array([embed(prompt) for prompt in prompts])],
