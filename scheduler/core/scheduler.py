@@ -24,6 +24,7 @@ from scheduler.core.slots import MicroBatch, Replica
 from scheduler.core.types import (
     ABORTING,
     CANCELLED,
+    ENDED,
     EXPIRED,
     FAILED,
     FINISHED,
@@ -36,6 +37,8 @@ from scheduler.core.types import (
     Request,
     State,
 )
+
+_ENDING = {state: Kind(state) for state in ENDED}  # looked up once: that is slow
 
 
 class Scheduler(Controls):
@@ -264,7 +267,7 @@ class Scheduler(Controls):
         if self.metrics is not None:
             self.metrics.on_ended(request, now, tenant.config.slo)
         if self._emit is not None:
-            self._emit(Event(now, Kind(state), request, NO_DETAIL))
+            self._emit(Event(now, _ENDING[state], request, NO_DETAIL))
 
     # -- ends that are no completion -----------------------------------------------------------------
 
