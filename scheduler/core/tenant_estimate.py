@@ -24,8 +24,7 @@ from scheduler.core.types import CATEGORIES, Estimate, Outcome, Request
 STATISTICS = ("median", "mean")
 SHRINKAGE = 10.0  # observations of its own that weigh as much as the category's
 MEMORY = 0.05  # of the mean, an EMA; before 1 / MEMORY observations a plain mean
-SPAN = 31  # of the median; odd, so that it is one of them
-MIDDLE = SPAN // 2
+SPAN = 32  # of the median
 KEPT = 4  # answers that count after a change point
 ALARM, CLIP = 8.0, 2.0  # of the change points, in standard deviations
 MAX_TENANTS = 2500  # beyond that the category speaks for newcomers
@@ -53,13 +52,10 @@ class Cell:
         last, ordered = self._last, self._sorted
         last.append(ratio)
         insort(ordered, ratio)
-        count = len(last)
-        if count > SPAN:
+        if len(last) > SPAN:
             del ordered[bisect_left(ordered, last.popleft())]
-            self.value = ordered[MIDDLE]
-        else:
-            half = count // 2
-            self.value = (ordered[half] + ordered[~half]) / 2  # the middle one twice where there is one
+        half = len(last) // 2
+        self.value = (ordered[half] + ordered[~half]) / 2  # the middle one twice where there is one
 
     def shrunk(self, common: float) -> float:
         """The value, drawn to the category's while there are few answers."""
