@@ -71,7 +71,7 @@ class Scheduler(Controls):
         self.books.enqueued(request, tenant, now)
         self.waiting.enter(request)
         if limited or request.ttl_s is not None:
-            self._bound_wait(request, tenant)
+            self._bound_wait(request, tenant, request.arrival_s)
         if self._emit is not None:
             self._emit(Event(now, Kind.QUEUED, request, NO_DETAIL))
         return None
@@ -90,12 +90,12 @@ class Scheduler(Controls):
         dispatch_interval_s = now / max(1, self._dispatches)
         return admission.rejection(reason, tenant, totals.queued, dispatch_interval_s)
 
-    def _bound_wait(self, request: Request, tenant: TenantBooks) -> None:
-        """It may wait for the shortest of the TTLs, counted from its arrival."""
+    def _bound_wait(self, request: Request, tenant: TenantBooks, since_s: float) -> None:
+        """It may wait for the shortest of the TTLs."""
         ttls_s = (request.ttl_s, tenant.config.limits.ttl_s, self.limits.ttl_s)
         ttl_s = min(inf if ttl_s is None else ttl_s for ttl_s in ttls_s)
         if ttl_s < inf:
-            self.waiting.expire_at(request.arrival_s + ttl_s, request)
+            self.waiting.expire_at(since_s + ttl_s, request)
 
     # -- dispatch ------------------------------------------------------------------------------------
 
@@ -340,7 +340,7 @@ class Scheduler(Controls):
         request.state = QUEUED
         self.books.enqueued(request, tenant, now)
         self.waiting.enter(request)
-        self._bound_wait(request, tenant)
+        self._bound_wait(request, tenant, now)  # the time that it ran is not held against it
         if self._emit is not None:
             self._emit(Event(now, Kind.RETRIED, request, NO_DETAIL))
 
