@@ -53,6 +53,9 @@ class ReadyQueue:
     def __init__(self, policy: Policy, room: dict[str, int]) -> None:
         self.policy = policy
         self.lapses = policy.lapses
+        kind = type(policy)  # what it leaves as it is in every policy need not be called for each request
+        self.charges = kind.on_dispatch is not Policy.on_dispatch or kind.on_settle is not Policy.on_settle
+        self._grouped = kind.group is not Policy.group
         self._room = room
         self._groups: dict[str, _Group] = {}
         self._firsts: dict[str, Entry] = {}  # group -> its first that may run; what a group has at heads[0]
@@ -69,7 +72,8 @@ class ReadyQueue:
             entry: Entry = (*key, request.ticket, request)
         else:
             entry = (key, request.ticket, request)
-        name, tenant = policy.group(request), request.tenant
+        name = policy.group(request) if self._grouped else ""
+        tenant = request.tenant
         first = self._firsts.get(name)
         if first is None:
             policy.on_backlogged(name)
@@ -94,7 +98,19 @@ class ReadyQueue:
         firsts = self._firsts
         if not firsts:
             return None
-        request = self._take_first(self.policy.choose(firsts) if len(firsts) > 1 else next(iter(firsts)))
+        name = self.policy.choose(firsts) if len(firsts) > 1 else next(iter(firsts))
+        group = self._groups[name]
+        heads = group.heads
+        request: Request = heads[0][-1]
+        heap = group.tenants[request.tenant]
+        heappop(heap)
+        if heap and heap[0][-1].ticket != heap[0][-2]:
+            _drop_dead(heap)
+        if heap:
+            heapreplace(heads, heap[0])
+        else:
+            heappop(heads)
+        self._find_first(name, group)
         request.ticket = -1
         return request
 
@@ -119,7 +135,11 @@ class ReadyQueue:
         firsts = self._firsts
         for name in list(firsts):
             while (entry := firsts.get(name)) is not None and self.policy.lapsed(entry, now):
-                self.push(self._take_first(name))
+                request, ticket = entry[-1], entry[-2]
+                request.ticket = -1
+                self.forget(request)
+                request.ticket = ticket
+                self.push(request)
 
     def forget(self, request: Request) -> None:
         """Told that a request's entry here, if there is one, has died."""
@@ -169,22 +189,6 @@ class ReadyQueue:
 
     def _first_retried(self) -> Request | None:
         return next((r for r in self.retried if self._room.get(r.tenant, 1) > 0), None)
-
-    def _take_first(self, name: str) -> Request:
-        """Remove the first of a group."""
-        group = self._groups[name]
-        heads = group.heads
-        request: Request = heads[0][-1]
-        heap = group.tenants[request.tenant]
-        heappop(heap)
-        if heap and heap[0][-1].ticket != heap[0][-2]:
-            _drop_dead(heap)
-        if heap:
-            heapreplace(heads, heap[0])
-        else:
-            heappop(heads)
-        self._find_first(name, group)
-        return request
 
     def _find_first(self, name: str, group: _Group) -> None:
         """The group's best entry that may run, left at heads[0]; what is stale or blocked drops out."""

@@ -179,7 +179,8 @@ class Scheduler(Controls):
         if not request.attempts:
             request.dispatched_s = now
             request.charged = request.cost
-            waiting.queue.policy.on_dispatch(request, request.cost)
+            if waiting.queue.charges:
+                waiting.queue.policy.on_dispatch(request, request.cost)
         request.attempts += 1
         self.slots.start(request, replica)
 
@@ -249,7 +250,8 @@ class Scheduler(Controls):
         if waiting.room:
             waiting.give_room(name)
         cost = books.settled(request, tenant)
-        waiting.queue.policy.on_settle(request, cost - request.charged)
+        if waiting.queue.charges:
+            waiting.queue.policy.on_settle(request, cost - request.charged)
         request.charged = cost
         estimator, category = self.estimator, request.estimate.category
         request.bias_before = estimator.bias(name, category)
