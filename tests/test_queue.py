@@ -196,3 +196,18 @@ def test_the_policy_hears_when_a_group_begins_to_wait() -> None:
     queue.forget(last)
     queue.push(make_request("new", "globex", ticket=11))
     assert policy.heard[3:] == ["standard", "standard"], "nothing was waiting any more"
+
+
+def test_a_group_that_waits_for_room_has_not_begun_to_wait_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = {"acme": 1}
+    policy = policy_from("fair credit=0")
+    policy.bind({tenant.name: tenant for tenant in TENANTS})
+    heard: list[str] = []
+    monkeypatch.setattr(type(policy), "on_backlogged", lambda _, group: heard.append(group))
+    queue = ReadyQueue(policy, room)
+    for ticket in range(2):
+        queue.push(make_request(str(ticket), "acme", ticket=ticket))
+    room["acme"] = 0
+    queue.room_changed("acme")
+    queue.push(make_request("third", "acme", ticket=3))
+    assert heard == ["acme"]

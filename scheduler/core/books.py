@@ -94,8 +94,8 @@ class Books:
         tenant.queued += 1
         tenant.queued_tokens += cost
 
-    def dispatched(self, request: Request, now: float) -> None:
-        """From the queue into flight; notes whether its tenant has more waiting."""
+    def dispatched(self, request: Request, now: float) -> bool:
+        """From the queue into flight; returns whether its tenant has more waiting."""
         totals, tenant, cost = self.totals, self.tenants[request.tenant], request.cost
         totals.queued -= 1
         totals.queued_tokens -= cost
@@ -103,10 +103,10 @@ class Books:
         tenant.in_flight += 1
         tenant.queued_tokens -= cost
         tenant.queued = queued = tenant.queued - 1
-        request.backlogged = queued > 0
         if not queued and tenant.backlogged_since_s is not None:
             tenant.backlogged_s += now - tenant.backlogged_since_s
             tenant.backlogged_since_s = None
+        return queued > 0
 
     def freed(self, tenant: TenantBooks) -> None:
         """One of its requests is in flight no longer."""

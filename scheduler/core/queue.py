@@ -75,14 +75,14 @@ class ReadyQueue:
         name = policy.group(request) if self._grouped else ""
         tenant = request.tenant
         first = self._firsts.get(name)
-        if first is None:
-            policy.on_backlogged(name)
         try:
             group = self._groups[name]
             heap = group.tenants[tenant]
         except KeyError:
             group = self._groups.setdefault(name, _Group())
             heap = group.tenants.setdefault(tenant, [])
+        if first is None and not any(group.tenants.values()):
+            policy.on_backlogged(name)
         heappush(heap, entry)
         if heap[0] is entry:
             heappush(group.heads, entry)

@@ -38,7 +38,7 @@ from scheduler.core.types import (
     State,
 )
 
-_ENDING = {state: Kind(state) for state in ENDED}  # looked up once: that is slow
+_ENDING = {state: Kind(state) for state in ENDED}  # calling the enum for each request is slow
 
 
 class Scheduler(Controls):
@@ -173,7 +173,7 @@ class Scheduler(Controls):
             waiting.swap.queue.forget(request)
         if waiting.room:
             waiting.take_room(request.tenant)
-        self.books.dispatched(request, now)
+        request.backlogged = self.books.dispatched(request, now)
         request.state = RUNNING  # what holds a place in the queue was queued
         self._dispatches += 1
         if not request.attempts:
@@ -210,7 +210,7 @@ class Scheduler(Controls):
         """A stream has ended. Returns the requests that ended with it: in a micro-batch none before its
         last one, then all of them. Raises UnknownRequest.
         """
-        request = self._active.get(request_id)
+        request = self._active.get(request_id)  # as _running does; a call is felt here
         if request is None or request.replica < 0 or request.finish:
             raise UnknownRequest(f"no running request {request_id}")
         request.finish = outcome.finish

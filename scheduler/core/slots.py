@@ -24,9 +24,8 @@ class Replica:
 
     index: int
     capacity: int
-    room: (
-        int  # streams that it may have now: its capacity, 0 while its engine is away or a suspect runs alone
-    )
+    # Streams that it may have now: its capacity; 0 while its engine is away or a suspect runs alone.
+    room: int
     up: bool = True
     running: int = 0  # streams that have not ended
     reserved_tokens: float = 0.0  # prompt + upper estimate of what runs; only where they are bounded
