@@ -364,3 +364,14 @@ def test_the_step_at_a_time_is_right_to_the_last_bit(name: str) -> None:
             assert phase.steps_done(nextafter(phase.at(step), inf)) == step
             assert phase.steps_done(nextafter(phase.at(step), 0.0)) == step - 1
         assert phase.steps_done(nextafter(phase.end_s, 0.0)) == 399
+
+
+def test_steps_are_counted_on_over_a_crash() -> None:
+    gpu = Gpu(simple(), 4)
+    gpu.start("a", 3, 20, 0.0)
+    gpu.next_event()
+    before = gpu.state(0.1)
+    assert before.steps > 0
+    assert gpu.crash(0.1) == ["a"]
+    after = gpu.state(0.1)
+    assert (after.running, after.steps) == (0, before.steps)

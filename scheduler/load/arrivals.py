@@ -8,7 +8,7 @@ because its arrivals depend on completions: ``workload.py`` runs those clients.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import accumulate, cycle, repeat
+from itertools import cycle, repeat
 from math import cos, inf, log, pi, sqrt
 from random import Random
 
@@ -17,7 +17,10 @@ Process = Callable[[Random], Iterator[float]]
 
 def poisson(rng: Random, rate: float) -> Iterator[float]:
     """Independent arrivals, ``rate`` per second on average."""
-    return accumulate(log(1.0 - u) / -rate for u in iter(rng.random, None))
+    random, at = rng.random, 0.0
+    while True:
+        at -= log(1.0 - random()) / rate
+        yield at
 
 
 def uniform(rng: Random, min_s: float, max_s: float) -> Iterator[float]:

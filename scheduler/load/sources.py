@@ -6,11 +6,9 @@ Made only then, a request shows a drift that began in between.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from heapq import heapify, heappop, heappush
-from itertools import islice, takewhile
+from itertools import islice
 from math import inf
-from operator import add, gt
 from random import Random
 
 from scheduler.core.types import Request, State
@@ -74,9 +72,15 @@ class Drawn(Source):
         self, stream: Stream, arrivals: Arrivals, key: str, setting: Setting, start_s: float
     ) -> None:
         super().__init__(stream, key, setting, start_s)
-        drawn = islice(times(arrivals, setting.rng(key, "arrivals")), stream.count)
-        self._times = map(partial(add, start_s), takewhile(partial(gt, self._until_s), drawn))
+        self._times = self._drawn(times(arrivals, setting.rng(key, "arrivals")))
         self.next_s = next(self._times, inf)
+
+    def _drawn(self, times: Iterator[float]) -> Iterator[float]:
+        start_s, until_s = self._start_s, self._until_s
+        for at_s in islice(times, self.stream.count):
+            if at_s >= until_s:
+                return
+            yield start_s + at_s
 
     def take(self, number: int, request_id: str) -> Request:
         at_s = self.next_s

@@ -161,6 +161,7 @@ class Gpu:
                 self._leaving.append(sequence)
             else:
                 self._leave(sequence)
+                self._forget_left()
         if self._planned:
             self._cut(now)
         return tokens
@@ -207,6 +208,9 @@ class Gpu:
         """Lose every sequence; returns their ids in the order they were started."""
         self._settle(now)
         lost = list(self._sequences)
+        if self._planned and (done := self._phase.steps_done(now)):
+            self._phase.cut(done)
+            self._finish_phase()  # nobody's end is among these steps
         self._clear()
         return lost
 
@@ -264,6 +268,7 @@ class Gpu:
             for sequence in self._leaving:
                 self._leave(sequence)
             self._leaving = []
+            self._forget_left()
         finishing, context = self._finishing, self._context
         while finishing and finishing[0][0] == step:
             sequence = heappop(finishing)[2]
@@ -285,9 +290,11 @@ class Gpu:
         self._context -= self._held(sequence)
         if sequence is self._partial:
             self._partial = None
-        else:
-            self._finishing = [entry for entry in self._finishing if entry[2] is not sequence]
-            heapify(self._finishing)
+
+    def _forget_left(self) -> None:
+        """Those who left will finish at no step."""
+        self._finishing = [entry for entry in self._finishing if entry[2].order >= 0]
+        heapify(self._finishing)
 
     # Planning
 
@@ -375,6 +382,7 @@ class Gpu:
             victim.generated = self._step - victim.origin
         self._leave(victim)
         victim.order = -1
+        self._forget_left()
         self._waiting.appendleft(victim)
         self._preemptions += 1
 
