@@ -141,7 +141,7 @@ _ESTIMATE = Pending._fields.index("estimate")
 def _columns(requests: Sequence[Pending]) -> tuple[Columns, Columns]:
     """All but the estimates, and those."""
     columns: Columns = list(zip(*requests, strict=True))
-    made: Iterable[Estimate] = columns.pop(_ESTIMATE) if columns else ()
+    made: Sequence[Estimate] = columns.pop(_ESTIMATE) if columns else ()
     estimates: Columns = [
         [estimate.input_tokens for estimate in made],
         [estimate.point for estimate in made],
