@@ -88,7 +88,7 @@ async def test_what_was_cancelled_is_forgotten(clock: PlannedClock) -> None:
     soon = clock.now() + 5.0
     whens = [soon + at / 100 for at in range(100)]
     for when in whens:
-        for _ in range(30):  # as a session that sets its timer anew at each of its turns
+        for _ in range(30):  # as a session whose next timer moves at each of its turns
             clock.call_at(soon + 1e6, lambda: None).cancel()
         clock.call_at(when, lambda: None)
     assert len(clock._planned) <= 2 * len(whens) + 1

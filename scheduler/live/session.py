@@ -69,6 +69,7 @@ class Session:
         self._on_switch = on_switch
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = inf  # when it goes off
+        self._pumping = False
         self._streams: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._answers: dict[str, Answer] = {}  # of requests that a client waits for
@@ -95,7 +96,9 @@ class Session:
         self.pump()
 
     def stop_loads(self) -> None:
-        """No further request comes from any load."""
+        """No further request comes from any load, even where one is given more to do later."""
+        for load in self.loads:
+            load.stop()
         self.loads.clear()
         self.pump()
 
@@ -126,7 +129,17 @@ class Session:
 
     def pump(self) -> None:
         """Do all that is due now, start all that may run, and set the timer for what comes next."""
-        scheduler, now = self.scheduler, self.clock.now()
+        if self._pumping:
+            return  # what asks is an action of a load, and others of the same instant are still to come
+        self._pumping = True
+        try:
+            self._do_due(self.clock.now())
+        finally:
+            self._pumping = False
+        self._arm()
+
+    def _do_due(self, now: float) -> None:
+        scheduler = self.scheduler
         for request in scheduler.expire(now):
             self._ended(request)
         for load in list(self.loads):
@@ -141,7 +154,6 @@ class Session:
             if all(load.exhausted for load in self.loads):
                 self.loads.clear()
                 self.drained.set()
-        self._arm()
 
     def _arm(self) -> None:
         due_s = self.scheduler.next_timer()
@@ -198,6 +210,7 @@ class Session:
             self._spawn(self.engine.abort(request_id))
         elif request.state in ENDED:
             self._ended(request)
+            self.pump()
 
     def switch_policy(self, policy: Policy, *, by: str) -> None:
         """Begin a hot swap; slices of it ride on the loop's next turns."""
@@ -329,6 +342,7 @@ class Session:
             return
         self.engine_state = "restarting"
         self._spawn(self._restart(crashed_s))
+        self.pump()  # nothing runs meanwhile, but what waits may expire, and clients come back
 
     async def _restart(self, crashed_s: float) -> None:
         try:

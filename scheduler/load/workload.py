@@ -190,6 +190,14 @@ class Workload:
         self._bursts += 1
         self._start(place, base.model_copy(update=changes), now - base.from_s)
 
+    def stop(self) -> None:
+        """Nothing more of what it had to do comes, nor an end of its clients' patience; a later burst does."""
+        self._heap.clear()
+        self._sources.clear()
+        self._clients.clear()
+        self._to_come.clear()
+        self._patient.clear()
+
     @property
     def exhausted(self) -> bool:
         """Nothing will ever come again."""
