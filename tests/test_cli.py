@@ -124,6 +124,39 @@ def test_a_recorded_run_is_decided_again(capsys: pytest.CaptureFixture[str], fas
     assert "no run folder" in err
 
 
+@pytest.mark.parametrize(
+    ("kind", "field", "text"),
+    [
+        ("dispatched", "id", None),
+        ("queued", "id", "[]"),
+        ("first_token", "id", "{}"),
+        ("finished", "id", None),
+        ("queued", "tenant", "[]"),
+        ("queued", "prompt_tokens", "1e400"),
+        ("queued", "max_tokens", "1e400"),
+        ("queued", "input_tokens", "1e400"),
+        ("finished", "output_tokens", "1e400"),
+        ("finished", "prompt_tokens", None),
+        ("finished", "prompt_tokens", "{}"),
+    ],
+)
+def test_a_malformed_log_is_no_other_decision(
+    capsys: pytest.CaptureFixture[str], fast: Path, kind: str, field: str, text: str | None
+) -> None:
+    folder = fast.parent / "run"
+    assert run(capsys, "run", str(fast), "--out", str(folder))[0] == 0
+    lines = (folder / "events.jsonl").read_text().splitlines()
+    number = next(n for n, line in enumerate(lines) if json.loads(line)["e"] == kind)
+    event = json.loads(lines[number])
+    del event[field]
+    line = json.dumps(event)
+    lines[number] = line if text is None else f'{line[:-1]}, "{field}": {text}}}'
+    (folder / "events.jsonl").write_text("\n".join(lines) + "\n")
+    code, out, err = run(capsys, "replay", str(folder), "--check")
+    assert (code, out) == (2, "")
+    assert f"events.jsonl:{number + 1}: " in err
+
+
 def test_live_needs_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "live", "demo")
     assert code == 2

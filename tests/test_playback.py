@@ -156,6 +156,8 @@ def test_no_run_folder(tmp_path: Path) -> None:
         '{"t":1.0,"e":"unheard-of"}',
         '{"t":1.0,"e":"queued","id":"r0"}',
         '{"t":1.0,"e":"finished","id":"r0"}',
+        '{"t":1.0,"e":"dispatched"}',
+        '{"t":1.0,"e":"aborting","id":[]}',
         '{"t":1.0,"e":"swap_applied"}',
         '{"t":1.0,"e":"estimator"}',
         '{"t":NaN,"e":"paused"}',
@@ -169,7 +171,9 @@ def test_a_broken_line_is_named(folder: Path, tmp_path: Path, line: str) -> None
         read_recording(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"policy": "fifo"}', '{"capacity": "x"}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"policy": "fifo"}', '{"capacity": "x"}', '{"capacity": 1e400}']
+)
 def test_a_broken_document_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(FolderError, match=r"run.json: not a run document"):

@@ -19,6 +19,8 @@ from scheduler.core.types import ENDED, Estimate, Limits, Slo, State, Tenant
 from scheduler.record.folders import FolderError
 
 ENDINGS: Mapping[Kind, State] = {Kind(state.value): state for state in ENDED}
+_OF_REQUESTS = {*ENDINGS, Kind.QUEUED, Kind.DISPATCHED, Kind.FIRST_TOKEN, Kind.ABORTING, Kind.RETRIED}
+MALFORMED = (ValueError, KeyError, TypeError, OverflowError)  # int() of an infinity is the last
 
 
 class Step(NamedTuple):
@@ -64,7 +66,7 @@ def read_recording(folder: Path) -> Recording:
         document["capacity"] = int(document["capacity"])
         document |= {key: str(document[key]) for key in ("scenario", "engine", "engine_detail", "policy")}
         tenants = tuple(_tenant(name, told) for name, told in document.get("tenants", {}).items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, AttributeError, *MALFORMED) as error:
         raise FolderError(f"{document_file}: not a run document: {error!r:.200}") from error
     steps: list[Step] = []
     log_file = folder / "events.jsonl"
@@ -74,7 +76,7 @@ def read_recording(folder: Path) -> Recording:
                 steps.append(_step(json.loads(line)))
     except OSError as error:
         raise FolderError(f"{log_file}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except MALFORMED as error:
         where = f"{log_file}:{len(steps) + 1}"
         raise FolderError(f"{where}: not a line of an event log: {error!r:.200}") from error
     steps += _tokens(steps)
@@ -112,8 +114,10 @@ def _tenant(name: str, told: Mapping[str, Any]) -> Tenant:
 
 
 def _step(line: Mapping[str, Any]) -> Step:
-    """Raises KeyError, TypeError, ValueError."""
-    at_s, kind, request_id = _seconds(line["t"]), Kind(line["e"]), str(line.get("id", ""))
+    """Raises one of MALFORMED."""
+    at_s, kind, request_id = _seconds(line["t"]), Kind(line["e"]), line.get("id", "")
+    if not isinstance(request_id, str) or (kind in _OF_REQUESTS and not request_id):
+        raise ValueError(f"{request_id!r:.40} is no request's id")
     data: dict[str, Any]
     if not request_id:
         data = {key: value for key, value in line.items() if key not in ("t", "e")}

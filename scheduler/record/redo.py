@@ -11,7 +11,8 @@ same requests in the same order. Times are the log's own, so the engine of the r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,13 @@ from scheduler.core.lifecycle import SchedulerError, UnknownTenant
 from scheduler.core.policies import Policy, policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import Estimate, Limits, Outcome, Request
-from scheduler.record.recording import Recording, read_recording
+from scheduler.record.recording import MALFORMED, Recording, read_recording
 
 _EVERYTHING = 1 << 62
 _MICROBATCHES = "micro-batches close by a timer, which is not in the log"
 
 
-class NotRedoable(ValueError):
+class NotRedoable(Exception):
     """The run did something that its log does not hold in full; says what."""
 
 
@@ -50,7 +51,7 @@ def check(folder: Path) -> Redone:
         raise NotRedoable(_MICROBATCHES)
     try:
         scheduler = _scheduler(recording)
-    except (KeyError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise NotRedoable(
             f"its run.json does not hold all that its decisions hung on: {error!r:.200}"
         ) from error
@@ -79,41 +80,59 @@ def redo(folder: Path, scheduler: Scheduler) -> Redone:
     if scheduler.slots.batch is not None:
         raise NotRedoable(_MICROBATCHES)
     with (folder / "events.jsonl").open(encoding="utf-8") as lines:
-        events = [json.loads(line) for line in lines]
-    endings = {event["id"]: event for event in events if "finish" in event}
-    return _Redo(scheduler, endings).play(events)
+        return _Redo(scheduler).play([json.loads(line) for line in lines])
+
+
+@contextmanager
+def _line(number: int) -> Iterator[None]:
+    """Raises NotRedoable for a line that does not hold what it must."""
+    try:
+        yield
+    except MALFORMED as error:
+        raise NotRedoable(f"events.jsonl:{number}: {error!r:.200}") from error
 
 
 class _Redo:
-    def __init__(self, scheduler: Scheduler, endings: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._endings = (
-            endings  # request id -> its last line, which has its tokens as the engine counted them
-        )
+        # request id -> tokens of its prompt and its answer as the engine counted them: its last line has them
+        self._counted: dict[str, tuple[int, int]] = {}
+        self._expected: list[str] = []  # dispatched one after the other, the last of them at ...
+        self._at_s = 0.0
         self._dispatched = 0
 
-    def play(self, events: Iterable[Mapping[str, Any]]) -> Redone:
-        expected: list[str] = []  # dispatched one after the other
-        at_s = 0.0
-        for event in events:
-            if event["e"] == Kind.DISPATCHED:
-                expected.append(event["id"])
-                at_s = event["t"]
-                continue
-            if expected and (difference := self._decide(expected, at_s)):
-                return Redone(self._dispatched, difference)
-            expected = []
-            try:
-                difference = self._apply(event)
-            except UnknownTenant as error:
-                raise NotRedoable(f"at {event['t']:.6f} s: {error}; it came later than the run") from error
-            except SchedulerError as error:  # the run had dispatched it
-                difference = f"at {event['t']:.6f} s: {error}"
+    def play(self, events: Sequence[Mapping[str, Any]]) -> Redone:
+        for number, event in enumerate(events, 1):
+            with _line(number):
+                if "finish" in event:
+                    self._counted[event["id"]] = int(event["prompt_tokens"]), int(event["output_tokens"])
+        for number, event in enumerate(events, 1):
+            with _line(number):
+                difference = self._follow(event)
             if difference:
                 return Redone(self._dispatched, difference)
-        return Redone(self._dispatched, self._decide(expected, at_s) if expected else "")
+        return Redone(self._dispatched, self._decide())
 
-    def _decide(self, expected: list[str], at_s: float) -> str:
+    def _follow(self, event: Mapping[str, Any]) -> str:
+        """One line; what differs, or ""."""
+        if event["e"] == Kind.DISPATCHED:
+            self._expected.append(event["id"])
+            self._at_s = float(event["t"])
+            return ""
+        if difference := self._decide():
+            return difference
+        try:
+            return self._apply(event)
+        except UnknownTenant as error:
+            raise NotRedoable(f"at {event['t']:.6f} s: {error}; it came later than the run") from error
+        except SchedulerError as error:  # the run had dispatched it
+            return f"at {event['t']:.6f} s: {error}"
+
+    def _decide(self) -> str:
+        """Hold what would be dispatched now against what was since the last input."""
+        if not self._expected:
+            return ""
+        at_s, expected, self._expected = self._at_s, self._expected, []
         decided: list[str] = []
         while (request := self._scheduler.next_dispatch(at_s)) is not None:
             decided.append(request.id)
@@ -138,9 +157,9 @@ class _Redo:
                     return f"at {now:.6f} s {event['id']}: {event.get('reason', '')!r}, now {reason!r}"
             case Kind.FIRST_TOKEN:
                 scheduler.on_first_token(event["id"], now)
-                if (ending := self._endings.get(event["id"])) is not None:
-                    scheduler.on_prompt_counted(event["id"], ending["prompt_tokens"])
-                    scheduler.on_tokens(event["id"], ending["output_tokens"], now)
+                if (counted := self._counted.get(event["id"])) is not None:
+                    scheduler.on_prompt_counted(event["id"], counted[0])
+                    scheduler.on_tokens(event["id"], counted[1], now)
             case Kind.ABORTING:
                 scheduler.cancel(event["id"], now)
             case Kind.FINISHED | Kind.FAILED | Kind.CANCELLED | Kind.EXPIRED:
@@ -169,7 +188,7 @@ class _Redo:
         if request.replica < 0:  # it waits
             scheduler.expire(now) if event["e"] == Kind.EXPIRED else scheduler.cancel(request.id, now)
             return
-        scheduler.on_complete(request.id, now, Outcome(event["finish"], event["output_tokens"]))
+        scheduler.on_complete(request.id, now, Outcome(event["finish"], self._counted[request.id][1]))
 
 
 def _policy(spec: str) -> Policy:
@@ -181,8 +200,8 @@ def _policy(spec: str) -> Policy:
 
 def _request(event: Mapping[str, Any]) -> Request:
     request = Request(
-        *(event["id"], event["tenant"], event["tier"], event["arrival_s"]),
-        *(event["prompt_tokens"], event["max_tokens"]),
+        *(event["id"], event["tenant"], event["tier"], float(event["arrival_s"])),
+        *(int(event["prompt_tokens"]), int(event["max_tokens"])),
         ttl_s=event.get("ttl_s"),
         streamed=event.get("streamed", False),
         acknowledged=event.get("acknowledged", False),
