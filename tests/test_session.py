@@ -28,16 +28,16 @@ tenants:
   - {name: lab, tier: batch, weight: 2}
 load:
   - {tenant: {acme: 1, lab: 1}, arrivals: at-once, count: COUNT, lengths: {profile: short}}
-TIMELINE
+MORE
 """
 
 
 class Bench:
     """A live run and all requests that ended in it."""
 
-    def __init__(self, folder: Path, *, count: int = 40, timeline: str = "", speed: float = 100.0) -> None:
+    def __init__(self, folder: Path, *, count: int = 40, more: str = "", speed: float = 100.0) -> None:
         file = folder / "session.yaml"
-        file.write_text(SCENARIO.replace("COUNT", str(count)).replace("TIMELINE", timeline))
+        file.write_text(SCENARIO.replace("COUNT", str(count)).replace("MORE", more))
         self.ended: list[Request] = []
         self.run = LiveRun(make_plan(load_scenario(str(file))), speed=speed, on_ended=self.ended.append)
         self.feed = LocalFeed(self.run)
@@ -47,6 +47,13 @@ class Bench:
         async with asyncio.timeout(20):
             while not what():  # noqa: ASYNC110 (nothing announces these states)
                 await asyncio.sleep(0.001)
+
+    def submit(self, name: str, *, tokens: int = 4000, ttl_s: float | None = None) -> None:
+        """A request from outside any load."""
+        now = self.run.clock.now()
+        self.run.session.submit(
+            Request(name, "acme", "premium", now, 10, tokens, intended_tokens=tokens, ttl_s=ttl_s)
+        )
 
     def finish(self) -> dict[str, Any]:
         self.run.scheduler.check()
@@ -191,11 +198,108 @@ async def test_tenant_limits_and_weights_change_live(tmp_path: Path) -> None:
 
 async def test_timeline_faults_and_patience(tmp_path: Path) -> None:
     timeline = "timeline: [{at: 1s, fault: {engine: crash}}, {at: 2s, policy: priority}]"
-    bench = Bench(tmp_path, timeline=timeline)
+    bench = Bench(tmp_path, more=timeline)
     await bench.run.start()
     await bench.until(bench.run.session.drained.is_set)
     document = bench.finish()
     assert document["requests"]["finished"] == 40
     assert document["requests"]["retried"] > 0
     assert [switch["to"] for switch in document["switches"]] == ["priority"]
+    await bench.run.stop()
+
+
+async def test_what_comes_at_the_instant_of_a_switch_still_counts(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, more="timeline: [{at: 0s, policy: sjf}]")
+    await bench.run.start()
+    assert len(bench.run.session.switches) == 1  # at once: nothing was queued yet
+    assert not bench.run.session.drained.is_set()
+    await bench.until(bench.run.session.drained.is_set)
+    assert len(bench.ended) == 40
+    await bench.run.stop()
+
+
+async def test_a_burst_does_not_bring_back_a_stopped_load(tmp_path: Path) -> None:
+    more = """
+  - {name: web, tenant: lab, arrivals: {poisson: 50}, for: 1000s, patience: 1s}
+  - {tenant: lab, arrivals: {closed: {clients: 2, think: 1s}}, for: 1000s}
+  - {tenant: lab, arrivals: at-once, count: 1, after: web}
+  - {tenant: lab, arrivals: at-once, count: 1, after: drained}
+timeline: [{at: 1000s, policy: sjf}]
+"""
+    bench = Bench(tmp_path, count=1, more=more)
+    session, books = bench.run.session, bench.run.scheduler.books
+    await bench.run.start()
+    await bench.until(lambda: len(bench.ended) > 5)
+    session.stop_loads()
+    submitted, stopped_s = books.submitted, bench.run.clock.now()
+    await bench.until(lambda: bench.run.clock.now() > stopped_s + 5.0)
+    bench.feed.burst("acme", rate=5.0, seconds=2.0)
+    assert books.submitted < submitted + 50  # it would have sent 250 by now
+    await bench.until(session.drained.is_set)
+    late = {request.submitted_by for request in bench.ended if request.arrival_s > stopped_s}
+    assert late == {"burst-0"}
+    assert session.switches == []
+    await bench.run.stop()
+
+
+async def test_time_goes_on_for_what_waits_while_the_engine_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, count=1)
+    await bench.run.start()
+    await bench.until(bench.run.session.drained.is_set)
+    monkeypatch.setattr(bench.run.engine, "start", asyncio.Event().wait)  # it stays away
+    bench.submit("impatient", ttl_s=5.0)
+    bench.run.engine.crash()
+    await bench.until(lambda: len(bench.ended) == 2)
+    assert (bench.ended[-1].id, bench.ended[-1].state) == ("impatient", State.EXPIRED)
+    assert bench.run.session.engine_state == "restarting"
+    await bench.run.stop()
+
+
+async def test_the_last_that_is_cancelled_ends_the_drain(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, count=1)
+    await bench.run.start()
+    await bench.until(bench.run.session.drained.is_set)
+    bench.feed.pause()
+    bench.submit("last")
+    assert not bench.run.session.drained.is_set()
+    bench.run.session.cancel("last")
+    assert bench.run.session.drained.is_set()
+    await bench.run.stop()
+
+
+async def test_the_last_from_outside_that_finishes_ends_the_drain(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, count=1)
+    await bench.run.start()
+    await bench.until(bench.run.session.drained.is_set)
+    bench.submit("last", tokens=5)
+    assert not bench.run.session.drained.is_set()
+    await bench.until(lambda: len(bench.ended) == 2)
+    assert bench.run.session.drained.is_set()
+    await bench.run.stop()
+
+
+async def test_a_client_comes_back_though_no_slot_is_waited_for(tmp_path: Path) -> None:
+    clients = "{tenant: lab, arrivals: {closed: {clients: 1, think: 10ms}}, count: 5, max_tokens: 5}"
+    bench = Bench(tmp_path, count=1, more=f"  - {clients}")
+    await bench.run.start()
+    bench.submit("long")  # never idle meanwhile
+    await bench.until(bench.run.session.drained.is_set)
+    assert len(bench.ended) == 7
+    assert bench.ended[-1].id == "long"
+    await bench.run.stop()
+
+
+async def test_a_timer_that_rings_early_is_set_again(tmp_path: Path) -> None:
+    later = "  - {tenant: lab, arrivals: at-once, count: 1, from: 30s}"
+    bench = Bench(tmp_path, count=1, more=later)
+    await bench.run.start()
+    session = bench.run.session
+    assert session._timer is not None
+    session._timer.cancel()
+    session._ring()
+    assert session._timer is not None
+    await bench.until(session.drained.is_set)
+    assert len(bench.ended) == 2
     await bench.run.stop()

@@ -191,7 +191,7 @@ class Workload:
         self._start(place, base.model_copy(update=changes), now - base.from_s)
 
     def stop(self) -> None:
-        """Nothing more of what it had to do comes, nor an end of its clients' patience; a later burst does."""
+        """Nothing of what was to come comes, nor the end of a patience; a burst may still be added."""
         self._heap.clear()
         self._sources.clear()
         self._clients.clear()
