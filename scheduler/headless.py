@@ -34,13 +34,13 @@ def run_headless(plan: Plan, *, clock: str, out: Path | None, text: bool) -> dic
         log.parent.mkdir(parents=True, exist_ok=True)
         print(f"the engine's own output goes to {log}", file=sys.stderr)
         output = engine_output_to(log)
-    calm_collector()
     with output as streams:
         if not plan.simulated:
             from scheduler.engines.vllm_setup import preflight
 
             # Imported while the engine is being built, vLLM would outlive its modules and say so at exit.
             preflight(plan.model)
+        calm_collector()
         return asyncio.run(_run_live(plan, out, text, streams.stderr))
 
 

@@ -40,12 +40,12 @@ def serve(
         log = log_path()
         print(f"importing vLLM; the engine's own output goes to {log}", file=sys.stderr, flush=True)
         output = engine_output_to(log)
-    calm_collector()
     with output as streams:
         if not plan.simulated:
             from scheduler.engines.vllm_setup import preflight
 
             preflight(plan.model)
+        calm_collector()  # vLLM's modules among the rest
         asyncio.run(_serve(plan, keys, (host, port), journal, record, streams.stderr))
 
 
