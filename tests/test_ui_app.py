@@ -97,6 +97,29 @@ async def test_an_open_switcher_follows_the_run() -> None:
         assert "sjf" in line
 
 
+async def test_an_open_switcher_follows_the_run_without_a_preview(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running() as (app, pilot, feed):
+        monkeypatch.setattr(feed, "previewed", lambda: None)
+        feed.refuse = "no preview yet"
+        await pilot.press("p")
+        screen = app.screen
+        assert isinstance(screen, PolicyScreen)
+        for policy in ("sjf", "two-class q=0.4"):
+            feed.policy = policy  # somebody else's doing
+            screen._follow()
+            await pilot.pause()
+            (line,) = (line for line in text_of(app).splitlines() if "● now" in line)
+            assert policy in line
+        assert "no preview yet" in text_of(app)
+        feed.refuse = ""
+        screen._follow()
+        await pilot.pause()
+        assert len(feed.asked) == 1
+        assert "no preview yet" not in text_of(app)
+        screen._follow()
+        assert len(feed.asked) == 1, "once it is taken, it is not asked anew"
+
+
 async def test_undo_from_the_main_screen_and_from_the_switcher() -> None:
     async with running() as (app, pilot, feed):
         feed.policies_before = ["sjf", "aging"]

@@ -35,20 +35,12 @@ class PolicyScreen(Dialog):
     def content(self) -> list[Widget]:
         feed = self.drift.feed
         snapshot = feed.view().snapshot
-        self._today = snapshot.policy
-        self._summaries = dict(feed.policies())
-        self._specs = {name: _full_name(name) for name in self._summaries}  # as typed -> as predicted
-        if self._today and self._today not in self._specs.values():
-            name = self._today.split()[0]
-            self._summaries = {self._today: self._summaries.get(name, ""), **self._summaries}
-            self._specs = {self._today: self._today, **self._specs}
-        self._names = list(self._specs)
+        self._list(snapshot.policy)
         self._shown: Preview | None = None
+        self._refusal = ""  # why there is no preview
         self._now_s = snapshot.now
         self.header = plain("", id="header")
-        self.options = OptionList(
-            *(Option(self._line(name)) for name in self._names), markup=False, id="list"
-        )
+        self.options = OptionList(*self._rows(), markup=False, id="list")
         specs = list(self._specs.values())
         self.options.highlighted = specs.index(self._today) if self._today in specs else 0
         self.typed = field("", id="spec", placeholder="/ to type one, such as two-class q=0.4")
@@ -64,11 +56,26 @@ class PolicyScreen(Dialog):
         self.set_interval(LOOK_S, self._look)
         self.set_interval(FOLLOW_S, self._follow)
 
+    def _list(self, today: str) -> None:
+        """The policies there are, and first the one of today where it goes by no mere name."""
+        self._today = today
+        self._summaries = dict(self.drift.feed.policies())
+        self._specs = {name: _full_name(name) for name in self._summaries}  # as typed -> as predicted
+        if today and today not in self._specs.values():
+            name = today.split()[0]
+            self._summaries = {today: self._summaries.get(name, ""), **self._summaries}
+            self._specs = {today: today, **self._specs}
+        self._names = list(self._specs)
+
     def _ask(self) -> None:
+        """A refusal goes when the question is taken."""
+        refused, self._refusal = self._refusal, ""
         try:
             self.drift.feed.preview([name for name in self._names if name != self._today])
         except CommandError as error:
-            self.error.update(Content(clean(str(error), 200)))
+            self._refusal = clean(str(error), 200)
+        if self._refusal != refused:
+            self.error.update(Content(self._refusal))
 
     def _follow(self) -> None:
         """The run goes on: a preview gets old, and somebody else may switch the policy."""
@@ -78,7 +85,12 @@ class PolicyScreen(Dialog):
         if self._shown is not None:
             self.header.update(Content(self._heading(self._shown)))
         if snapshot.policy != self._today:
-            self._today = snapshot.policy
+            cursor = self._names[self.options.highlighted or 0]
+            self._list(snapshot.policy)
+            self.options.set_options(self._rows())
+            self.options.highlighted = self._names.index(cursor) if cursor in self._names else 0
+            self._ask()
+        elif self._refusal:
             self._ask()
 
     def _look(self) -> None:
@@ -125,6 +137,9 @@ class PolicyScreen(Dialog):
 
     def _row(self, name: str) -> Predicted | None:
         return None if self._shown is None else self._shown.policies.get(self._specs[name])
+
+    def _rows(self) -> list[Option]:
+        return [Option(self._line(name)) for name in self._names]
 
     def _line(self, name: str) -> Text:
         mark = MARK if self._specs[name] == self._today else ""
