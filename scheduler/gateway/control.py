@@ -260,13 +260,13 @@ class Control:
             where = ".".join(str(part) for part in first["loc"])
             raise bad(f"{where or 'the body'}: {first['msg']}", where or None) from None
 
-    def _do(self, verb: Callable[[], None], *, not_now: str = "not_now") -> web.Response:
-        """``not_now`` is the code of a 409: nothing is wrong with what was asked."""
+    def _do(self, verb: Callable[[], None], *, not_now: str | None = None) -> web.Response:
+        """``not_now`` is the code of a 409, for a verb that may come too early: nothing is wrong with it."""
         try:
             verb()
-        except NotNow as error:
-            raise ApiError(409, str(error), code=not_now) from None
         except CommandError as error:
+            if not_now is not None and isinstance(error, NotNow):
+                raise ApiError(409, str(error), code=not_now) from None
             raise bad(str(error)) from None
         return _done()
 

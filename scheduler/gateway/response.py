@@ -24,7 +24,9 @@ def json_response(http: web.Request, body: bytes) -> web.StreamResponse:
 
 
 class _Written(web.StreamResponse):
-    """Bytes with their headers. The connection stays open."""
+    """Bytes with their headers: ``headers``, ``force_close`` and on_response_prepare change nothing in them.
+    The connection stays open.
+    """
 
     keep_alive = True
     _writer: AbstractStreamWriter

@@ -22,7 +22,7 @@ class Notices:
 
     def on_event(self, event: Event) -> None:
         """Most events are no news to an operator, those of a single request never."""
-        if event.request is None and (line := _line(event)) is not None:
+        if (line := _line(event)) is not None:
             kind, text, marker = line
             self.add(event.at_s, kind, text, marker=marker)
 
