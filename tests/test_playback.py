@@ -116,7 +116,7 @@ def test_the_machine_at_an_instant(folder: Path, tmp_path: Path) -> None:
     assert recording.machine(99.0)["cpu_share"] == 0.75
 
 
-@pytest.mark.parametrize("row", ["1.0,high", "x,0.5", ",0.5", "1.0,0.5,7", "-1,0.5"])
+@pytest.mark.parametrize("row", ["1.0,high", "x,0.5", ",0.5", "1.0,0.5,7", "-1,0.5", "1.0," + "5" * 200_000])
 def test_a_broken_row_of_telemetry_is_named(folder: Path, tmp_path: Path, row: str) -> None:
     (tmp_path / "telemetry.csv").write_text(f"elapsed_s,cpu_share\n0.2,0.5\n{row}\n")
     with pytest.raises(FolderError, match=r"telemetry.csv:3: not a row of telemetry"):
@@ -161,6 +161,7 @@ def test_no_run_folder(tmp_path: Path) -> None:
         '{"t":1.0,"e":"swap_applied"}',
         '{"t":1.0,"e":"estimator"}',
         '{"t":NaN,"e":"paused"}',
+        "[" * 100_000,
     ],
 )
 def test_a_broken_line_is_named(folder: Path, tmp_path: Path, line: str) -> None:

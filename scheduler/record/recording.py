@@ -20,7 +20,8 @@ from scheduler.record.folders import FolderError
 
 ENDINGS: Mapping[Kind, State] = {Kind(state.value): state for state in ENDED}
 _OF_REQUESTS = {*ENDINGS, Kind.QUEUED, Kind.DISPATCHED, Kind.FIRST_TOKEN, Kind.ABORTING, Kind.RETRIED}
-MALFORMED = (ValueError, KeyError, TypeError, OverflowError)  # int() of an infinity is the last
+# int() of an infinity overflows; lines nested a thousand deep do, too, in their way.
+MALFORMED = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
 
 
 class Step(NamedTuple):
@@ -79,7 +80,7 @@ def read_recording(folder: Path) -> Recording:
     except MALFORMED as error:
         where = f"{log_file}:{len(steps) + 1}"
         raise FolderError(f"{where}: not a line of an event log: {error!r:.200}") from error
-    steps += _tokens(steps)
+    steps += list(_tokens(steps))
     # Stable: lines of one instant keep their order; a request's last tokens come before its end.
     steps.sort(key=lambda step: (step.at_s, step.kind is not None))
     return Recording(
@@ -98,8 +99,11 @@ def _telemetry(file: Path) -> Iterator[Sample]:
                 sample = {name: float(cell) if cell else None for name, cell in row.items()}
                 _elapsed(sample)
                 yield sample
-        except (ValueError, KeyError, TypeError) as error:
-            where = f"{file}:{rows.line_num}"
+        except (csv.Error, ValueError, KeyError, TypeError) as error:
+            line = rows.line_num + isinstance(
+                error, csv.Error
+            )  # a row that it cannot read is not counted yet
+            where = f"{file}:{line}"
             raise FolderError(f"{where}: not a row of telemetry: {error!r:.200}") from error
 
 
