@@ -29,6 +29,22 @@ CAPACITY = 256
 _ANSWER = "word "
 
 
+class _AtOnce:
+    """A stream of one chunk. No generator: those cost the event loop something, which keeps track of them."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        self._chunk: Chunk | None = chunk
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        chunk, self._chunk = self._chunk, None
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+
 class FreeEngine:
     """Answers at once, each token a word: what is left is the gateway. See ``Engine``."""
 
@@ -48,8 +64,8 @@ class FreeEngine:
     async def start(self) -> None:
         """Nothing to bring up."""
 
-    async def generate(self, request: Request) -> AsyncIterator[Chunk]:
-        yield Chunk(request.max_tokens, "length", _ANSWER * request.max_tokens)
+    def generate(self, request: Request) -> AsyncIterator[Chunk]:
+        return _AtOnce(Chunk(request.max_tokens, "length", _ANSWER * request.max_tokens))
 
     async def abort(self, request_id: str) -> None:
         """Too late: it has ended."""

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 SLACK = 0.5  # standard deviations: shifts of less than twice that take long to be told
 SETTLE = 8  # answers of a category before its level means something
-MEMORY = 1 / 200  # of levels and spread; before that many answers plain means
+_MANY = 200  # answers; before that many, levels and spread are plain means
+MEMORY = 1 / _MANY
+LEAST_VARIANCE = 0.01
 CLIP = 4.0  # standard deviations: one answer alone is no change
 
 
@@ -32,16 +34,23 @@ class Cusum:
 
     def add(self, z: float) -> int:
         """How many values ago the change began, where ``z`` completes one and the sums start anew; else 0."""
-        above, below = self._above + z - SLACK, self._below - z - SLACK
-        self._above, self._since_above = (above, self._since_above + 1) if above > 0.0 else (0.0, 0)
-        self._below, self._since_below = (below, self._since_below + 1) if below > 0.0 else (0.0, 0)
-        if above > self._alarm:
-            since = self._since_above
-        elif below > self._alarm:
-            since = self._since_below
+        above, below, since = self._above + z - SLACK, self._below - z - SLACK, 0
+        if above > 0.0:
+            self._above = above
+            self._since_above += 1
+            if above > self._alarm:
+                since = self._since_above
         else:
-            return 0
-        self._clear()
+            self._above = self._since_above = 0
+        if below > 0.0:
+            self._below = below
+            self._since_below += 1
+            if below > self._alarm:
+                since = self._since_below
+        else:
+            self._below = self._since_below = 0
+        if since:
+            self._clear()
         return since
 
 
@@ -68,15 +77,19 @@ class ChangeDetector:
         value = log(ratio)
         seen, level = self._levels.get(category, (0, value))
         deviation = value - level
-        self._levels[category] = seen + 1, level + deviation * max(MEMORY, 1 / (seen + 1))
-        self._answers += 1
-        rate = max(MEMORY, 1 / self._answers)
+        seen += 1
+        self._levels[category] = seen, level + deviation * (MEMORY if seen > _MANY else 1 / seen)
+        self._answers = answers = self._answers + 1
+        rate = MEMORY if answers > _MANY else 1 / answers
         self._mean += (value - self._mean) * rate
-        if seen < SETTLE:
+        if seen <= SETTLE:
             return None
-        spread = sqrt(self._variance)
-        bounded = max(-CLIP * spread, min(CLIP * spread, deviation))
-        self._variance = max(0.01, self._variance + (bounded * bounded - self._variance) * max(MEMORY, rate))
+        variance = self._variance
+        spread = sqrt(variance)
+        most = CLIP * spread
+        bounded = most if deviation > most else -most if deviation < -most else deviation
+        variance += (bounded * bounded - variance) * rate
+        self._variance = variance if variance > LEAST_VARIANCE else LEAST_VARIANCE
         self._lately.append(deviation)
         since = self._cusum.add(bounded / spread)
         if not since:

@@ -86,6 +86,7 @@ class Scheduler(Controls):
         if not reason:
             return None
         request.reason = reason
+        move(request, REJECTED)
         self._end(request, tenant, REJECTED, now)
         dispatch_interval_s = now / max(1, self._dispatches)
         return admission.rejection(reason, tenant, totals.queued, dispatch_interval_s)
@@ -182,7 +183,10 @@ class Scheduler(Controls):
             if waiting.queue.charges:
                 waiting.queue.policy.on_dispatch(request, request.cost)
         request.attempts += 1
-        self.slots.start(request, replica)
+        request.replica = replica.index
+        replica.running += 1
+        if self.slots.max_inflight_tokens is not None:
+            self.slots.reserve(request, replica)
 
     # -- while it runs -------------------------------------------------------------------------------
 
@@ -253,6 +257,7 @@ class Scheduler(Controls):
         if waiting.queue.charges:
             waiting.queue.policy.on_settle(request, cost - request.charged)
         request.charged = cost
+        request.state = state  # it was aborting or running, as found above
         estimator, category = self.estimator, request.estimate.category
         request.bias_before = estimator.bias(name, category)
         estimator.observe(request, outcome)
@@ -263,7 +268,6 @@ class Scheduler(Controls):
         self._end(request, tenant, state, now)
 
     def _end(self, request: Request, tenant: TenantBooks, state: State, now: float) -> None:
-        move(request, state)
         request.ended_s = now
         tenant.ended[state] += 1
         if self.metrics is not None:
@@ -301,6 +305,7 @@ class Scheduler(Controls):
     def _drop(self, request: Request, state: State, now: float) -> None:
         """End a request that waits."""
         tenant = self.books.tenants[request.tenant]
+        move(request, state)
         self.waiting.remove(request)
         self.books.dispatched(request, now)  # in the books it passes through flight
         self.books.freed(tenant)

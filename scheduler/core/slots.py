@@ -72,12 +72,9 @@ class Slots:
         """It runs there by itself from now on."""
         replica.alone, replica.room = request, 0
 
-    def start(self, request: Request, replica: Replica) -> None:
-        """It runs there from now on."""
-        request.replica = replica.index
-        replica.running += 1
-        if self.max_inflight_tokens is not None:
-            replica.reserved_tokens += request.prompt_tokens + request.estimate.upper
+    def reserve(self, request: Request, replica: Replica) -> None:
+        """Where tokens in flight are bounded: its prompt and upper estimate count from now on."""
+        replica.reserved_tokens += request.prompt_tokens + request.estimate.upper
 
     def end(self, request: Request) -> Replica:
         """Its stream has ended; returns where it ran."""

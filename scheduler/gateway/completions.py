@@ -38,13 +38,14 @@ BODY_S = 30.0
 STALL_S = 30.0
 """Seconds that a client may read nothing of its stream before it is dropped."""
 
+_JSON = "application/json"
 _LONG_PROMPT = 16_384  # characters; longer ones are counted in a thread
 
 
 async def read_body(http: web.Request) -> bytes:
     """Raises ApiError 415 or 408, and aiohttp's 413."""
     # A page in somebody's browser can post anything but this type without being asked first.
-    if http.content_type != "application/json":
+    if http.headers.get("Content-Type") != _JSON and http.content_type != _JSON:
         raise ApiError(415, "Content-Type must be application/json")
     if http.content.is_eof():  # it came with the headers
         raw = http.content.read_nowait()
