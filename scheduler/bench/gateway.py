@@ -19,7 +19,7 @@ from scheduler.bench.result import BenchError, Claim, Result
 from scheduler.core.metrics import nearest_rank
 
 CONNECTIONS = 64
-ROUNDS, ROUND_S, WARM_UP_S = 7, 3.0, 1.0
+ROUNDS, ROUND_S, WARM_UP_S = 21, 1.0, 1.0
 PER_S, SHARE_OF_ECHO, P99_MS = 1500, 0.40, 80
 
 PATH = "/v1/completions"

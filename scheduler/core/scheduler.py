@@ -13,7 +13,7 @@ from math import inf
 from scheduler.core import admission
 from scheduler.core.books import TenantBooks
 from scheduler.core.controls import Controls
-from scheduler.core.events import NO_DETAIL, Event, Kind
+from scheduler.core.events import Kind, about
 from scheduler.core.lifecycle import (
     DuplicateRequest,
     IllegalTransition,
@@ -38,7 +38,9 @@ from scheduler.core.types import (
     State,
 )
 
-_ENDING = {state: Kind(state) for state in ENDED}  # calling the enum for each request is slow
+# For each request: looking them up in the enum is slow.
+_QUEUED, _DISPATCHED, _FIRST_TOKEN = Kind.QUEUED, Kind.DISPATCHED, Kind.FIRST_TOKEN
+_ENDING = {state: Kind(state) for state in ENDED}
 
 
 class Scheduler(Controls):
@@ -73,7 +75,7 @@ class Scheduler(Controls):
         if limited or request.ttl_s is not None:
             self._bound_wait(request, tenant, request.arrival_s)
         if self._emit is not None:
-            self._emit(Event(now, Kind.QUEUED, request, NO_DETAIL))
+            self._emit(about(request, _QUEUED, now))
         return None
 
     def _admit(self, request: Request, tenant: TenantBooks, now: float) -> Rejected | None:
@@ -133,7 +135,7 @@ class Scheduler(Controls):
             return None  # all that waits belongs to tenants at their limit
         self._start(request, replica, now)
         if self._emit is not None:
-            self._emit(Event(now, Kind.DISPATCHED, request, NO_DETAIL))
+            self._emit(about(request, _DISPATCHED, now))
         return request
 
     def _at_limit(self) -> bool:
@@ -153,7 +155,7 @@ class Scheduler(Controls):
         slots.hand_out(batch)
         if self._emit is not None:
             for request in batch:
-                self._emit(Event(now, Kind.DISPATCHED, request, NO_DETAIL))
+                self._emit(about(request, _DISPATCHED, now))
         return slots.handout.popleft() if batch else None
 
     def _dispatch_suspect(self, replica: Replica, now: float) -> Request | None:
@@ -165,7 +167,7 @@ class Scheduler(Controls):
         self.slots.isolate(request, replica)
         self._start(request, replica, now)
         if self._emit is not None:
-            self._emit(Event(now, Kind.DISPATCHED, request, NO_DETAIL))
+            self._emit(about(request, _DISPATCHED, now))
         return request
 
     def _start(self, request: Request, replica: Replica, now: float) -> None:
@@ -199,7 +201,7 @@ class Scheduler(Controls):
         request = self._running(request_id)
         request.first_token_s = now
         if self._emit is not None:
-            self._emit(Event(now, Kind.FIRST_TOKEN, request, NO_DETAIL))
+            self._emit(about(request, _FIRST_TOKEN, now))
 
     def on_tokens(self, request_id: str, tokens: int, now: float) -> None:
         """``tokens`` more output tokens are there; the final count comes with the outcome."""
@@ -273,7 +275,7 @@ class Scheduler(Controls):
         if self.metrics is not None:
             self.metrics.on_ended(request, now, tenant.config.slo)
         if self._emit is not None:
-            self._emit(Event(now, _ENDING[state], request, NO_DETAIL))
+            self._emit(about(request, _ENDING[state], now))
 
     # -- ends that are no completion -----------------------------------------------------------------
 
@@ -291,7 +293,7 @@ class Scheduler(Controls):
             return None
         move(request, ABORTING)
         if self._emit is not None:
-            self._emit(Event(now, Kind.ABORTING, request, NO_DETAIL))
+            self._emit(about(request, Kind.ABORTING, now))
         return None if request.finish else request.replica  # a micro-batch holds what has ended
 
     def expire(self, now: float) -> list[Request]:
@@ -349,7 +351,7 @@ class Scheduler(Controls):
         self.waiting.enter(request)
         self._bound_wait(request, tenant, now)  # the time that it ran is not held against it
         if self._emit is not None:
-            self._emit(Event(now, Kind.RETRIED, request, NO_DETAIL))
+            self._emit(about(request, Kind.RETRIED, now))
 
     def on_engine_up(self, replica_index: int) -> None:
         """A replica is back."""
