@@ -191,7 +191,8 @@ def _vllm(resolved: str) -> Iterator[_Served]:
 
 @contextmanager
 def _running(command: list[str], env: dict[str, str]) -> Iterator[None]:
-    """A server and its children, in a session of its own, which ends with the block."""
+    """A server and its children, in a session of its own, which ends with the block, at SIGTERM too."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with subprocess.Popen(
         [sys.executable, *command],
         env=env,
@@ -208,6 +209,7 @@ def _running(command: list[str], env: dict[str, str]) -> Iterator[None]:
                 process.wait(STOP_S)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
+            signal.signal(signal.SIGTERM, before)
 
 
 def _free_port() -> int:
