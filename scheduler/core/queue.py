@@ -53,7 +53,7 @@ class ReadyQueue:
     def __init__(self, policy: Policy, room: dict[str, int]) -> None:
         self.policy = policy
         self.lapses = policy.lapses
-        kind = type(policy)  # what it leaves as it is in every policy need not be called for each request
+        kind = type(policy)  # hooks that it has left empty are not called for each request
         self.charges = kind.on_dispatch is not Policy.on_dispatch or kind.on_settle is not Policy.on_settle
         self._grouped = kind.group is not Policy.group
         self._room = room
