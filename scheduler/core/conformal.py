@@ -32,9 +32,11 @@ class Margin:
 
     def observe(self, upper: float, actual: float, censored: bool) -> None:
         """``upper`` was promised for an answer of ``actual`` tokens, or more where it was ``censored``."""
-        hit = actual <= upper
-        if censored and hit:
-            return  # it might have gone on past the bound
-        self._hits.append(hit)
-        margin = self.log_margin + STEP * (TARGET - hit)
-        self.log_margin = margin if 0.0 < margin < MOST else 0.0 if margin <= 0.0 else MOST
+        if actual > upper:
+            self._hits.append(False)
+            margin = self.log_margin + STEP * TARGET
+            self.log_margin = margin if margin < MOST else MOST
+        elif not censored:  # else it might have gone on past the bound
+            self._hits.append(True)
+            margin = self.log_margin - STEP * (1 - TARGET)
+            self.log_margin = margin if margin > 0.0 else 0.0

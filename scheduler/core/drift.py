@@ -34,24 +34,25 @@ class Cusum:
 
     def add(self, z: float) -> int:
         """How many values ago the change began, where ``z`` completes one and the sums start anew; else 0."""
-        above, below, since = self._above + z - SLACK, self._below - z - SLACK, 0
+        above = self._above + z - SLACK
         if above > 0.0:
             self._above = above
-            self._since_above += 1
+            self._since_above = since = self._since_above + 1
             if above > self._alarm:
-                since = self._since_above
-        else:
+                self._clear()
+                return since
+        elif self._above:
             self._above = self._since_above = 0
+        below = self._below - z - SLACK
         if below > 0.0:
             self._below = below
-            self._since_below += 1
+            self._since_below = since = self._since_below + 1
             if below > self._alarm:
-                since = self._since_below
-        else:
+                self._clear()
+                return since
+        elif self._below:
             self._below = self._since_below = 0
-        if since:
-            self._clear()
-        return since
+        return 0
 
 
 class Change(NamedTuple):

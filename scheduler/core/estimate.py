@@ -35,14 +35,12 @@ T = TypeVar("T")
 def classify(prompt: str) -> str:
     """Semantic category by keyword occurrences in the lower-cased prompt; ties go to the first listed."""
     text = prompt.lower()
-    found = [word for word in _CATEGORY_OF if word in text]
-    if not found:
-        return "short_qa"
     scores: dict[str, int] = {}
-    for word in found:
-        category = _CATEGORY_OF[word]
-        scores[category] = scores.get(category, 0) + text.count(word)
-    return max(scores, key=scores.__getitem__)
+    for word in _CATEGORY_OF:
+        if word in text:
+            category = _CATEGORY_OF[word]
+            scores[category] = scores.get(category, 0) + text.count(word)
+    return max(scores, key=scores.__getitem__) if scores else "short_qa"
 
 
 def count_words(prompt: str) -> int:

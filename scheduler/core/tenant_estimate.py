@@ -21,71 +21,92 @@ from scheduler.core.estimate import (
 )
 from scheduler.core.types import CATEGORIES, Estimate, Outcome, Request
 
-STATISTICS = ("median", "mean")
 SHRINKAGE = 10.0  # observations of its own that weigh as much as the category's
-MEMORY = 0.05  # of the mean, an EMA; before 1 / MEMORY observations a plain mean
-SPAN = 32  # of the median
+MEMORY = 20  # answers that the mean goes back, as an EMA; before so many a plain mean
+SPAN = 32  # answers that the median goes back
 KEPT = 4  # answers that count after a change point
 ALARM, CLIP = 8.0, 2.0  # of the change points, in standard deviations
 MAX_TENANTS = 2500  # beyond that the category speaks for newcomers
 
 
 class Cell:
-    """Answers over the formula's estimate, as a running mean or median."""
+    """Answers over the formula's estimate: how many, and what they are like."""
 
-    __slots__ = ("_by_median", "_last", "_recent", "_sorted", "count", "value")
+    __slots__ = ("count", "value")
 
-    def __init__(self, by_median: bool) -> None:
+    def __init__(self) -> None:
         self.count = 0
         self.value = 1.0
-        self._by_median = by_median
-        self._recent = 0  # since the last change point
-        self._last: deque[float] = deque()
-        self._sorted: list[float] = []
-
-    def add(self, ratio: float) -> None:
-        self.count += 1
-        if not self._by_median:
-            self._recent += 1
-            self.value += (ratio - self.value) * max(MEMORY, 1 / self._recent)
-            return
-        last, ordered = self._last, self._sorted
-        last.append(ratio)
-        insort(ordered, ratio)
-        if len(last) > SPAN:
-            del ordered[bisect_left(ordered, last.popleft())]
-        half = len(last) // 2
-        self.value = (ordered[half] + ordered[~half]) / 2  # the middle one twice where there is one
 
     def shrunk(self, common: float) -> float:
         """The value, drawn to the category's while there are few answers."""
         count = self.count
         return (count * self.value + SHRINKAGE * common) / (count + SHRINKAGE)
 
+
+class MedianCell(Cell):
+    """Of the last answers."""
+
+    __slots__ = ("_last", "_sorted")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: deque[float] = deque(maxlen=SPAN)
+        self._sorted: list[float] = []
+
+    def add(self, ratio: float) -> None:
+        last, ordered = self._last, self._sorted
+        if len(last) == SPAN:
+            del ordered[bisect_left(ordered, last[0])]
+        last.append(ratio)
+        insort(ordered, ratio)
+        half = len(ordered) // 2
+        self.value = (ordered[half] + ordered[~half]) / 2  # the middle one twice where there is one
+        self.count += 1
+
     def changed(self) -> None:
         """What was before hardly counts any more."""
-        self._recent = min(self._recent, KEPT)
         while len(self._last) > KEPT:
             self._last.popleft()
         self._sorted = sorted(self._last)
 
     def state(self) -> list[float]:
-        return [self.count, self._recent, self.value, *self._last]
+        return [self.count, self.value, *self._last]
 
     def restore(self, state: list[float]) -> None:
-        self.count, self._recent, self.value = int(state[0]), int(state[1]), float(state[2])
-        self._last = deque(state[3:])
+        count, self.value, *last = state
+        self.count = int(count)
+        self._last.extend(last)
         self._sorted = sorted(self._last)
 
 
-class _Tenant:
-    """A tenant's cells by category; the changes of its answers are looked for over all of them."""
+class MeanCell(Cell):
+    """Of all answers at first, then an EMA."""
 
-    __slots__ = ("cells", "cusum")
+    __slots__ = ("_recent",)
 
     def __init__(self) -> None:
-        self.cells: dict[str, Cell] = {}
-        self.cusum = Cusum(ALARM)
+        super().__init__()
+        self._recent = 0  # since the last change point
+
+    def add(self, ratio: float) -> None:
+        self._recent = recent = self._recent + 1
+        self.value += (ratio - self.value) * (1 / recent if recent < MEMORY else 1 / MEMORY)
+        self.count += 1
+
+    def changed(self) -> None:
+        """What was before hardly counts any more."""
+        self._recent = min(self._recent, KEPT)
+
+    def state(self) -> list[float]:
+        return [self.count, self.value, self._recent]
+
+    def restore(self, state: list[float]) -> None:
+        count, self.value, recent = state
+        self.count, self._recent = int(count), int(recent)
+
+
+STATISTICS: Mapping[str, type[MedianCell | MeanCell]] = {"median": MedianCell, "mean": MeanCell}
 
 
 class TenantEstimator:
@@ -103,12 +124,11 @@ class TenantEstimator:
         self.statistic = statistic
         self.margin = Margin()
         self._read = reading_once(lambda prompt: _formula(classify(prompt), counter(prompt)))
+        self._cell = STATISTICS[statistic]
         self._categories = {category: self._cell() for category in CATEGORIES}
-        self._tenants: dict[str, _Tenant] = {}
+        self._cells: dict[tuple[str, str], MedianCell | MeanCell] = {}  # by tenant and category
+        self._cusums: dict[str, Cusum] = {}  # by tenant: the changes of its answers, over all categories
         self._variance = 0.25  # of the log of actual over believed
-
-    def _cell(self) -> Cell:
-        return Cell(self.statistic == "median")
 
     @property
     def coverage(self) -> float:
@@ -138,26 +158,26 @@ class TenantEstimator:
 
     def observe(self, request: Request, outcome: Outcome) -> None:
         estimate, tokens, finish = request.estimate, outcome.output_tokens, outcome.finish
-        category, censored = estimate.category, finish != "stop"
+        tenant, category, censored = request.tenant, estimate.category, finish != "stop"
         # What was cut at max_tokens needed no more room.
         self.margin.observe(estimate.upper, tokens, censored and finish != "length")
         ratio = tokens / (estimate.uncorrected or 1)
         common = self._categories[category]
-        own = self._tenants.get(request.tenant)
-        cell = None if own is None else own.cells.get(category)
+        cell = self._cells.get((tenant, category))
         bias = common.value if cell is None else cell.shrunk(common.value)
         if ratio <= 0 or (censored and ratio <= bias):
             return
         common.add(ratio)
-        if own is None:
-            if len(self._tenants) == MAX_TENANTS:
-                return
-            own = self._tenants[request.tenant] = _Tenant()
-        if own.cusum.add(self._deviation(ratio / bias)):  # its answers have changed for good
-            for each in own.cells.values():
-                each.changed()
         if cell is None:
-            cell = own.cells[category] = self._cell()
+            if tenant not in self._cusums:
+                if len(self._cusums) == MAX_TENANTS:
+                    return
+                self._cusums[tenant] = Cusum(ALARM)
+            cell = self._cells[tenant, category] = self._cell()
+        if self._cusums[tenant].add(self._deviation(ratio / bias)):  # its answers have changed for good
+            for each in CATEGORIES:
+                if (tenant, each) in self._cells:
+                    self._cells[tenant, each].changed()
         cell.add(ratio)
 
     def _deviation(self, off: float) -> float:
@@ -170,9 +190,7 @@ class TenantEstimator:
         return z
 
     def bias(self, tenant: str, category: str) -> float:
-        common = self._categories[category].value
-        own = self._tenants.get(tenant)
-        cell = None if own is None else own.cells.get(category)
+        common, cell = self._categories[category].value, self._cells.get((tenant, category))
         return common if cell is None else cell.shrunk(common)
 
     def state(self) -> dict[str, Any]:
@@ -181,11 +199,7 @@ class TenantEstimator:
             "statistic": self.statistic,
             "margin": self.margin.log_margin,
             "categories": {name: cell.state() for name, cell in self._categories.items()},
-            "tenants": [
-                [tenant, category, cell.state()]
-                for tenant, own in self._tenants.items()
-                for category, cell in own.cells.items()
-            ],
+            "tenants": [[*of, cell.state()] for of, cell in self._cells.items()],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -193,16 +207,17 @@ class TenantEstimator:
             if state["kind"] != "tenant" or state["statistic"] != self.statistic:
                 raise ValueError
             categories = {name: self._restored(state["categories"][name]) for name in CATEGORIES}
-            tenants: dict[str, _Tenant] = {}
-            for tenant, category, cell in state["tenants"]:
-                own = tenants.setdefault(str(tenant), _Tenant())
-                own.cells[str(category)] = self._restored(cell)
+            cells = {
+                (str(tenant), str(category)): self._restored(cell)
+                for tenant, category, cell in state["tenants"]
+            }
             margin = Margin(_finite(state["margin"]))
-        except (KeyError, TypeError, ValueError, IndexError):
+        except (KeyError, TypeError, ValueError):
             raise ValueError(f"not a state of the tenant estimator by {self.statistic}") from None
-        self._categories, self._tenants, self.margin = categories, tenants, margin
+        self._categories, self._cells, self.margin = categories, cells, margin
+        self._cusums = {tenant: Cusum(ALARM) for tenant, _ in cells}
 
-    def _restored(self, state: list[float]) -> Cell:
+    def _restored(self, state: list[float]) -> MedianCell | MeanCell:
         cell = self._cell()
         cell.restore([_finite(value) for value in state])
         return cell
