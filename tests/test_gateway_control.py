@@ -145,7 +145,7 @@ async def test_what_is_right_but_not_now_is_no_bad_request() -> None:
 
 async def test_no_load_is_started_on_a_server_that_drains(served: Served) -> None:
     assert await ask(served, "POST", "/control/drain", {}) == 200
-    assert await refusal(served, "/control/burst", BURST) == (503, "shutting_down", True)
+    assert await refusal(served, "/control/burst", BURST) == (503, "draining", True)
     assert await ask(served, "POST", "/control/drain", {"draining": False}) == 200
     assert await ask(served, "POST", "/control/burst", BURST) == 200
 

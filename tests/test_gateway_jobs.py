@@ -15,7 +15,8 @@ from gateway_kit import ACME, GLOBEX, Served, chat, completion, serving, two_key
 from kill_jobs import kills
 
 from scheduler.cli import main
-from scheduler.gateway.completions import DEADLINE
+from scheduler.engines.engine import EngineLost
+from scheduler.gateway.completions import DEADLINE, PRIORITY
 from scheduler.gateway.jobs import Jobs
 from scheduler.gateway.keys import Keys
 from scheduler.live.journal import Entry, Journal, JournalError
@@ -72,6 +73,22 @@ async def test_the_same_key_is_the_same_job_and_another_body_is_409(path: Path) 
         assert (await served.post(JOBS, completion(), headers={"Idempotency-Key": "x" * 129}))[0] == 400
 
 
+async def test_a_repeat_is_read_like_any_request_and_known_in_every_state(path: Path) -> None:
+    async with serving(journal=path) as served:
+        headers = {"Idempotency-Key": "order-1"}
+        _, job, _ = await served.post(JOBS, completion(), headers=headers)
+        for header in (DEADLINE, PRIORITY):
+            status, body, _ = await served.post(JOBS, completion(), headers={**headers, header: "soon"})
+            assert (status, body["error"]["param"]) == (400, header)
+        deep = b'{"prompt": "x", "tools": ' + b"[" * 900 + b"]" * 900 + b"}"
+        assert (await served.post(JOBS, deep, headers=headers))[0] == 400
+        served.gateway.drain()
+        status, again, _ = await served.post(JOBS, completion(), headers=headers)
+        assert (status, again["id"]) == (202, job["id"])
+        status, body, _ = await served.post(JOBS, completion())
+        assert (status, body["error"]["code"]) == (503, "draining")
+
+
 async def test_delete_cancels_what_waits_and_what_runs(path: Path) -> None:
     async with serving(journal=path, capacity=1, speed=1.0) as served:
         jobs = [(await served.post(JOBS, completion(max_tokens=LONG)))[1] for _ in range(3)]
@@ -82,6 +99,19 @@ async def test_delete_cancels_what_waits_and_what_runs(path: Path) -> None:
                 assert told["status"] == "cancelled"
                 assert told["error"]["code"] == "cancelled"
         assert served.run.scheduler.idle
+
+
+async def test_two_cancel_at_once_what_was_left_for_the_next_server(path: Path) -> None:
+    async with serving(journal=path) as served:
+        served.run.session.pause(by="test")
+        _, job, _ = await served.post(JOBS, completion())
+        served.run.session.fail(EngineLost("gone"))
+
+        async def cancel() -> tuple[int, str]:
+            async with served.http.delete(f"{served.url}{JOBS}/{job['id']}") as answer:
+                return answer.status, (await answer.json())["status"]
+
+        assert await asyncio.gather(cancel(), cancel()) == [(200, "cancelled")] * 2
 
 
 async def test_what_a_job_is_refused_for(path: Path) -> None:

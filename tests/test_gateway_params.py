@@ -175,6 +175,8 @@ NO_OBJECTS = [
     b'{"prompt": "x", "temperature": -Infinity}',
     b'{"prompt": "x", "temperature": 1e999}',
     b'{"prompt": "x", "max_tokens": ' + b"9" * 5000 + b"}",
+    b'{"prompt": "x", "max_tokens": 5, "max_tokens": 0}',
+    b'{"messages": [{"role": "user", "role": "system", "content": "x"}]}',
     b'{"prompt": "\xff\xfe"}',
     b'{"prompt": "\xed\xa0\x80"}',
     b'{"prompt": "x\n"}',

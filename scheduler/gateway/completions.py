@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from itertools import count as count_up
 from secrets import token_hex
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiohttp import hdrs, web
 
@@ -47,6 +47,8 @@ async def read_body(http: web.Request) -> bytes:
     # A page in somebody's browser can post anything but this type without being asked first.
     if http.headers.get("Content-Type") != _JSON and http.content_type != _JSON:
         raise ApiError(415, "Content-Type must be application/json")
+    if hdrs.CONTENT_ENCODING in http.headers:
+        raise ApiError(415, "a body with Content-Encoding is not unpacked here; send it as it is")
     if http.content.is_eof():  # it came with the headers
         raw = http.content.read_nowait()
         if len(raw) > MAX_BODY_BYTES:
@@ -57,6 +59,13 @@ async def read_body(http: web.Request) -> bytes:
             return await http.read()
     except TimeoutError:
         raise ApiError(408, f"the body did not come within {BODY_S:g} s") from None
+
+
+class Terms(NamedTuple):
+    """What a client asks for beside the answer, in headers."""
+
+    tier: str
+    ttl_s: float | None  # the longest time in the queue; None: as its tenant's
 
 
 class Completions:
@@ -75,11 +84,11 @@ class Completions:
     # -- handlers ------------------------------------------------------------------------------------
 
     async def models(self, http: web.Request) -> web.Response:
-        self._keys.tenant(http.headers.get("Authorization"))
+        self._keys.tenant(http.headers)
         return web.json_response({"object": "list", "data": [self._model()]})
 
     async def model_by_name(self, http: web.Request) -> web.Response:
-        self._keys.tenant(http.headers.get("Authorization"))
+        self._keys.tenant(http.headers)
         self._check_model(http.match_info["model"])
         return web.json_response(self._model())
 
@@ -94,9 +103,10 @@ class Completions:
 
     async def serve(self, http: web.Request, *, chat: bool) -> web.StreamResponse:
         arrival_s = self._run.clock.now()
-        tenant = self._keys.tenant(http.headers.get(hdrs.AUTHORIZATION))
+        tenant = self._keys.tenant(http.headers)
         ask = read_ask(read_json(await read_body(http)), chat=chat)
-        request = await self.request_of(ask, tenant, http.headers, arrival_s=arrival_s)
+        terms = self.terms(http.headers, tenant)
+        request = await self.request_of(ask, tenant, terms, arrival_s=arrival_s)
         answer = Answer(request)
         session = self._run.session
         rejected = session.submit(request, answer)
@@ -118,16 +128,21 @@ class Completions:
     def check_up(self) -> None:
         """Raises ApiError 503 unless requests make sense now."""
         state = self._run.session.engine_state
-        if self.draining or state == "stopping":
+        if state == "stopping":
             raise unavailable("the server is shutting down", "shutting_down")
+        if self.draining:
+            raise unavailable("the server accepts no new requests: it is draining", "draining")
         if state == "starting":
             raise unavailable("the engine is starting", "engine_starting")
         if state == "dead":
             raise unavailable("there is no engine: it has stopped for good", "no_engine")
 
-    async def request_of(
-        self, ask: Ask, tenant: str, headers: Mapping[str, str], *, arrival_s: float
-    ) -> Request:
+    def terms(self, headers: Mapping[str, str], tenant: str) -> Terms:
+        """Raises ApiError: 400, 403 (a tier above the tenant's own)."""
+        own = self._run.scheduler.books.tenant(tenant).config.tier
+        return Terms(_priority(headers.get(PRIORITY), own), _deadline(headers.get(DEADLINE)))
+
+    async def request_of(self, ask: Ask, tenant: str, terms: Terms, *, arrival_s: float) -> Request:
         """Raises ApiError: 400, 404 (model), 413 (over the context), 503 (no engine)."""
         self.check_up()
         engine = self._run.engine
@@ -142,11 +157,10 @@ class Completions:
                 raise bad("the model's chat template refuses these messages", "messages") from None
         count = self._count
         tokens = count(prompt) if len(prompt) < _LONG_PROMPT else await asyncio.to_thread(count, prompt)
-        tier = self._run.scheduler.books.tenant(tenant).config.tier
         return Request(
             id=f"{'chatcmpl' if ask.messages else 'cmpl'}-{self._id}{next(self._serial):08x}",
             tenant=tenant,
-            tier=_priority(headers.get(PRIORITY), tier),
+            tier=terms.tier,
             arrival_s=arrival_s,
             prompt_tokens=tokens,
             max_tokens=(max_tokens := self._max_tokens(ask, tokens)),
@@ -157,7 +171,7 @@ class Completions:
             # The results of a micro-batch are released together, whatever the client would like.
             streamed=ask.stream and self._run.scheduler.slots.batch is None,
             submitted_by="gateway",
-            ttl_s=_deadline(headers.get(DEADLINE)),
+            ttl_s=terms.ttl_s,
         )
 
     def _check_model(self, name: str | None) -> None:

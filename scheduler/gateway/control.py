@@ -106,7 +106,7 @@ class Control:
     def routes(self) -> list[web.RouteDef]:
         return [
             web.get("/control/view", self.view),
-            web.get("/control/events", self.events),
+            web.get("/control/events", self.events, allow_head=False),  # it has no end
             web.get("/control/policies", self.policies),
             web.get("/control/scenarios", self.scenarios),
             web.get("/control/estimator", self.estimator),
@@ -128,7 +128,7 @@ class Control:
     # -- looking -------------------------------------------------------------------------------------
 
     def _operator(self, http: web.Request) -> None:
-        self._keys.operator(http.headers.get("Authorization"))
+        self._keys.operator(http.headers)
 
     async def view(self, http: web.Request) -> web.Response:
         """The whole picture, and the notices since ``after``."""

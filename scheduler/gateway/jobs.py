@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import Any
@@ -20,10 +20,10 @@ from aiohttp import web
 
 from scheduler.core.lifecycle import UnknownTenant
 from scheduler.core.types import Request, State
-from scheduler.gateway.completions import Completions, read_body
+from scheduler.gateway.completions import Completions, Terms, read_body
 from scheduler.gateway.errors import ApiError, bad, ending, turned_away, unavailable
 from scheduler.gateway.keys import Keys
-from scheduler.gateway.params import Body, read_ask, read_json
+from scheduler.gateway.params import Ask, Body, read_ask, read_json
 from scheduler.gateway.shapes import whole_answer
 from scheduler.live.answer import Answer
 from scheduler.live.journal import Entry, Journal, JournalError
@@ -103,10 +103,9 @@ class Jobs:
                 continue  # it has just come, while we were reading
             waited_s = max(0.0, wall - entry.accepted) * self._run.clock.speed
             try:
-                request = await self._request(
-                    entry.id, read_json(entry.body), entry.tenant, {}, arrival_s=now_s - waited_s
-                )
-                request.tier, request.ttl_s, request.acknowledged = entry.tier, entry.ttl_s, True
+                ask, terms = _ask_of(read_json(entry.body)), Terms(entry.tier, entry.ttl_s)
+                request = await self._request(entry.id, ask, entry.tenant, terms, arrival_s=now_s - waited_s)
+                request.acknowledged = True
                 job, answer = _Job(request), Answer(request)
                 rejected = self._run.session.submit(request, answer)
                 if rejected is not None:
@@ -167,9 +166,10 @@ class Jobs:
     async def post(self, http: web.Request) -> web.Response:
         """202 and the job once it is on disk; the same key again gives the same job."""
         arrival_s = self._run.clock.now()
-        tenant = self._keys.tenant(http.headers.get("Authorization"))
+        tenant = self._keys.tenant(http.headers)
         raw = await read_body(http)
         body = read_json(raw)
+        ask, terms = _ask_of(body), self._completions.terms(http.headers, tenant)
         key = http.headers.get(IDEMPOTENCY_KEY)
         if key is not None and not _KEY.fullmatch(key):
             raise bad(f"{IDEMPOTENCY_KEY} must be 1 to 128 visible ASCII characters", IDEMPOTENCY_KEY)
@@ -186,9 +186,7 @@ class Jobs:
                         code="idempotency_conflict",
                     )
                 return web.json_response(self._document(known), status=202)
-            request = await self._request(
-                f"job-{uuid4().hex}", body, tenant, http.headers, arrival_s=arrival_s
-            )
+            request = await self._request(f"job-{uuid4().hex}", ask, tenant, terms, arrival_s=arrival_s)
             entry = Entry(request.id, tenant, key, digest, raw, request.tier, request.ttl_s, self._wall())
             answer = Answer(request)
             rejected = self._run.session.submit(request, answer)
@@ -230,19 +228,16 @@ class Jobs:
             if entry.id in self._live:  # it was left for the next server
                 result = {**_cancelled().body(), "timing": _timing(job.request)}
                 await self.journal.finish(entry.id, State.CANCELLED, _bytes(result), self._wall())
-                del self._live[entry.id]
+                self._live.pop(entry.id, None)  # or another DELETE was here meanwhile
             entry = await self._own(http)
         return web.json_response(self._document(entry))
 
     # -- one job -------------------------------------------------------------------------------------
 
     async def _request(
-        self, job_id: str, body: Body, tenant: str, headers: Mapping[str, str], *, arrival_s: float
+        self, job_id: str, ask: Ask, tenant: str, terms: Terms, *, arrival_s: float
     ) -> Request:
-        ask = read_ask(body, chat="messages" in body)
-        if ask.stream:
-            raise bad("a job has no stream; its result is fetched", "stream")
-        request = await self._completions.request_of(ask, tenant, headers, arrival_s=arrival_s)
+        request = await self._completions.request_of(ask, tenant, terms, arrival_s=arrival_s)
         request.id, request.submitted_by = job_id, "job"
         return request
 
@@ -276,7 +271,7 @@ class Jobs:
 
     async def _own(self, http: web.Request) -> Entry:
         """The job of this address, if it is the asking tenant's. Raises ApiError 404."""
-        tenant = self._keys.tenant(http.headers.get("Authorization"))
+        tenant = self._keys.tenant(http.headers)
         entry = await self._read(self.journal.find(tenant, http.match_info["id"]))
         if entry is None:
             raise ApiError(
@@ -329,6 +324,14 @@ class Jobs:
             arriving.requests -= 1
             if not arriving.requests:
                 del self._arriving[tenant, key]
+
+
+def _ask_of(body: Body) -> Ask:
+    """Raises ApiError 400."""
+    ask = read_ask(body, chat="messages" in body)
+    if ask.stream:
+        raise bad("a job has no stream; its result is fetched", "stream")
+    return ask
 
 
 def _timing(request: Request) -> dict[str, float | None]:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from hmac import compare_digest
 from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from aiohttp import hdrs
 
 from scheduler.gateway.errors import ApiError
 from scheduler.plan import PlanError
@@ -63,11 +67,12 @@ class Keys:
     def has_tenants(self) -> bool:
         return bool(self._tenants)
 
-    def tenant(self, authorization: str | None) -> str:
+    def tenant(self, headers: Mapping[str, str]) -> str:
         """The tenant of a request. Raises ApiError 401, or 403 for the operator's key."""
         if self.open:
+            _check_local(headers)
             return DEFAULT_TENANT
-        presented = _presented(authorization)
+        presented = _presented(headers)
         found = ""
         for stored, tenant in self._tenants:  # all of them, whichever fits
             if compare_digest(stored, presented):
@@ -78,11 +83,12 @@ class Keys:
             raise ApiError(403, "the operator's key is no tenant's", code="not_a_tenant")
         raise ApiError(401, "this API key is not known", code="invalid_api_key")
 
-    def operator(self, authorization: str | None) -> None:
+    def operator(self, headers: Mapping[str, str]) -> None:
         """Return for the operator. Raises ApiError 401, or 403 for a tenant's key."""
         if self.open:
+            _check_local(headers)
             return
-        presented = _presented(authorization)
+        presented = _presented(headers)
         if self._is_operator(presented):
             return
         if sum(compare_digest(stored, presented) for stored, _ in self._tenants):
@@ -93,11 +99,31 @@ class Keys:
         return sum(compare_digest(stored, presented) for stored in self._operator) > 0
 
 
-def _presented(authorization: str | None) -> bytes:
-    scheme, _, key = (authorization or "").partition(" ")
+def _presented(headers: Mapping[str, str]) -> bytes:
+    """The digest of the key that came. Raises ApiError 401."""
+    scheme, _, key = headers.get(hdrs.AUTHORIZATION, "").partition(" ")
     if scheme.lower() != "bearer" or not key:
         raise ApiError(401, "an API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
     return sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+
+
+def _check_local(headers: Mapping[str, str]) -> None:
+    """Where there are no keys. Raises ApiError 403."""
+    if not _is_local(f"//{headers.get(hdrs.HOST, '')}"):
+        # A name that a web page had resolved to this machine; without keys nothing else stops it.
+        raise ApiError(403, "without keys, only localhost may be asked for", code="bad_host")
+    origin = headers.get(hdrs.ORIGIN)  # what is no web page has none
+    if origin is not None and not _is_local(origin):
+        raise ApiError(403, "without keys, no other site's page may ask", code="bad_origin")
+
+
+@lru_cache(64)
+def _is_local(url: str) -> bool:
+    """Of "//localhost:8000", "http://127.0.0.1", "//[::1]:8000"."""
+    try:
+        return is_loopback(urlsplit(url).hostname or "")
+    except ValueError:
+        return False
 
 
 class ListenError(OSError):

@@ -71,6 +71,8 @@ def read_json(raw: bytes) -> Body:
         raise bad(
             f"the body is not JSON (line {error.lineno}, column {error.colno})", code="invalid_json"
         ) from None
+    except _Twice:
+        raise bad("an object in the body has the same name twice", code="invalid_json") from None
     except ValueError:  # a number of thousands of digits, NaN, Infinity
         raise bad("the body holds a number that JSON does not have", code="invalid_json") from None
     if not isinstance(data, dict):
@@ -82,7 +84,18 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+class _Twice(ValueError):
+    """Which of the two is meant?"""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _Twice
+    return found
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_once)
 
 
 def read_ask(body: Body, *, chat: bool) -> Ask:

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-import traceback
-from collections.abc import Mapping
-from functools import lru_cache, partial
-from urllib.parse import urlsplit
+import asyncio
+from functools import partial
 
-from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler, Middleware
-from aiohttp.web_protocol import RequestPayloadError
+from aiohttp import web
 
 from scheduler.core.estimate import Counter
 from scheduler.core.types import Tenant
 from scheduler.gateway.completions import MAX_BODY_BYTES, Completions
+from scheduler.gateway.connection import Connection
 from scheduler.gateway.control import Control
 from scheduler.gateway.errors import ApiError
 from scheduler.gateway.jobs import Jobs
-from scheduler.gateway.keys import DEFAULT_TENANT, Keys, ListenError, check_open, is_loopback
+from scheduler.gateway.keys import DEFAULT_TENANT, Keys, ListenError, check_open
 from scheduler.gateway.metrics import CONTENT_TYPE, Metrics
 from scheduler.live.feed import LocalFeed
 from scheduler.live.journal import Journal
 from scheduler.live.run import LiveRun
-
-log = logging.getLogger(__name__)
-
-# aiohttp logs exceptions with their messages, which may quote what a client has sent.
-_silent = logging.Logger("scheduler.gateway.http", logging.CRITICAL + 1)
 
 
 def parse_listen(text: str) -> tuple[str, int]:
@@ -50,10 +41,11 @@ class Gateway:
         self.feed = LocalFeed(run)
         self._run = run
         self._runner: web.AppRunner | None = None
+        self._listening: asyncio.Server | None = None
         if keys.open and DEFAULT_TENANT not in run.scheduler.books.tenants:
             run.scheduler.add_tenant(Tenant(DEFAULT_TENANT))
         self.completions = Completions(run, keys, model=model, count=count)
-        self.app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_guard(keys)])
+        self.app = web.Application(client_max_size=MAX_BODY_BYTES)
         self.metrics = Metrics(run, model=model)
         api = self.completions
         self.app.add_routes(
@@ -80,17 +72,17 @@ class Gateway:
         if not self.keys.has_tenants:
             check_open(host)
         # With handler_cancellation a client that goes away ends its handler, and so its request.
-        self._runner = web.AppRunner(
-            self.app, handler_cancellation=True, access_log=None, logger=_silent, shutdown_timeout=5.0
-        )
+        self._runner = web.AppRunner(self.app, handler_cancellation=True, shutdown_timeout=5.0)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port)
+        server = self._runner.server
+        assert server is not None
+        loop = asyncio.get_running_loop()
         try:
-            await site.start()
+            self._listening = await loop.create_server(partial(Connection, server), host, port, backlog=1024)
         except OSError as error:
             await self.close()
             raise ListenError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-        return int(self._runner.addresses[0][1])
+        return int(self._listening.sockets[0].getsockname()[1])
 
     def drain(self) -> None:
         """Accept no further requests; what is here goes on."""
@@ -100,6 +92,9 @@ class Gateway:
         """After the run has stopped."""
         if self.jobs is not None:
             await self.jobs.close()
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -115,70 +110,10 @@ class Gateway:
         return web.json_response({"status": self._run.session.engine_state})
 
     async def _no_jobs(self, http: web.Request) -> web.Response:
-        self.keys.tenant(http.headers.get("Authorization"))
+        self.keys.tenant(http.headers)
         raise ApiError(404, "jobs need a journal: driftsched serve --journal FILE", code="no_journal")
 
     async def _metrics(self, http: web.Request) -> web.Response:
         """Names and volumes of all tenants: the operator's."""
-        self.keys.operator(http.headers.get("Authorization"))
+        self.keys.operator(http.headers)
         return web.Response(body=await self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
-
-
-def _guard(keys: Keys) -> Middleware:
-    """Whatever goes wrong is answered in one shape."""
-
-    @web.middleware
-    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            if keys.open:
-                _check_local(request.headers)
-            return await handler(request)
-        except ApiError as error:
-            return error.response()
-        except web.HTTPException as error:
-            return _of_http(error).response()
-        except (ConnectionError, RequestPayloadError):
-            return ApiError(400, "the body broke off").response()
-        except Exception as error:  # the last line: said to the client and, without its words, in the log
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            log.error("%s in %s, line %s", type(error).__name__, where.name, where.lineno)
-            return ApiError(500, "an error in the server", code="internal_error").response()
-
-    return guard
-
-
-def _check_local(headers: Mapping[str, str]) -> None:
-    """Raises ApiError 403."""
-    if not _is_local(f"//{headers.get(hdrs.HOST, '')}"):
-        # A name that a web page had resolved to this machine; without keys nothing else stops it.
-        raise ApiError(403, "without keys, only localhost may be asked for", code="bad_host")
-    origin = headers.get(hdrs.ORIGIN)  # what is no web page has none
-    if origin is not None and not _is_local(origin):
-        raise ApiError(403, "without keys, no other site's page may ask", code="bad_origin")
-
-
-@lru_cache(64)
-def _is_local(url: str) -> bool:
-    """Of "//localhost:8000", "http://127.0.0.1", "//[::1]:8000"."""
-    try:
-        return is_loopback(urlsplit(url).hostname or "")
-    except ValueError:
-        return False
-
-
-def _of_http(error: web.HTTPException) -> ApiError:
-    """aiohttp's own refusals in our shape."""
-    match error.status:
-        case 404:
-            return ApiError(404, "there is nothing at this address", code="not_found")
-        case 405:
-            return ApiError(
-                405,
-                "this address does not take this method",
-                code="method_not_allowed",
-                allow=error.headers.get("Allow"),
-            )
-        case 413:
-            return ApiError(413, f"the body is over {MAX_BODY_BYTES} bytes", code="body_too_large")
-        case status:
-            return ApiError(status, error.reason)
