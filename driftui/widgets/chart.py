@@ -114,7 +114,7 @@ class Chart(Panel):
         width = self._plot_width
         height = max(0, self.inner_height - _LINES_AROUND)
         values = np.array([history.buckets(s.key, grid, s.tenant) for s in self._series])
-        values.shape = (len(self._series), grid.buckets)
+        values = values.reshape(len(self._series), grid.buckets)  # also of no series
         lines = [self._legend(values)]
         if height:
             lines += self._plot(values, grid, width, height)
@@ -175,8 +175,10 @@ class Chart(Panel):
         for at, ((series, _), name, figure) in enumerate(zip(pairs, names, latest, strict=True)):
             text = f"{clean(name, most)} {figure}"
             cells = gap + len(_LEGEND_MARK) + cell_len(text)
-            if used + cells > width:
-                more = f"  +{len(names) - at}"[: width - used]
+            more = f"  +{len(names) - at}"
+            left = len(names) - at - 1  # after this one
+            if used + cells + (len(more) if left else 0) > width:
+                more = more[: width - used]
                 line.append(Segment(more, ink(palette.FAINT)))
                 used += len(more)
                 break
