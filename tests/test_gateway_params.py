@@ -12,7 +12,7 @@ import pytest
 from gateway_kit import Served, chat, completion, serving
 
 from scheduler.gateway.errors import ApiError
-from scheduler.gateway.params import NEUTRAL, read_ask, read_json
+from scheduler.gateway.params import MAX_PARTS, NEUTRAL, read_ask, read_json
 
 UNSUPPORTED = {
     "audio": {"voice": "x"},
@@ -200,6 +200,16 @@ async def test_a_body_of_another_type_or_of_8_mb(served: Served) -> None:
     assert (await served.post("/v1/completions", completion(), headers=sent))[0] == 415
     status, body, _ = await served.post("/v1/completions", completion(prompt="x" * (8 << 20)))
     assert (status, body["error"]["code"]) == (413, "body_too_large")
+
+
+def test_a_body_of_too_many_parts_is_refused_before_it_is_read() -> None:
+    for crowd in (b"[]", b'{"a":1}', b'"a"', b'"\\""', b"[[[[1]]]]"):
+        raw = b'{"stop": [' + b",".join([crowd] * MAX_PARTS) + b"]}"
+        with pytest.raises(ApiError) as refused:
+            read_json(raw)
+        assert (refused.value.status, refused.value.code) == (413, "body_too_large"), crowd
+    code = 'f(a, [b, {}], "c\\") ' * MAX_PARTS
+    assert read_json(json.dumps({"prompt": code}).encode()) == {"prompt": code}
 
 
 async def test_over_the_context(served: Served) -> None:
