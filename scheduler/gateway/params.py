@@ -60,7 +60,7 @@ class Ask(NamedTuple):
 
 
 MAX_PARTS = 100_000
-"""Strings, commas and brackets of a body: four megabytes of empty lists hold the event loop for half a second."""
+"""Strings, commas and brackets of a body. Megabytes of empty lists take half a second of the event loop."""
 
 
 def read_json(raw: bytes) -> Body:
