@@ -149,7 +149,8 @@ class SimulatedEngine:
         gpu = self._gpu
         if gpu is None:
             raise EngineLost("the simulated engine is not running")
-        tokens, finish = answer(request)
+        outcome = answer(request)
+        tokens, finish = outcome.output_tokens, outcome.finish
         words: Iterator[str] | None = cycle(_WORDS) if self._text else None
         if words and request.sampling.stop:
             tokens, finish, words = _cut(tokens, finish, request.sampling.stop)

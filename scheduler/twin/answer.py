@@ -1,18 +1,19 @@
-"""How long a simulated engine's answer gets."""
+"""How a simulated engine's answer ends, and how long it gets."""
 
 from __future__ import annotations
 
-from scheduler.core.types import Request
+from scheduler.core.types import Outcome, Request
 
 
-def answer(request: Request) -> tuple[int, str]:
-    """(output tokens, finish) of a request that carries its intended length.
+def answer(request: Request) -> Outcome:
+    """How a request that carries its intended length will end if it is let.
 
     A model that ends just at the cap says "stop": the end-of-text token is its last one. Without an intended
     length (a client of the gateway, no scenario) the answer runs to max_tokens.
     """
     if request.forced_tokens is not None:
-        return min(request.forced_tokens, request.max_tokens), "length"
-    if request.intended_tokens is not None and request.intended_tokens <= request.max_tokens:
-        return max(1, request.intended_tokens), "stop"
-    return request.max_tokens, "length"
+        return Outcome("length", min(request.forced_tokens, request.max_tokens))
+    tokens = request.intended_tokens
+    if tokens is not None and tokens <= request.max_tokens:
+        return Outcome("stop", tokens or 1)
+    return Outcome("length", request.max_tokens)

@@ -18,9 +18,9 @@ the tests hold one to the other.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Mapping
-from heapq import heapify, heappop, heappush
 from math import inf
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
@@ -104,15 +104,14 @@ class Gpu:
     def _clear(self) -> None:
         self._sequences: dict[str, Sequence] = {}
         self._waiting: deque[Sequence] = deque()
-        self._finishing: list[tuple[int, int, Sequence]] = []  # heap of (step it ends at, order, sequence)
+        self._finishing: list[tuple[int, int, Sequence]] = []  # sorted: (step it ends at, order, sequence)
         self._partial: Sequence | None = None  # the one whose prefill takes more steps
         self._leaving: list[Sequence] = []  # cancelled in a step that is under way
         # The boundary from which the next phase starts, or started if one is planned; the state at it.
-        self._boundary_s = self._now
+        self._boundary_s = self._due_s = self._now  # due: the next event of the phase, or its plan
         self._batch = 0  # sequences that run
         self._context = 0  # tokens in the KV cache; in a phase, so that its step j ends with + j x batch
         self._planned = False
-        self._due_s = inf  # the next event of the phase
         # Of the first step of the phase:
         self._starting: list[Sequence] = []  # those who decode from it on
         self._prefill = 0  # tokens
@@ -161,7 +160,6 @@ class Gpu:
                 self._leaving.append(sequence)
             else:
                 self._leave(sequence)
-                self._forget_left()
         if self._planned:
             self._cut(now)
         return tokens
@@ -221,22 +219,18 @@ class Gpu:
         if now < self._now:
             raise ValueError(f"time went back from {self._now!r} to {now!r} s")
         self._now = now
-        while True:
-            if not self._planned:
-                if not (self._batch or self._waiting):
-                    self._boundary_s = now
-                    return
-                if self._boundary_s >= now:
-                    return  # more may start or be cancelled at this very instant
+        while self._due_s <= now:
+            if self._planned:
+                if self._watch_first_tokens and self._starting:
+                    self._give_first_tokens()
+                else:
+                    self._finish_phase()
+            elif self._due_s == now:
+                return  # more may start or be cancelled at this very instant
+            elif self._batch or self._waiting:
                 self._plan()
-            if self._due_s > now:
-                return
-            if self._watch_first_tokens and self._starting:
-                self._give_first_tokens()
-                self._starting = []
-                self._due_s = self._phase.end_s
-            if self._due_s <= now:
-                self._finish_phase()
+            else:
+                self._boundary_s = self._due_s = now
 
     def _give_first_tokens(self) -> None:
         """End of the first step of the phase, for those who decode from it on."""
@@ -251,38 +245,40 @@ class Gpu:
                 if sequence.order >= 0 and not sequence.generated:
                     at_s = sequence.first_s
                     self._events.append(GpuEvent(at_s, sequence.id, "first", 1, at_s))
+        self._starting = []
+        self._due_s = self._phase.end_s
 
     def _finish_phase(self) -> None:
-        phase, log, batch = self._phase, self._log, self._batch
-        steps = phase.steps
+        phase, log = self._phase, self._log
+        batch, context, steps = self._batch, self._context, phase.steps
         if self._track_gaps:
             phase.count_into(self._step_gaps)
         if log is not None:
-            log.phases += (batch, self._context, self._prefill, steps)
-        self._boundary_s = end_s = phase.end_s
+            log.phases += (batch, context, self._prefill, steps)
+        self._boundary_s = self._due_s = end_s = phase.end_s
         self._planned = False
         self._starting = []
         self._step = step = self._step + steps
-        self._context += steps * batch
+        self._context = context = context + steps * batch
         if self._leaving:
             for sequence in self._leaving:
                 self._leave(sequence)
             self._leaving = []
-            self._forget_left()
-        finishing, context = self._finishing, self._context
+            batch, context = self._batch, self._context
+        finishing = self._finishing
         while finishing and finishing[0][0] == step:
-            sequence = heappop(finishing)[2]
+            sequence = finishing.pop(0)[2]
             request_id, output = sequence.id, sequence.output
-            self._batch -= 1
+            batch -= 1
             context -= sequence.prompt + output - 1
             del self._sequences[request_id]
             gaps = sequence.end_gaps(self._step_gaps) if self._track_gaps else None
             if log is not None:
-                log.spans[sequence.group] += (sequence.origin + sequence.generated, step)
+                log.runs += (sequence.group, sequence.began, step)
                 if sequence.generated:
                     sequence.log_interruptions(log)
             self._events.append(_event(GpuEvent, (end_s, request_id, "done", output, sequence.first_s, gaps)))
-        self._context = context
+        self._batch, self._context = batch, context
 
     def _leave(self, sequence: Sequence) -> None:
         """Give back slot and KV of a sequence that ran and will not come to its end, at a boundary."""
@@ -290,11 +286,8 @@ class Gpu:
         self._context -= self._held(sequence)
         if sequence is self._partial:
             self._partial = None
-
-    def _forget_left(self) -> None:
-        """Those who left will finish at no step."""
-        self._finishing = [entry for entry in self._finishing if entry[2].order >= 0]
-        heapify(self._finishing)
+        else:
+            self._finishing = [entry for entry in self._finishing if entry[2] is not sequence]
 
     # Planning
 
@@ -302,17 +295,18 @@ class Gpu:
         """Fix the step that begins at the boundary, or let more join it, and set up the phase: its steps
         until the batch may change for another reason than a call.
         """
+        batch, context, kv_tokens = self._batch, self._context, self._kv_tokens
         if self._planned:
             budget, prefill = self._budget, self._prefill
         else:
             self._planned = True
-            budget, prefill = self._step_tokens - self._batch, 0
-            if self._partial is not None or self._context + self._batch > self._kv_tokens:
+            budget, prefill = self._step_tokens - batch, 0
+            if self._partial is not None or context + batch > kv_tokens:
                 budget, prefill = self._go_on(budget)
-        waiting, kv_tokens, step = self._waiting, self._kv_tokens, self._step
-        batch, context = self._batch, self._context
+                batch, context = self._batch, self._context
         # Admit from the head of the queue what slots, KV and the step's token budget allow.
-        while waiting and batch < self.max_num_seqs and budget > 0:
+        waiting, step, max_num_seqs = self._waiting, self._step, self.max_num_seqs
+        while waiting and batch < max_num_seqs and budget > 0:
             sequence = waiting[0]
             chunk = sequence.prompt + sequence.generated
             if context + batch + chunk > kv_tokens:
@@ -320,7 +314,7 @@ class Gpu:
             waiting.popleft()
             sequence.order = self._admissions = self._admissions + 1
             if chunk <= budget:
-                self._decode(sequence, step)
+                self._decode(sequence)
             else:
                 sequence.computed = chunk = budget
                 self._partial = sequence
@@ -329,7 +323,7 @@ class Gpu:
             batch += 1
             context += chunk - 1
         self._batch, self._context, self._budget, self._prefill = batch, context, budget, prefill
-        if self._partial is not None or (budget == 0 and waiting and batch < self.max_num_seqs):
+        if self._partial is not None or (budget == 0 and waiting and batch < max_num_seqs):
             steps = 1
         else:
             steps = self._finishing[0][0] - step
@@ -341,10 +335,10 @@ class Gpu:
         if self._starting:
             first_s = phase.first_s
             for sequence in self._starting:
-                if not sequence.generated:
-                    sequence.first_s = first_s
-                else:
+                if sequence.generated:
                     sequence.resumed_s = first_s
+                else:
+                    sequence.first_s = first_s
             if self._first_token_events:
                 self._due_s = first_s
 
@@ -366,7 +360,7 @@ class Gpu:
         self._context += chunk - 1
         if chunk == missing:
             self._partial = None
-            self._decode(partial, self._step)
+            self._decode(partial)
         return budget - chunk + 1, chunk
 
     def _preempt(self) -> None:
@@ -379,17 +373,17 @@ class Gpu:
                 victim.end_gaps(self._step_gaps)
             if self._log is not None:
                 victim.note_run(self._step, self._boundary_s)
-            victim.generated = self._step - victim.origin
+            victim.generated += self._step - victim.began
+            victim.began = self._step
         self._leave(victim)
         victim.order = -1
-        self._forget_left()
         self._waiting.appendleft(victim)
         self._preemptions += 1
 
-    def _decode(self, sequence: Sequence, step: int) -> None:
-        """Its prefill ends with the step after ``step``: a token a step from that one on."""
-        sequence.origin = origin = step - sequence.generated
-        heappush(self._finishing, (origin + sequence.output, sequence.order, sequence))
+    def _decode(self, sequence: Sequence) -> None:
+        """Its prefill ends with the step that is planned: a token a step from that one on."""
+        sequence.began = step = self._step
+        insort(self._finishing, (step + sequence.output - sequence.generated, sequence.order, sequence))
         self._starting.append(sequence)
 
     def _cut(self, now: float) -> None:
@@ -405,11 +399,12 @@ class Gpu:
     def _tokens(self, sequence: Sequence, now: float) -> int:
         if sequence.order < 0 or sequence is self._partial:
             return sequence.generated
-        return self._step + (self._phase.steps_done(now) if self._planned else 0) - sequence.origin
+        done = self._phase.steps_done(now) if self._planned else 0
+        return sequence.generated + self._step + done - sequence.began
 
     def _held(self, sequence: Sequence) -> int:
         """Tokens of the KV cache that a running sequence holds at the boundary."""
         if sequence is self._partial:
             return sequence.computed
         # The latest token is computed, and cached, in the step after.
-        return sequence.prompt + self._step - sequence.origin - 1
+        return sequence.prompt + sequence.generated + self._step - sequence.began - 1

@@ -27,6 +27,7 @@ class Sequence:
         "_gaps",
         "_gaps_base",
         "_runs",
+        "began",
         "computed",
         "first_s",
         "generated",
@@ -34,7 +35,6 @@ class Sequence:
         "id",
         "last_s",
         "order",
-        "origin",
         "output",
         "prompt",
         "resumed_s",
@@ -42,7 +42,7 @@ class Sequence:
 
     # Set where they begin to mean something: this object is made once for every request of a simulation.
     computed: int  # tokens in the KV cache while partly prefilled
-    origin: int  # while decoding, tokens generated = GPU steps done - origin
+    began: int  # the GPU's steps done when it began to decode: a token came with each since
     first_s: float
     last_s: float  # of the last token before a preemption
     resumed_s: float  # of the first token after one
@@ -83,16 +83,15 @@ class Sequence:
 
     def note_run(self, ended: int, last_s: float) -> None:
         """It is preempted after the GPU's step ``ended``; its last token was at ``last_s``."""
-        began = self.origin + self.generated
         if not self.generated:
-            self._runs = [Run(began, ended, self.first_s, last_s)]
+            self._runs = [Run(self.began, ended, self.first_s, last_s)]
         else:
-            self._runs.append(Run(began, ended, self.resumed_s, last_s))
+            self._runs.append(Run(self.began, ended, self.resumed_s, last_s))
 
     def log_interruptions(self, log: StepLog) -> None:
         """It got its last token after being preempted."""
         resumed_s = self.resumed_s
         for run in reversed(self._runs):
-            log.spans[self.group] += (run.began, run.ended)
+            log.runs += (self.group, run.began, run.ended)
             log.gap(self.group, resumed_s - run.last_s)
             resumed_s = run.first_s

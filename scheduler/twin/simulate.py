@@ -58,7 +58,7 @@ class Simulation:
         self._on_ended = on_ended
         self._emit = emit
         self._on_progress = on_progress
-        self._running: dict[str, tuple[Request, str]] = {}  # id -> (request, its finish)
+        self._running: dict[str, tuple[Request, Outcome]] = {}  # by id, with how it will end
         self._restarts: list[tuple[float, int]] = []
         self.stopped = False
 
@@ -70,61 +70,69 @@ class Simulation:
         """Until nothing is left to happen."""
         scheduler, workload, gpus, running = self.scheduler, self._workload, self._gpus, self._running
         next_event = gpus[0].next_event if len(gpus) == 1 else lambda: min(gpu.next_event() for gpu in gpus)
-        next_time, next_timer = workload.next_time, scheduler.next_timer
-        next_dispatch, capacity = scheduler.next_dispatch, scheduler.slots.capacity
+        next_time, take = workload.next_time, workload.take
+        next_timer, next_dispatch, submit = scheduler.next_timer, scheduler.next_dispatch, scheduler.submit
+        capacity = scheduler.slots.capacity
         restarts, on_progress = self._restarts, self._on_progress
-        instants, now = 0, self.now
+        instants, now, event_s = 0, self.now, next_event()
         while not self.stopped:
-            event_s, load_s, timer_s = next_event(), next_time(), next_timer()
-            due_s = event_s if event_s < load_s else load_s
-            if timer_s < due_s:
-                due_s = timer_s
-            if restarts and restarts[0][0] < due_s:
-                due_s = restarts[0][0]
-            if due_s == inf:
-                return
+            load_s, timer_s = next_time(), next_timer()
+            if restarts and restarts[0][0] < timer_s:
+                timer_s = restarts[0][0]
+            due_s = event_s if event_s < timer_s else timer_s
+            if load_s < due_s:
+                due_s = load_s
+            elif due_s == inf:
+                break
             if due_s > now:
-                self.now = now = due_s
+                now = due_s
             if event_s <= now:
                 self._completions(now)
-            if restarts:
-                self._restart(now)
             if timer_s <= now:
-                for request in scheduler.expire(now):
-                    self._ended(request, now)
+                self._timers(now)
             if load_s <= now:
-                for action in workload.take(now):
+                for action in take(now):
                     if type(action) is not Submit:
                         self._act(action, now)
-                    elif scheduler.submit(action.request, now) is not None:
+                    elif submit(action.request, now) is not None:
                         self._ended(action.request, now)
-            # At most instants all slots are taken: a look at their number spares the scheduler's.
+                # While every slot is taken, what comes changes nothing but the queue.
+                if event_s > now and len(running) == capacity:
+                    continue
             while len(running) < capacity and (ready := next_dispatch(now)) is not None:
-                tokens, finish = answer(ready)
-                running[ready.id] = ready, finish
+                outcome = answer(ready)
+                running[ready.id] = ready, outcome
+                tokens = outcome.output_tokens
                 gpus[ready.replica].start(ready.id, ready.prompt_tokens, tokens, now, ready.tenant)
             if not running and scheduler.idle:
                 workload.on_drained(now)
+            event_s = next_event()
             if on_progress is not None:
                 instants += 1
                 if instants % _PROGRESS_EVERY == 0:
                     on_progress(now)
+        self.now = now
 
     def _completions(self, now: float) -> None:
         running, on_complete = self._running, self.scheduler.on_complete
         for gpu in self._gpus:
-            for at_s, request_id, kind, tokens, first_token_s, gaps in gpu.advance(now):
+            for at_s, request_id, kind, _, first_token_s, gaps in gpu.advance(now):
                 if kind == "first":
                     self.scheduler.on_first_token(request_id, at_s)
                     continue
-                request, finish = running.pop(request_id)
+                request, outcome = running.pop(request_id)
                 request.first_token_s = first_token_s
                 request.last_token_s = at_s
                 if gaps is not None:
                     request.gaps = dict(gaps)
-                for ended in on_complete(request_id, now, Outcome(finish, tokens)):
+                for ended in on_complete(request_id, now, outcome):
                     self._on_ended(ended)
                     self._workload.on_ended(ended, now)
+
+    def _timers(self, now: float) -> None:
+        self._restart(now)
+        for request in self.scheduler.expire(now):
+            self._ended(request, now)
 
     def _ended(self, request: Request, now: float) -> None:
         self._on_ended(request)

@@ -8,7 +8,6 @@ of counting gap by gap (``Gpu(track_gaps=True)``), which a run that records ever
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
@@ -24,7 +23,7 @@ Ints = NDArray[np.int64]
 
 
 class StepLog:
-    """The phases of one GPU, and by group (a tenant's requests) the steps that each request decoded in.
+    """The phases of one GPU, and the steps that each request decoded in, with its group (its tenant).
 
     Lists that the GPU itself extends, of plain numbers: this is the hot path of a virtual run.
     """
@@ -33,8 +32,8 @@ class StepLog:
         self._profile = profile
         self.phases: list[int] = []
         """Of each: batch, context before it, prompt tokens in its first step, steps."""
-        self.spans: defaultdict[str, list[int]] = defaultdict(list)
-        """Group -> of each uninterrupted run of decoding: the steps done when it began and when it ended."""
+        self.runs: list[str | int] = []
+        """Of each uninterrupted run of decoding: group, the steps done when it began and when it ended."""
         self._gaps: dict[str, dict[int, int]] = {}  # group -> gaps that are no step's duration
 
     def gap(self, group: str, gap_s: float) -> None:
@@ -46,7 +45,9 @@ class StepLog:
         """Group -> {gap_bucket: count} over all its requests."""
         table: Ints = np.array(self.phases, dtype=np.int64).reshape(-1, 4)
         steps_done = np.cumsum(table[:, 3])
-        running = {group: _running(spans, steps_done) for group, spans in self.spans.items()}
+        groups = np.array(self.runs[::3])
+        marks: Ints = np.array([self.runs[1::3], self.runs[2::3]], dtype=np.int64)
+        running = {str(group): _running(marks[:, groups == group], steps_done) for group in np.unique(groups)}
         counts = {group: np.zeros(0, dtype=np.int64) for group in running}
         for begin, end in _slices(steps_done):
             phase, step, bucket = self._steps(table[begin:end])
@@ -80,14 +81,13 @@ def _buckets(gap_s: NDArray[np.float64]) -> Ints:
     return np.where(gap_s > GAP_FLOOR_S, np.log(gap_s / GAP_FLOOR_S) / GAP_LOG_GROWTH, 0).astype(np.int64)
 
 
-def _running(spans: list[int], steps_done: Ints) -> tuple[Ints, Ints]:
+def _running(runs: Ints, steps_done: Ints) -> tuple[Ints, Ints]:
     """For each phase, of one group: how many got a token from its steps; how many had a gap end in its first
     one, which is no gap for those whose first token it gave. ``steps_done`` is counted at the phases' ends.
     """
     phases = len(steps_done)
     # A run of decoding begins and ends with a phase: the first that goes past these steps.
-    marks = np.searchsorted(steps_done, np.array(spans, dtype=np.int64), side="right")
-    began, ended = marks.reshape(-1, 2).T
+    began, ended = np.searchsorted(steps_done, runs, side="right")
     began_in = np.bincount(began, minlength=phases + 1)
     running = np.cumsum(began_in - np.bincount(ended, minlength=phases + 1))[:phases]
     return running, running - began_in[:phases]
