@@ -135,7 +135,7 @@ class DriftApp(App[None]):
         elif isinstance(self.screen, QuitScreen):
             return
         elif view.snapshot.in_flight and not view.replay:
-            self.push_screen(QuitScreen(view))
+            self.push_screen(QuitScreen())
         else:
             self.leave()
 

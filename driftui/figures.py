@@ -29,6 +29,11 @@ def count(value: float) -> str:
     return f"{value:.0f}"
 
 
+def number(value: int, noun: str) -> str:
+    """So many of something: 1 request, 7 requests."""
+    return f"{value} {noun}" if value == 1 else f"{value} {noun}s"
+
+
 def ratio(value: float) -> str:
     """A multiplier: ×1.04, ×12.3."""
     if not isfinite(value):

@@ -11,9 +11,11 @@ from rich.style import Style
 from textual.theme import Theme
 
 BACKGROUND = "#0b0e14"
+BACKGROUND_AGAIN = "#0b0e17"
 SURFACE = "#151b29"  # status line, footer
 RAISED = "#1c2740"  # the row under the cursor
 FRAME = "#2b3650"
+FRAME_AGAIN = "#2b3653"
 GRID = "#333c4f"
 FAINT = "#78839b"
 TEXT = "#c6ccd8"
@@ -73,5 +75,13 @@ THEME = Theme(
     background=BACKGROUND,
     surface=SURFACE,
     panel=SURFACE,
-    variables={"frame": FRAME, "faint": FAINT, "raised": RAISED, "title": TITLE},
+    variables={
+        "frame": FRAME,
+        "faint": FAINT,
+        "raised": RAISED,
+        "title": TITLE,
+        "scrollbar": FRAME,
+        "scrollbar-hover": TITLE,
+        "scrollbar-background": SURFACE,
+    },
 )

@@ -195,6 +195,24 @@ async def test_attached_a_run_looks_and_is_steered_as_at_home(served: Served) ->
         assert numbers == list(range(1, len(numbers) + 1))
 
 
+async def test_attached_a_preview_that_came_too_early_is_asked_for_again(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scheduler.gateway.remote.RETRY_S", 0.01)
+
+    def error() -> str:
+        preview = feed.previewed()
+        return "" if preview is None else preview.error
+
+    async with RemoteFeed(served.url, OPERATOR) as feed:
+        monkeypatch.setattr(served.run.previewer, "_profile", lambda: None)
+        feed.preview(["sjf"])
+        await until(lambda: "nothing is known of the engine's pace" in error())
+        monkeypatch.undo()
+        await until(lambda: (preview := feed.previewed()) is not None and "sjf" in preview.policies)
+        assert error() == ""
+
+
 async def test_attach_says_why_not(served: Served) -> None:
     for url, key, what in (
         (served.url, ACME, "operator"),

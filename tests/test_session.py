@@ -148,6 +148,16 @@ async def test_stop_drains_when_asked_to(tmp_path: Path) -> None:
     assert document["requests"]["finished"] == 40
 
 
+async def test_stop_drains_only_what_runs_while_dispatch_is_paused(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.run.start()
+    bench.feed.pause()
+    async with asyncio.timeout(20):
+        document = await bench.run.stop(drain_s=60.0)
+    assert document["requests"]["finished"] == 4
+    assert document["requests"]["cancelled"] == 36
+
+
 async def test_pause_holds_dispatch_and_resume_goes_on(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     await bench.run.start()

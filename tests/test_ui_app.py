@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from fake_feed import EIGHT, FakeFeed, many
@@ -18,6 +19,7 @@ from driftui.app import DriftApp
 from driftui.commands import DriftCommands, on_screen
 from driftui.screens.main import MainScreen
 from driftui.screens.policy import PolicyScreen
+from driftui.screens.quit import QuitScreen
 from scheduler.core.types import Limits
 
 Run = tuple[DriftApp, Pilot[None], FakeFeed]
@@ -118,6 +120,50 @@ async def test_an_open_switcher_follows_the_run_without_a_preview(monkeypatch: p
         assert "no preview yet" not in text_of(app)
         screen._follow()
         assert len(feed.asked) == 1, "once it is taken, it is not asked anew"
+
+
+async def test_a_preview_that_failed_says_why_until_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running() as (app, pilot, feed):
+        there = feed.previewed()
+        assert there is not None
+        refused = replace(there, policies={}, error="no preview yet")
+        monkeypatch.setattr(feed, "previewed", lambda: refused)
+        await pilot.press("p")
+        screen = app.screen
+        assert isinstance(screen, PolicyScreen)
+        await pilot.pause()
+        assert "no preview yet" in text_of(app)
+        assert "predict" not in text_of(app)
+        monkeypatch.setattr(feed, "previewed", lambda: there)
+        screen._look()
+        await pilot.pause()
+        assert "no preview yet" not in text_of(app)
+        assert "E2E predicted" in text_of(app)
+
+
+async def test_the_question_before_leaving_follows_the_run() -> None:
+    async with running() as (app, pilot, feed):
+        feed.changes["snapshot"] = replace(feed.view().snapshot, in_flight=1, queued=0)
+        await pilot.press("q")
+        await pilot.pause()
+        assert "1 request in flight, 0 queued" in text_of(app)
+        feed.changes["snapshot"] = replace(feed.view().snapshot, in_flight=2, queued=3)
+        screen = app.screen
+        assert isinstance(screen, QuitScreen)
+        screen._follow()
+        await pilot.pause()
+        assert "2 requests in flight, 3 queued" in text_of(app)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (160, 48)])
+async def test_an_injected_scenario_is_told_whole(size: tuple[int, int]) -> None:
+    feed = FakeFeed()
+    summary = "what a scenario is, told at some length: so long that a narrow list cuts its end"
+    feed.scenarios = lambda: {"one": "short", "two": summary}  # type: ignore[method-assign]
+    async with running(feed, size) as (app, pilot, _):
+        await pilot.press("s", "down")
+        await pilot.pause()
+        assert text_of(app).count("its end") == 1
 
 
 async def test_undo_from_the_main_screen_and_from_the_switcher() -> None:
@@ -382,7 +428,7 @@ async def test_quit_asks_while_requests_are_in_flight() -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.press("q")
         await pilot.pause()
-        assert "requests are in flight" in text_of(app)
+        assert "requests in flight" in text_of(app)
         await pilot.press("n")
         assert not stopped
         await pilot.press("ctrl+c", "y")
@@ -512,3 +558,23 @@ async def test_every_line_is_as_wide_as_the_screen(size: tuple[int, int]) -> Non
     async with running(feed, size=size, seconds=2) as (app, _, _):
         for strip in app.screen._compositor.render_strips():
             assert cell_len(strip.text) == size[0], strip.text
+
+
+@pytest.mark.parametrize("width", [43, 57, 80])
+async def test_a_legend_says_how_many_it_leaves_out(width: int) -> None:
+    async with running(FakeFeed(many(8)), size=(width, 30), seconds=1) as (app, _, _):
+        legend = "".join(segment.text for segment in app.main.charts[0].draw(1))
+        named, _, more = legend.strip("│ ").partition("+")
+        assert named.count("━") + int(more) == 8, legend
+
+
+@pytest.mark.parametrize("size", [(160, 48), (80, 24)])
+async def test_every_line_begins_with_a_change_of_both_colours(size: tuple[int, int]) -> None:
+    async with running(size=size, seconds=2) as (app, _, _):
+        lines = app.screen._compositor.render_strips()
+        for above, line in pairwise(lines):
+            last, first = above._segments[-1].style, line._segments[0].style
+            assert last is not None
+            assert first is not None
+            assert last.color != first.color, line.text
+            assert last.bgcolor != first.bgcolor, line.text

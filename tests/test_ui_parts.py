@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -23,7 +24,7 @@ from driftui.screens.tenant import facts
 from driftui.widgets import columns
 from driftui.widgets.chart import name_cells
 from driftui.widgets.raster import Raster, nice_step, scale
-from driftui.widgets.status import Cost, fields, fit
+from driftui.widgets.status import Cost, Field, fields, fit
 
 HOSTILE = (
     "\x1b[2J\x1b[31mred",
@@ -237,6 +238,26 @@ def test_plan_of_the_two_sizes_that_matter() -> None:
     assert (small.columns, small.rows, small.events) == (1, 1, 3)
 
 
+def status_text(line: Sequence[Field], width: int) -> str:
+    return "".join(gap + "".join(part.text for part in variant) for gap, variant in fit(line, width))
+
+
+def test_a_bar_stands_before_every_group_whatever_is_left_out() -> None:
+    view = FakeFeed().view()
+    for width in range(80, 260):
+        text = status_text(fields(view, False, "", Cost(6, 0.02)), width)
+        groups = text.split(" │ ")
+        assert "simulated" in groups[1]
+        assert all("demo" not in group for group in groups if "lag" in group or "ui" in group), text
+
+
+def test_the_scenario_s_time_ends_with_it() -> None:
+    view = replace(FakeFeed().view(), scenario_elapsed_s=133.0, scenario_done=True)
+    text = status_text(fields(view, False, "", Cost(6, 0.02)), 160)
+    assert "DONE" in text
+    assert "demo 2:00/2:00" in text
+
+
 def test_status_never_overflows_and_says_simulated() -> None:
     view = FakeFeed().view()
     hostile = replace(
@@ -244,16 +265,12 @@ def test_status_never_overflows_and_says_simulated() -> None:
     )
     for width in range(60, 260):
         for shown in (view, hostile, replace(view, snapshot=replace(view.snapshot, paused=True))):
-            variants = fit(fields(shown, True, "", Cost(6.1, 0.024)), width)
-            text = " ".join(part.text for variant in variants for part in variant)
-            cells = sum(cell_len(part.text) for variant in variants for part in variant)
-            assert cells <= width
+            text = status_text(fields(shown, True, "", Cost(6.1, 0.024)), width)
+            assert cell_len(text) <= width
             if width >= 80:
                 assert "simulated" in text
     for width in (80, 160):
-        text = "".join(
-            part.text for variant in fit(fields(view, False, "", Cost(6, 0.02)), width) for part in variant
-        )
+        text = status_text(fields(view, False, "", Cost(6, 0.02)), width)
         for word in ("driftsched", "LIVE", "fifo", "simulated", "run", "wait"):
             assert word in text
 
@@ -262,9 +279,7 @@ def test_status_never_overflows_and_says_simulated() -> None:
 @pytest.mark.parametrize("state", ["starting", "restarting", "dead", "stopping"])
 def test_the_engine_s_state_is_said_plainly(state: str, width: int) -> None:
     view = replace(FakeFeed().view(), engine_state=state)
-    text = " ".join(
-        part.text for variant in fit(fields(view, False, "", Cost(6, 0.02)), width) for part in variant
-    )
+    text = status_text(fields(view, False, "", Cost(6, 0.02)), width)
     assert f"ENGINE {state.upper()}" in text
     assert "simulated" in text
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from driftui.app import DriftApp
 
 
+FOLLOW_S = 1.0  # between two looks of an open dialog at the run
+
+
 class Dialog(ModalScreen[None]):
     """A modal box. Subclasses yield its ``content`` and name their place in the command registry."""
 
@@ -33,10 +36,17 @@ class Dialog(ModalScreen[None]):
         raise NotImplementedError
 
     def compose(self) -> ComposeResult:
-        box = VerticalScroll(*self.content(), id="box", can_focus=False)
+        self.error = plain("", id="error")
+        self.complain("")
+        box = VerticalScroll(*self.content(), self.error, id="box", can_focus=False)
         box.border_title = Content(self.HEADING)
         box.border_subtitle = Content(hints(self.WHERE))
         yield box
+
+    def complain(self, text: str) -> None:
+        """Say what is wrong, in a line that takes no room while nothing is."""
+        self.error.update(Content(clean(text, 400)))
+        self.error.display = bool(text)
 
     async def action_dismiss(self, result: None = None) -> None:
         self.dismiss(None)

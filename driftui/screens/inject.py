@@ -20,32 +20,39 @@ class InjectScreen(Dialog):
     BINDINGS = bindings("inject")
     WHERE = "inject"
     HEADING = "Inject load"
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (124, "-wide")]  # noqa: RUF012 (Textual's own declaration)
 
     def __init__(self, tenant: str | None) -> None:
         super().__init__()
         self._tenant = tenant  # under the cursor in the table: the burst is its
 
     def content(self) -> list[Widget]:
-        scenarios = self.drift.feed.scenarios()
-        self._scenarios = list(scenarios)
+        self._scenarios = self.drift.feed.scenarios()
+        self._names = list(self._scenarios)
         self.options = OptionList(
-            *(Option(entry(name, summary)) for name, summary in scenarios.items()), markup=False, id="list"
+            *(Option(entry(name, summary)) for name, summary in self._scenarios.items()),
+            markup=False,
+            id="list",
         )
-        if self._scenarios:
+        if self._names:
             self.options.highlighted = 0
         self.rate = field("40", id="rate")
         self.seconds = field("10", id="seconds")
-        self.error = plain("", id="error")
+        self.about = plain("", id="about", classes="note")
+        found = [self.options, self.about]
         if self._tenant is None:
-            return [self.options, self.error]
+            return found
         name = clean(self._tenant, 24)
         return [
-            self.options,
+            *found,
             plain(f"Or a burst of {name} (tab):", classes="note"),
             Horizontal(plain("requests/s", classes="label"), self.rate, classes="row"),
             Horizontal(plain("seconds", classes="label"), self.seconds, classes="row"),
-            self.error,
         ]
+
+    def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
+        """A narrow list cuts what a scenario is; below it, it stands whole."""
+        self.about.update(Content(clean(self._scenarios[self._names[event.option_index]], 200)))
 
     def on_option_list_option_selected(self) -> None:
         self.action_apply()
@@ -60,11 +67,11 @@ class InjectScreen(Dialog):
                 rate = positive("requests/s", self.rate.value)
                 seconds = positive("seconds", self.seconds.value)
             except FieldError as error:
-                self.error.update(Content(str(error)))
+                self.complain(str(error))
                 return
             done = self.drift.ask(feed.burst, self._tenant, rate, seconds)
         else:
             index = self.options.highlighted
-            done = index is not None and self.drift.ask(feed.inject, self._scenarios[index])
+            done = index is not None and self.drift.ask(feed.inject, self._names[index])
         if done:
             self.dismiss(None)

@@ -10,19 +10,21 @@ from textual.widget import Widget
 from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
+from driftui import figures
 from driftui.clean import clean, pad
 from driftui.commands import bindings
-from driftui.screens.dialog import Dialog, entry, field, plain
+from driftui.screens.dialog import FOLLOW_S, Dialog, entry, field, plain
 from scheduler.core.policies import policy_from
 from scheduler.core.types import Snapshot
 from scheduler.live.view import CommandError, Predicted, Preview
 
 LOOK_S = 0.25  # between two looks at the preview
-FOLLOW_S = 1.0  # between two looks at the run
 OLD_S = 5.0  # from this age on a preview says how old it is
 WIDE = 100  # columns of the terminal from which on there is room for the bands
 NAME, FIGURE, BAND = 18, 9, 12  # columns
 MARK = "● now"
+PREDICTING = "predicting what each policy would do to the requests of now ..."
+LINES_AROUND = 10  # of the dialog, beside the list: frame, heading, input, what it does, error, effect
 
 
 class PolicyScreen(Dialog):
@@ -39,15 +41,14 @@ class PolicyScreen(Dialog):
         self._shown: Preview | None = None
         self._refusal = ""  # why there is no preview
         self._now_s = snapshot.now
-        self.header = plain("", id="header")
+        self.header = plain(PREDICTING, id="header")
         self.options = OptionList(*self._rows(), markup=False, id="list")
         specs = list(self._specs.values())
         self.options.highlighted = specs.index(self._today) if self._today in specs else 0
         self.typed = field("", id="spec", placeholder="/ to type one, such as two-class q=0.4")
-        self.about = plain("", classes="note")
-        self.error = plain("", id="error")
+        self.about = plain("", id="about", classes="note")
         self.effect = plain(_effect(snapshot))
-        return [self.header, self.options, self.typed, self.about, self.error, self.effect]
+        return [self.header, self.options, self.typed, self.about, self.effect]
 
     def on_mount(self) -> None:
         self.options.focus()
@@ -73,9 +74,9 @@ class PolicyScreen(Dialog):
         try:
             self.drift.feed.preview([name for name in self._names if name != self._today])
         except CommandError as error:
-            self._refusal = clean(str(error), 200)
+            self._refusal = str(error)
         if self._refusal != refused:
-            self.error.update(Content(self._refusal))
+            self.complain(self._refusal)
 
     def _follow(self) -> None:
         """The run goes on: a preview gets old, and somebody else may switch the policy."""
@@ -98,13 +99,13 @@ class PolicyScreen(Dialog):
         preview = self.drift.feed.previewed()
         if preview is None or preview is self._shown:
             return
-        self._shown = preview
+        before, self._shown = self._shown, preview
+        if preview.error or (before is not None and before.error):
+            self.complain(preview.error)
         self.header.update(Content(self._heading(preview)))
         for index, name in enumerate(self._names):
             self.options.replace_option_prompt_at_index(index, self._line(name))
         self._tell()
-        if preview.error:
-            self.error.update(Content(clean(preview.error, 200)))
 
     def on_option_list_option_highlighted(self) -> None:
         self._tell()
@@ -119,6 +120,10 @@ class PolicyScreen(Dialog):
             lines.append("longer for " + clean(", ".join(row.longer), 120))
         self.about.update(Content("\n".join(lines)))
 
+    def on_resize(self) -> None:
+        """The list takes what the other lines leave."""
+        self.options.styles.max_height = max(3, self.app.size.height * 92 // 100 - LINES_AROUND)
+
     # -- the table -----------------------------------------------------------------------------------
 
     @property
@@ -126,6 +131,8 @@ class PolicyScreen(Dialog):
         return self.app.size.width >= WIDE
 
     def _heading(self, preview: Preview) -> str:
+        if not preview.policies:
+            return "" if preview.error else PREDICTING
         columns = ["p50".rjust(FIGURE), "change".rjust(FIGURE - 1)]
         if self._wide:
             columns.append("p10-p90".rjust(BAND))
@@ -146,21 +153,21 @@ class PolicyScreen(Dialog):
         row = self._row(name)
         if row is None:
             return entry(name, self._summaries[name], mark)
-        figures, preview = row.figures, self._shown
+        preview = self._shown
         assert preview is not None
         today = preview.policies.get(preview.today)
-        p50 = figures.get("e2e.p50", nan)
+        p50 = row.figures.get("e2e.p50", nan)
         before = today.figures.get("e2e.p50", nan) if today is not None else nan
         line = Text(pad(name, NAME), no_wrap=True, overflow="ellipsis", end="")
         line.append(_seconds(p50))
         change = (p50 / before - 1) * 100 if before else nan
         style = "#7ee787" if change < -1 else "#ff7b72" if change > 1 else "#8fa5cc"
-        text = "" if mark or change != change else f"{change:+.0f}%"
+        text = "" if mark or change != change else f"{change:+.0f}%" if abs(change) >= 0.5 else "0%"
         line.append(text.rjust(FIGURE - 1), style=style)
         if self._wide:
             line.append(_band(row, "e2e.p50"), style="#8fa5cc")
         for figure in ("e2e.p99", "tiers.premium.e2e.p99", "longest_wait_s"):
-            line.append(_seconds(figures.get(figure, nan)))
+            line.append(_seconds(row.figures.get(figure, nan)))
         if mark:
             line.append(f" {mark}", style="#7ee787")
         return line
@@ -172,7 +179,7 @@ class PolicyScreen(Dialog):
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """The cursor goes to the first policy that begins as typed."""
-        self.error.update(Content(""))
+        self.complain("")
         typed = event.value.strip()
         found = (index for index, name in enumerate(self._names) if typed and name.startswith(typed))
         self.options.highlighted = next(found, self.options.highlighted)
@@ -190,7 +197,7 @@ class PolicyScreen(Dialog):
             try:
                 policy_from(typed)
             except ValueError as error:
-                self.error.update(Content(clean(str(error), 400)))
+                self.complain(str(error))
                 return
             spec = typed
         elif index is not None:
@@ -206,10 +213,8 @@ class PolicyScreen(Dialog):
 
 
 def _effect(snapshot: Snapshot) -> str:
-    return (
-        f"{snapshot.queued} queued requests will be re-ranked, none is lost; "
-        f"{snapshot.in_flight} in flight run on."
-    )
+    queued = figures.number(snapshot.queued, "queued request")
+    return f"{queued} will be re-ranked, none is lost; {snapshot.in_flight} in flight go on."
 
 
 def _full_name(spec: str) -> str:
@@ -221,7 +226,8 @@ def _full_name(spec: str) -> str:
 
 
 def _seconds(value: float) -> str:
-    text = "-" if value != value else f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
+    digits = 2 if value < 0.995 else 1 if value < 99.95 else 0
+    text = figures.NOTHING if value != value else f"{value:.{digits}f} s"
     return text.rjust(FIGURE)
 
 
@@ -229,5 +235,5 @@ def _band(row: Predicted, figure: str) -> str:
     if figure not in row.low:
         return " " * BAND
     low, high = row.low[figure], row.high[figure]
-    digits = 1 if high < 100 else 0
+    digits = 2 if high < 0.995 else 1 if high < 99.95 else 0
     return f"{low:.{digits}f}-{high:.{digits}f}".rjust(BAND)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from textual.content import Content
 from textual.widget import Widget
 
+from driftui import figures
 from driftui.commands import bindings
-from driftui.screens.dialog import Dialog, plain
-from scheduler.live.view import View
+from driftui.screens.dialog import FOLLOW_S, Dialog, plain
+from scheduler.core.types import Snapshot
 
 
 class QuitScreen(Dialog):
@@ -16,13 +18,19 @@ class QuitScreen(Dialog):
     WHERE = "quit"
     HEADING = "Stop the run?"
 
-    def __init__(self, view: View) -> None:
-        super().__init__()
-        self._snapshot = view.snapshot
-
     def content(self) -> list[Widget]:
-        snapshot = self._snapshot
-        return [plain(f"{snapshot.in_flight} requests are in flight and {snapshot.queued} are queued.")]
+        self.what = plain(_what(self.drift.feed.view().snapshot))
+        return [self.what]
+
+    def on_mount(self) -> None:
+        self.set_interval(FOLLOW_S, self._follow)
+
+    def _follow(self) -> None:
+        self.what.update(Content(_what(self.drift.feed.view().snapshot)))
 
     def action_yes(self) -> None:
         self.drift.leave()
+
+
+def _what(snapshot: Snapshot) -> str:
+    return f"{figures.number(snapshot.in_flight, 'request')} in flight, {snapshot.queued} queued."

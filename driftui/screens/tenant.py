@@ -13,7 +13,7 @@ from textual.widgets import Input, Static
 from driftui import figures
 from driftui.clean import clean
 from driftui.commands import bindings
-from driftui.screens.dialog import Dialog, field, plain
+from driftui.screens.dialog import FOLLOW_S, Dialog, field, plain
 from driftui.screens.parse import FieldError, bound, positive, seconds_bound
 from scheduler.core.types import Limits, Percentiles, TenantSnapshot
 
@@ -35,7 +35,9 @@ def _queue(tenant: TenantSnapshot) -> str:
     if not tenant.queued:
         return "nothing waits"
     oldest = f"oldest waits {figures.seconds(tenant.oldest_wait_s)} s"
-    return f"{tenant.queued} requests, {figures.count(tenant.queued_tokens)} tokens, {oldest}"
+    return (
+        f"{figures.number(tenant.queued, 'request')}, {figures.count(tenant.queued_tokens)} tokens, {oldest}"
+    )
 
 
 def facts(tenant: TenantSnapshot) -> str:
@@ -81,7 +83,6 @@ class TenantScreen(Dialog):
     def content(self) -> list[Widget]:
         tenant = self._find()
         self._facts: Static = plain("", id="facts")
-        self.error: Static = plain("", id="error")
         self.inputs: dict[str, Input] = {}
         rows: list[Widget] = []
         for name, label in () if self.drift.feed.view().replay else _FORM:
@@ -91,11 +92,11 @@ class TenantScreen(Dialog):
             text = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
             self.inputs[name] = field(text, placeholder="no bound", id=name)
             rows.append(Horizontal(plain(label, classes="label"), self.inputs[name], classes="row"))
-        return [self._facts, *rows, self.error]
+        return [self._facts, *rows]
 
     def on_mount(self) -> None:
         self._follow()
-        self.set_interval(1.0, self._follow)
+        self.set_interval(FOLLOW_S, self._follow)
 
     def _follow(self) -> None:
         tenant = self._find()
@@ -118,7 +119,7 @@ class TenantScreen(Dialog):
                 ttl_s=seconds_bound("ttl", self.inputs["ttl_s"].value),
             )
         except FieldError as error:
-            self.error.update(Content(str(error)))
+            self.complain(str(error))
             return
         changed: dict[str, float | Limits] = {}
         if weight != tenant.weight:

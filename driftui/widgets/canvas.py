@@ -25,6 +25,10 @@ from driftui import palette
 from driftui.clean import clean
 from driftui.palette import ink
 
+# A shade off the frame's colours, which no eye sees, so that the next line begins with a change of both: a
+# copy of a terminal (tmux capture-pane -e) names a colour where it changes, and is often read line by line.
+_RIGHT_EDGE = ink(palette.FRAME_AGAIN, on=palette.BACKGROUND_AGAIN)
+
 
 class Canvas(Widget, inherit_bindings=False):
     """A widget drawn by ``draw(y)``, line by line; ``redraw`` says which lines are out of date."""
@@ -160,13 +164,12 @@ class Panel(Canvas):
         return max(0, self.cells.width - 2)
 
     def draw(self, y: int) -> Sequence[Segment]:
-        frame = ink(palette.FRAME)
         width, height = self.inner_width, self.cells.height
         if y == 0:
             return self._edge("╭", "╮", width, left=self.title, right=self.hotkey)
         if y == height - 1:
             return self._edge("╰", "╯", width, left="", right=self.subtitle)
-        return [Segment("│", frame), *self.body(y - 1, width), Segment("│", frame)]
+        return [Segment("│", ink(palette.FRAME)), *self.body(y - 1, width), Segment("│", _RIGHT_EDGE)]
 
     def _edge(self, start: str, end: str, width: int, *, left: str, right: str) -> list[Segment]:
         frame = ink(palette.FRAME)
@@ -182,5 +185,5 @@ class Panel(Canvas):
         if right:
             colour = palette.ORANGE if right == self.hotkey else palette.FAINT
             line += [Segment(f" {right} ", ink(colour)), Segment("─", frame)]
-        line.append(Segment(end, frame))
+        line.append(Segment(end, _RIGHT_EDGE))
         return line

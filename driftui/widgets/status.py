@@ -22,6 +22,7 @@ from scheduler.live.view import View
 
 NAME = "driftsched"
 _BADGE = "badge"  # not a colour: drawn dark on cyan
+_BAR = " │ "
 
 
 class Part(NamedTuple):
@@ -41,7 +42,7 @@ class Field:
     """
 
     variants: Sequence[tuple[int, Variant]]
-    group: bool = False  # a bar before it
+    group: bool = False  # it begins a group: a bar stands before the first of it that is shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,34 +53,38 @@ class Cost:
     share: float
 
 
-def _cells(variant: Variant) -> int:
-    return sum(cell_len(part.text) for part in variant)
-
-
-def fit(fields: Sequence[Field], width: int) -> list[Variant]:
-    """The variant of each field with which the line is as full as ``width`` allows."""
+def fit(fields: Sequence[Field], width: int) -> list[tuple[str, Variant]]:
+    """What is shown, with the gap before each: as much as ``width`` allows."""
+    cells = [[sum(cell_len(part.text) for part in variant) for _, variant in f.variants] for f in fields]
     chosen = [0] * len(fields)
-
-    def cells(at: int) -> int:
-        taken = _cells(fields[at].variants[chosen[at]][1])
-        return taken and taken + (3 if fields[at].group else 1 if at else 0)
-
-    total = sum(cells(at) for at in range(len(fields)))
-    while total > width:
+    while True:
+        gaps = _gaps(fields, chosen)
         shorter = [at for at, field in enumerate(fields) if chosen[at] < len(field.variants) - 1]
-        if not shorter:
+        taken = sum(len(gap) for gap in gaps) + sum(cells[at][index] for at, index in enumerate(chosen))
+        if taken <= width or not shorter:
             break
-        at = min(shorter, key=lambda at: fields[at].variants[chosen[at]][0])
-        total -= cells(at)
-        chosen[at] += 1
-        total += cells(at)
-    return [field.variants[index][1] for field, index in zip(fields, chosen, strict=True)]
+        chosen[min(shorter, key=lambda at: fields[at].variants[chosen[at]][0])] += 1
+    shown = [field.variants[index][1] for field, index in zip(fields, chosen, strict=True)]
+    return [(gap, variant) for gap, variant in zip(gaps, shown, strict=True) if variant]
+
+
+def _gaps(fields: Sequence[Field], chosen: Sequence[int]) -> list[str]:
+    """What stands before each field: nothing before the first and those that are left out."""
+    gaps = []
+    gap = ""
+    for field, index in zip(fields, chosen, strict=True):
+        if gap and field.group:
+            gap = _BAR
+        shown = bool(field.variants[index][1])
+        gaps.append(gap if shown else "")
+        gap = " " if shown else gap
+    return gaps
 
 
 def state(view: View, frozen: bool, leaving: str) -> tuple[list[str], str]:
     """The words for how the run and the display stand, the weightiest first, and their colour."""
     if leaving:
-        return [leaving], palette.ORANGE
+        return [leaving, "(q: at once)"], palette.ORANGE
     if view.replay:
         words = ["REPLAY" if view.replay == "playing" else f"REPLAY {view.replay.upper()}"]
         if view.snapshot.paused:
@@ -93,7 +98,7 @@ def state(view: View, frozen: bool, leaving: str) -> tuple[list[str], str]:
     if frozen:
         words.append("FROZEN")
     if not words and view.scenario_done:
-        words.append("DONE")
+        return ["DONE"], palette.CYAN
     if not words:
         return ["LIVE"], palette.GOOD
     bad = view.engine_state in ("dead", "restarting")
@@ -138,7 +143,10 @@ def _scenario(view: View) -> Field:
         return Field([(0, ())])
     total = "" if view.scenario_total_s is None else f"/{figures.clock(view.scenario_total_s)}"
     speed = "" if view.speed == 1 else f" {figures.ratio(view.speed)}"
-    elapsed = Part(f"{figures.clock(view.scenario_elapsed_s)}{total}{speed}", palette.TEXT)
+    elapsed_s = view.scenario_elapsed_s  # the run goes on when its load is over
+    if view.scenario_total_s is not None:
+        elapsed_s = min(elapsed_s, view.scenario_total_s)
+    elapsed = Part(f"{figures.clock(elapsed_s)}{total}{speed}", palette.TEXT)
     name = Part(clean(view.scenario, 20) + " ", palette.BRIGHT)
     return Field(
         [(14, (Part("scenario "), name, elapsed)), (36, (name, elapsed)), (50, (elapsed,)), (99, ())],
@@ -228,13 +236,9 @@ class StatusLine(Canvas):
 
     def _compose_line(self, all_fields: Sequence[Field]) -> list[Segment]:
         segments: list[Segment] = []
-        for index, variant in enumerate(fit(all_fields, self.cells.width)):
-            if not variant:
-                continue
-            if all_fields[index].group:
-                segments.append(Segment(" │ ", ink(palette.FRAME, on=palette.SURFACE)))
-            elif index:
-                segments.append(Segment(" ", ink(palette.TEXT, on=palette.SURFACE)))
+        for gap, variant in fit(all_fields, self.cells.width):
+            if gap:
+                segments.append(Segment(gap, ink(palette.FRAME, on=palette.SURFACE)))
             for part in variant:
                 on, colour = palette.SURFACE, part.colour
                 if colour == _BADGE:

@@ -16,7 +16,7 @@ import aiohttp
 from scheduler.core.policies import policy_from
 from scheduler.core.types import Limits
 from scheduler.gateway.wire import WireError, notices_from_json, preview_from_json, view_from_json
-from scheduler.live.view import CommandError, Notice, Preview, View
+from scheduler.live.view import CommandError, Notice, NotNow, Preview, View
 
 POLL_S = 0.25
 RETRY_S = 1.0
@@ -81,7 +81,8 @@ class RemoteFeed:
                 raise CommandError(f"status {answer.status}, and no JSON") from None
             if answer.status != 200:
                 error = told.get("error") if isinstance(told, dict) else None
-                raise CommandError(str(error["message"]) if error else f"status {answer.status}")
+                refusal = NotNow if answer.status == 409 else CommandError
+                raise refusal(str(error["message"]) if error else f"status {answer.status}")
             return told
 
     async def _follow(self) -> None:
@@ -162,17 +163,26 @@ class RemoteFeed:
         self._spawn(self._follow_preview(self._previews, list(specs)))
 
     async def _follow_preview(self, number: int, specs: list[str]) -> None:
-        """Ask, and fetch until it is done or another one was asked for."""
-        try:
-            await self._ask("POST", "/control/preview", {"policies": specs})
-            while number == self._previews:
-                told = await self._ask("GET", "/control/preview")
-                self._preview = preview_from_json(told["preview"])
-                if self._preview.done:
-                    return
-                await asyncio.sleep(POLL_S)
-        except (aiohttp.ClientError, TimeoutError, CommandError, WireError, KeyError, TypeError) as error:
-            self._note("error", f"no preview: {str(error) or type(error).__name__}")
+        """Ask, and fetch until it is done or another one was asked for; ask again while it is too early."""
+        while number == self._previews:
+            try:
+                await self._ask("POST", "/control/preview", {"policies": specs})
+                while number == self._previews:
+                    told = await self._ask("GET", "/control/preview")
+                    self._preview = preview_from_json(told["preview"])
+                    if self._preview.done:
+                        return
+                    await asyncio.sleep(POLL_S)
+            except NotNow as error:
+                self._no_preview(str(error))
+                await asyncio.sleep(RETRY_S)
+            except (aiohttp.ClientError, TimeoutError, CommandError, WireError, KeyError, TypeError) as error:
+                self._no_preview(f"no preview: {str(error) or type(error).__name__}")
+                return
+
+    def _no_preview(self, why: str) -> None:
+        snapshot = self._view.snapshot
+        self._preview = Preview(snapshot.now, 0.0, snapshot.policy, {}, done=True, error=why)
 
     def previewed(self) -> Preview | None:
         return self._preview

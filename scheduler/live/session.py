@@ -16,7 +16,7 @@ from scheduler.core.events import Event, Kind
 from scheduler.core.metrics import gap_bucket
 from scheduler.core.policies import Policy, policy_from
 from scheduler.core.scheduler import Scheduler
-from scheduler.core.types import ABORTING, ENDED, RUNNING, Outcome, Rejected, Request, Tenant
+from scheduler.core.types import ABORTING, ENDED, QUEUED, RUNNING, Outcome, Rejected, Request, Tenant
 from scheduler.engines.clock import Clock
 from scheduler.engines.engine import Chunk, Engine, EngineConfigError, EngineError, EngineLost
 from scheduler.live.answer import Answer
@@ -105,6 +105,9 @@ class Session:
     async def stop(self, *, drain_s: float = 0.0) -> None:
         """Stop loads, drain up to ``drain_s`` real seconds, abort what still runs, stop the engine."""
         self.stop_loads()
+        if self.scheduler.paused:  # what is queued would wait in vain
+            for request in [request for request in self.scheduler.active() if request.state is QUEUED]:
+                self.cancel(request.id)
         if drain_s > 0 and not self.scheduler.idle and self.engine_state == "ready":
             self._loop.call_later(drain_s, self.skip_drain)
             await self.drained.wait()
