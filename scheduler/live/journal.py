@@ -78,8 +78,7 @@ class Journal:
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
             path.chmod(0o600)
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
-            _prepare(self._db)
+            self._db = _opened(path)
         except (OSError, sqlite3.Error) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             raise JournalError(
@@ -211,8 +210,18 @@ def _settle(futures: list[asyncio.Future[Any]], results: list[Any], failure: Jou
             future.set_result(results[index])
 
 
-def _prepare(db: sqlite3.Connection) -> None:
+def _opened(path: Path) -> sqlite3.Connection:
     """Raises sqlite3.Error for what is no journal of this version, or in use."""
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
+    try:
+        _prepare(db)
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db
+
+
+def _prepare(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA locking_mode = EXCLUSIVE")
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
