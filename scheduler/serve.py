@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path, PurePath
 from typing import TextIO
 
@@ -20,6 +21,9 @@ from scheduler.live.journal import Journal
 from scheduler.live.output import Output, engine_output_to, log_path
 from scheduler.live.run import LiveRun
 from scheduler.plan import Plan
+
+FILES = 65_536
+"""Open files, and so connections, that a server asks for."""
 
 DRAIN_S = 30.0
 """Real seconds that a stopping server gives to what is under way."""
@@ -46,7 +50,17 @@ def serve(
 
             preflight(plan.model)
         calm_collector()  # vLLM's modules among the rest
+        _allow_files()
         asyncio.run(_serve(plan, keys, (host, port), journal, record, streams.stderr))
+
+
+def _allow_files() -> None:
+    """Who waits is a connection, and the usual 1024 are soon taken."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft < wanted:
+        with suppress(ValueError, OSError):  # some systems allow less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _serve(

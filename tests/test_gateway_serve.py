@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import urllib.request
 from pathlib import Path
 
 from gateway_kit import ACME, ENVIRON, bearer, completion
+
+from scheduler.serve import FILES
 
 CONFIG = """
 name: shop
@@ -46,6 +49,8 @@ def test_a_recorded_server_from_ready_to_sigterm(tmp_path: Path) -> None:
                 json.dumps(completion(prompt="a secret prompt")).encode(),
                 {"Content-Type": "application/json", **bearer(ACME)},
             )
+            soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+            assert soft >= min(FILES, hard), "each client that waits is an open file"
             with urllib.request.urlopen(post) as answer:
                 text = json.load(answer)["choices"][0]["text"]
             process.send_signal(signal.SIGTERM)

@@ -68,6 +68,7 @@ class VllmEngine:
         self._gauges = _Gauges(lambda step: self.on_step(step))
         self.blank: Profile | None = None  # once it has started: a step model, right but for its pace
         self._llm: Any = None  # AsyncLLM; vLLM is imported in start()
+        self._tokenizer: Any = None  # kept while a lost engine is built anew: chats still come
         self._starting: asyncio.Future[Any] | None = None
         self._stopping = asyncio.Lock()
         self._streams: dict[str, _Stream] = {}
@@ -106,6 +107,7 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
+            self._tokenizer = self._llm.get_tokenizer()
             await self._llm.get_supported_tasks()
             await self._render("Are you there?")  # compiles the chat template
         except EngineDeadError as error:
@@ -237,12 +239,12 @@ class VllmEngine:
                 del self._streams[request.id]
 
     def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
-        if self._llm is None:
-            raise ValueError("the engine is not running")
+        if self._tokenizer is None:
+            raise ValueError("the engine has not started")
         from jinja2 import TemplateError
 
         try:
-            rendered = self._llm.get_tokenizer().apply_chat_template(
+            rendered = self._tokenizer.apply_chat_template(
                 list(messages), tokenize=False, add_generation_prompt=True
             )
         except TemplateError as error:  # templates refuse by raising, with words of their own
