@@ -13,6 +13,7 @@ import pytest
 from recorded_kit import SCENARIO
 
 from scheduler.core.metrics import gap_value
+from scheduler.core.types import Request
 from scheduler.load.scenario import Scenario, load_scenario
 from scheduler.plan import make_plan
 from scheduler.record.recorder import DEPTH_COLUMNS, METRICS_COLUMNS
@@ -250,7 +251,7 @@ def test_prompts_are_only_recorded_when_asked_for(tmp_path: Path) -> None:
 
 def _prompts(plan: Any) -> list[str]:
     workload = plan.workload()
-    return [action.request.prompt for action in workload.take(3.0) if hasattr(action, "request")]
+    return [action.prompt for action in workload.take(3.0) if isinstance(action, Request)]
 
 
 def test_same_seed_same_document(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from scheduler.core.estimate import PaperEstimator, classify, count_words
+from scheduler.core.types import Request
 from scheduler.load.scenario import Scenario, load_scenario
 from scheduler.plan import make_plan
 from scheduler.twin.gpu import Gpu
@@ -82,9 +83,8 @@ def test_a_template_is_read_once_and_estimated_as_if_each_time(tmp_path: Path) -
     workload, kept = plan.workload(), PaperEstimator()
     seen = 0
     while (now := workload.next_time()) < inf:
-        for action in workload.take(now):
-            request = getattr(action, "request", None)
-            if request is None:
+        for request in workload.take(now):
+            if not isinstance(request, Request):
                 continue
             seen += 1
             estimate = kept.estimate(request)

@@ -27,7 +27,6 @@ from scheduler.load.workload import (
     ChangeTenant,
     Fault,
     Mark,
-    Submit,
     SwitchPolicy,
     Workload,
 )
@@ -50,7 +49,7 @@ def run(workload: Workload, until_s: float = inf) -> list[tuple[float, Action]]:
 
 
 def requests(workload: Workload, until_s: float = inf) -> list[Request]:
-    return [action.request for _, action in run(workload, until_s) if isinstance(action, Submit)]
+    return [action for _, action in run(workload, until_s) if isinstance(action, Request)]
 
 
 def content(request: Request) -> tuple[object, ...]:
@@ -90,7 +89,7 @@ def test_a_stream_is_not_shifted_by_its_neighbours_or_by_a_burst(tmp_path: Path)
 
 def test_time_taken_in_one_stride_or_in_many_is_the_same(tmp_path: Path) -> None:
     one = scenario(tmp_path, POISSON, {**POISSON, "tenant": "lab"})
-    at_once = [a.request for a in Workload(one, seed=1).take(inf) if isinstance(a, Submit)]
+    at_once = [a for a in Workload(one, seed=1).take(inf) if isinstance(a, Request)]
     assert [content(r) for r in at_once] == [content(r) for r in requests(Workload(one, seed=1))]
 
 
@@ -190,14 +189,14 @@ def test_the_timeline_goes_before_the_arrivals_of_its_instant(tmp_path: Path) ->
         ChangeTenant("lab", 9, Limits(max_queued=5, ttl_s=5)),
         Fault("crash"),
     ]
-    assert isinstance(last, Submit)
+    assert isinstance(last, Request)
 
 
 def test_a_burst_adds_its_rate_for_its_time(tmp_path: Path) -> None:
     burst = [{"at": 10, "burst": {"tenant": "lab", "rate": 200, "for": 5}}]
     one = scenario(tmp_path, {**POISSON, "tenant": {"acme": 1, "lab": 1}, "from": "3s"}, timeline=burst)
     seen = run(Workload(one, seed=1))
-    extra = [a.request for _, a in seen if isinstance(a, Submit) and a.request.submitted_by == "burst-0"]
+    extra = [a for _, a in seen if isinstance(a, Request) and a.submitted_by == "burst-0"]
     assert len(extra) == pytest.approx(1000, abs=130)
     assert {r.tenant for r in extra} == {"lab"}
     assert 10 < extra[0].arrival_s < extra[-1].arrival_s < 15
@@ -240,7 +239,7 @@ def test_a_forced_drift_forces_the_drawn_length_within_the_cap(tmp_path: Path) -
 def test_patience_cancels_what_has_not_ended(tmp_path: Path) -> None:
     stream = {"tenant": "acme", "arrivals": "at-once", "count": 2, "patience": "30s"}
     workload = Workload(scenario(tmp_path, stream), seed=1)
-    first, _ = [a.request for a in workload.take(0.0) if isinstance(a, Submit)]
+    first, _ = [a for a in workload.take(0.0) if isinstance(a, Request)]
     workload.on_ended(first, 10.0)
     assert workload.next_time() == 30
     assert not workload.exhausted
@@ -252,8 +251,8 @@ def test_nothing_is_left_when_all_patient_requests_ended(tmp_path: Path) -> None
     stream = {"tenant": "acme", "arrivals": "at-once", "count": 2, "patience": "30s"}
     workload = Workload(scenario(tmp_path, stream), seed=1)
     for action in workload.take(0.0):
-        assert isinstance(action, Submit)
-        workload.on_ended(action.request, 1.0)
+        assert isinstance(action, Request)
+        workload.on_ended(action, 1.0)
     assert workload.next_time() == inf
     assert workload.exhausted
 
@@ -265,7 +264,7 @@ def closed(tmp_path: Path, think: str, **end: Any) -> Workload:
 
 def test_closed_clients_wait_for_their_answers(tmp_path: Path) -> None:
     workload = closed(tmp_path, "2s", count=50)
-    running = [a.request for a in workload.take(0.0) if isinstance(a, Submit)]
+    running = [a for a in workload.take(0.0) if isinstance(a, Request)]
     assert len(running) == 3
     assert workload.next_time() == inf
     assert not workload.exhausted
@@ -279,7 +278,7 @@ def test_closed_clients_wait_for_their_answers(tmp_path: Path) -> None:
             assert due >= now
             thinking.append(due - now)
             now = due
-            running += [a.request for a in workload.take(now) if isinstance(a, Submit)]
+            running += [a for a in workload.take(now) if isinstance(a, Request)]
             total += 1
             assert len(running) <= 3
     assert total == 50
@@ -289,7 +288,7 @@ def test_closed_clients_wait_for_their_answers(tmp_path: Path) -> None:
 
 def test_closed_clients_overtake_each_other_while_they_think(tmp_path: Path) -> None:
     workload = closed(tmp_path, "5s", count=200)
-    running = [a.request for a in workload.take(0.0) if isinstance(a, Submit)]
+    running = [a for a in workload.take(0.0) if isinstance(a, Request)]
     now, total = 0.0, 3
     while not workload.exhausted:
         now = min(workload.next_time(), now + 1.0) if running else workload.next_time()
@@ -299,8 +298,8 @@ def test_closed_clients_overtake_each_other_while_they_think(tmp_path: Path) -> 
             workload.on_ended(request, now)
             continue
         due = workload.take(now)
-        assert all(isinstance(action, Submit) and action.request.arrival_s == now for action in due)
-        running += [a.request for a in due if isinstance(a, Submit)]
+        assert all(isinstance(action, Request) and action.arrival_s == now for action in due)
+        running += [a for a in due if isinstance(a, Request)]
         total += len(due)
         assert len(running) <= 3
     assert total == 200
@@ -309,18 +308,18 @@ def test_closed_clients_overtake_each_other_while_they_think(tmp_path: Path) -> 
 def test_a_client_that_is_turned_away_does_not_come_back_at_once(tmp_path: Path) -> None:
     workload = closed(tmp_path, "0s", **{"for": "10s"})
     first = workload.take(0.0)[0]
-    assert isinstance(first, Submit)
-    first.request.state = State.REJECTED
-    workload.on_ended(first.request, 0.0)
+    assert isinstance(first, Request)
+    first.state = State.REJECTED
+    workload.on_ended(first, 0.0)
     assert workload.next_time() == 1.0
 
 
 def test_closed_clients_stop_at_the_end_of_their_time(tmp_path: Path) -> None:
     workload = closed(tmp_path, "0s", **{"for": "10s"})
     for action in workload.take(0.0):
-        assert isinstance(action, Submit)
-        action.request.state = State.FINISHED
-        workload.on_ended(action.request, 10.0)
+        assert isinstance(action, Request)
+        action.state = State.FINISHED
+        workload.on_ended(action, 10.0)
     assert workload.exhausted
 
 

@@ -17,7 +17,6 @@ from scheduler.engines.vllm import VllmEngine
 from scheduler.engines.vllm_setup import preflight
 from scheduler.live.run import LiveRun
 from scheduler.load.scenario import Scenario
-from scheduler.load.workload import Submit
 from scheduler.plan import Plan, make_plan
 
 PAIRS = 5
@@ -229,7 +228,7 @@ async def straight(engine: SharedEngine, requests: Sequence[Request]) -> Half:
 
 def requests_of(plan: Plan) -> list[Request]:
     """What the run's load brings at its very start."""
-    return [action.request for action in plan.workload().take(0.0) if isinstance(action, Submit)]
+    return [action for action in plan.workload().take(0.0) if isinstance(action, Request)]
 
 
 def _render(llm: Any, prompt: str) -> Any:

@@ -25,7 +25,7 @@ from scheduler.core.policies import policy_from
 from scheduler.core.types import Request
 from scheduler.live.players import Packed, Players
 from scheduler.load.schema import Scenario
-from scheduler.load.workload import Action, Submit, SwitchPolicy
+from scheduler.load.workload import Action, SwitchPolicy
 from scheduler.plan import make_plan
 from scheduler.twin.future import POINT_SEED, draw_future
 from scheduler.twin.gpu import Gpu
@@ -240,9 +240,9 @@ async def _speed() -> list[Claim]:
     while scheduler.books.totals.queued < DEEP:
         now = workload.next_time()
         for action in workload.take(now):
-            if type(action) is Submit:
-                scheduler.submit(action.request, now)
-                recent.arrived(action.request)
+            if type(action) is Request:
+                scheduler.submit(action, now)
+                recent.arrived(action)
     while scheduler.next_dispatch(now) is not None:
         pass
     players = Players()

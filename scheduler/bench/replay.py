@@ -11,7 +11,7 @@ from scheduler.core.estimate import Given, runtime_class
 from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import Estimate, Request, Tenant
-from scheduler.load.workload import Submit, Workload
+from scheduler.load.workload import Workload
 from scheduler.twin.gpu import Gpu
 from scheduler.twin.profile_file import load_profile
 from scheduler.twin.simulate import Simulation
@@ -30,10 +30,10 @@ class ReadyMade:
     def next_time(self) -> float:
         return self._requests[self._next].arrival_s if self._next < len(self._requests) else inf
 
-    def take(self, now: float) -> list[Submit]:
+    def take(self, now: float) -> list[Request]:
         due = []
         while self.next_time() <= now:
-            due.append(Submit(self._requests[self._next]))
+            due.append(self._requests[self._next])
             self._next += 1
         return due
 

@@ -21,7 +21,6 @@ from scheduler.core.types import Request
 from scheduler.engines.vllm_setup import preflight
 from scheduler.live.run import LiveRun
 from scheduler.load.scenario import Scenario
-from scheduler.load.workload import Submit
 from scheduler.plan import Plan, make_plan
 from scheduler.twin.fit import Fit, StepSample, fit_profile
 from scheduler.twin.profile import Profile
@@ -215,9 +214,7 @@ def _plans(subject: Subject, sizes: Sizes, profile: Profile, prompt_tokens: int)
     plan = subject.plan(_scenario("capacity", "fifo", sizes, 1e6, sizes.requests))
     actions = plan.workload().take(inf)
     requests = [
-        replace(action.request, prompt_tokens=prompt_tokens)
-        for action in actions
-        if isinstance(action, Submit)
+        replace(action, prompt_tokens=prompt_tokens) for action in actions if isinstance(action, Request)
     ]
     served = predict(plan, requests, profile, subject.capacity, 0.0)
     capacity = sizes.requests / served["duration_s"]

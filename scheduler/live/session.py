@@ -20,16 +20,7 @@ from scheduler.core.types import ABORTING, ENDED, QUEUED, RUNNING, Outcome, Reje
 from scheduler.engines.clock import Clock
 from scheduler.engines.engine import Chunk, Engine, EngineConfigError, EngineError, EngineLost
 from scheduler.live.answer import Answer
-from scheduler.load.workload import (
-    Action,
-    Cancel,
-    ChangeTenant,
-    Fault,
-    Mark,
-    Submit,
-    SwitchPolicy,
-    Workload,
-)
+from scheduler.load.workload import Action, Cancel, ChangeTenant, Fault, Mark, SwitchPolicy, Workload
 
 SWAP_SLICE = 1000
 """Queued requests re-ranked in one turn of the loop: about 5 ms."""
@@ -175,9 +166,9 @@ class Session:
 
     def _act(self, action: Action, now: float) -> None:
         match action:
-            case Submit(request):
-                if self.scheduler.submit(request, now) is not None:
-                    self._ended(request)
+            case Request():
+                if self.scheduler.submit(action, now) is not None:
+                    self._ended(action)
             case Cancel(request_id):
                 self.cancel(request_id)
             case SwitchPolicy(spec, by):

@@ -64,7 +64,8 @@ class Content:
         self._setting = setting
         self._sampling = stream.sampling.to_core()
         self._name = stream.name or key
-        self._shifts, self._labelled = setting.shifts, setting.labelled
+        self._shifts = setting.shifts
+        self._labelled = setting.labelled and stream.trace is None
         self._rng = setting.rng(key, "content")
         self._length_rng = setting.rng(key, "lengths")
         lengths = stream.lengths or Lengths(profile="near")
@@ -72,18 +73,9 @@ class Content:
         self._lengths = {str(name): length_table(*values) for name, values in params.items()}
         usual = dict.fromkeys(CATEGORIES, HEAVY_MAX_TOKENS) if lengths.profile == "heavy" else BASE_TOKENS
         self._max_tokens = {str(name): tokens for name, tokens in (stream.max_tokens or usual).items()}
-        self._drafts = self._choose_drafts(lengths)
+        self.drafts = self._choose_drafts(lengths)
 
-    def draw(self, number: int, request_id: str, at_s: float) -> Request:
-        """The workload's ``number``-th request."""
-        draft = next(self._drafts)
-        if self._labelled:
-            whose, (category, prompt, _, cap), length = draft
-            prompt = label(number, whose[0], category) + prompt
-            draft = whose, (category, prompt, self._setting.count_tokens(prompt), cap), length
-        return self._request(request_id, at_s, draft)
-
-    def from_row(self, request_id: str, at_s: float, row: Row) -> Request:
+    def from_row(self, row: Row) -> Draft:
         """A trace's request. Where the row has no category, its prompt says, and else it has none."""
         tenant, tier = next(self._whose) if self._stream.tenant else (row.tenant, "")
         tier = row.tier or tier or self._setting.tenants[tenant].tier
@@ -94,12 +86,15 @@ class Content:
             length = self._length(category or "short_qa")
         tokens = row.prompt_tokens or self._setting.count_tokens(row.prompt)
         cap = own or row.max_tokens or TRACE_MAX_TOKENS
-        draft = (tenant, tier), (category, row.prompt, tokens, cap), length
-        return self._request(request_id, at_s, draft)
+        return (tenant, tier), (category, row.prompt, tokens, cap), length
 
-    def _request(self, request_id: str, at_s: float, draft: Draft) -> Request:
+    def request(self, draft: Draft, number: int, request_id: str, at_s: float) -> Request:
+        """The workload's ``number``-th request."""
         (tenant, tier), (category, prompt, tokens, cap), length = draft
         forced = None
+        if self._labelled:
+            prompt = label(number, tenant, category) + prompt
+            tokens = self._setting.count_tokens(prompt)
         if self._shifts and (shift := self._shifts.get(tenant)) is not None:
             length *= shift.output_scale
             if prompt and (added := style(shift.output_scale)):

@@ -83,9 +83,9 @@ class Drawn(Source):
             yield start_s + at_s
 
     def take(self, number: int, request_id: str) -> Request:
-        at_s = self.next_s
+        at_s, content = self.next_s, self._content
         self.next_s = next(self._times, inf)
-        return self._content.draw(number, request_id, at_s)
+        return content.request(next(content.drafts), number, request_id, at_s)
 
 
 class Replayed(Source):
@@ -108,7 +108,8 @@ class Replayed(Source):
 
     def take(self, number: int, request_id: str) -> Request:
         assert self._row is not None, "taken after its end"
-        request = self._content.from_row(request_id, self.next_s, self._row)
+        draft = self._content.from_row(self._row)
+        request = self._content.request(draft, number, request_id, self.next_s)
         self._advance()
         return request
 
@@ -134,7 +135,8 @@ class Clients(Source):
         return not self._due and not self._waiting
 
     def take(self, number: int, request_id: str) -> Request:
-        request = self._content.draw(number, request_id, heappop(self._due))
+        draft = next(self._content.drafts)
+        request = self._content.request(draft, number, request_id, heappop(self._due))
         self._waiting.add(request_id)
         self.next_s = self._due[0] if self._due else inf
         return request

@@ -22,12 +22,6 @@ from scheduler.load.sources import Clients, Source, source_from
 from scheduler.load.stream import Arrivals, Stream
 
 
-class Submit(NamedTuple):
-    """A request arrives."""
-
-    request: Request
-
-
 class Cancel(NamedTuple):
     """A client's patience is at its end."""
 
@@ -61,7 +55,7 @@ class Mark(NamedTuple):
     text: str
 
 
-Action = Submit | Cancel | SwitchPolicy | ChangeTenant | Fault | Mark
+Action = Request | Cancel | SwitchPolicy | ChangeTenant | Fault | Mark  # a Request arrives
 
 # At the same instant the timeline goes first, then cancels, then arrivals.
 _TIMELINE, _CANCEL, _ARRIVAL = 0, 1, 2
@@ -81,7 +75,7 @@ class Workload:
         count_tokens: Callable[[str], int] | None = None,
     ) -> None:
         self._prefix = prefix
-        self._submitted = 0
+        self._numbers = count()
         self._start_s = start_s
         self._tenants: dict[str, Tenant] = {tenant.name: tenant.to_core() for tenant in scenario.tenants}
         self._shifts: dict[str, Shift] = {}
@@ -94,6 +88,7 @@ class Workload:
         self._heap: list[_Entry] = []
         self._sources: dict[int, Source] = {}  # by place in the file; those that are not over
         self._clients: list[Clients] = []
+        self._patience = any(stream.patience_s is not None for stream in scenario.load)
         self._patient: set[str] = set()  # ids of live requests with a patience timer
         self._to_come: dict[int, Stream] = {}  # streams that wait for another's end or for a drain
         self.total_s: float | None = _total_s(scenario)
@@ -121,19 +116,18 @@ class Workload:
                 if what.next_s != at_s:
                     heappop(heap)  # a client came back sooner than this one; its own entry is another
                     continue
-                number = self._submitted
-                self._submitted = number + 1
+                number = next(self._numbers)
                 request = what.take(number, f"{self._prefix}{number}")
+                actions.append(request)
                 if (next_s := what.next_s) < inf:
                     heapreplace(heap, (next_s, _ARRIVAL, sequence, what))
                 else:
                     heappop(heap)
                     self._settle(what, at_s)
-                if what.stream.patience_s is not None:
+                if self._patience and what.stream.patience_s is not None:
                     self._patient.add(request.id)
                     entry = (at_s + what.stream.patience_s, _CANCEL, next(self._sequence), request.id)
                     heappush(heap, entry)
-                actions.append(Submit(request))
                 continue
             heappop(heap)
             if rank == _TIMELINE:
@@ -141,7 +135,7 @@ class Workload:
             elif what in self._patient:
                 self._patient.remove(what)
                 actions.append(Cancel(what))
-        if heap and heap[0][1] == _CANCEL:
+        if self._patience:
             self._drop_forgotten()
         return actions
 

@@ -15,7 +15,7 @@ from scheduler.core.events import Emit, Event, Kind
 from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import ENDED, Outcome, Request
-from scheduler.load.workload import Action, Cancel, ChangeTenant, Fault, Mark, Submit, SwitchPolicy
+from scheduler.load.workload import Action, Cancel, ChangeTenant, Fault, Mark, SwitchPolicy
 from scheduler.twin.answer import answer
 from scheduler.twin.gpu import Gpu
 
@@ -92,10 +92,10 @@ class Simulation:
                 self._timers(now)
             if load_s <= now:
                 for action in take(now):
-                    if type(action) is not Submit:
+                    if type(action) is not Request:
                         self._act(action, now)
-                    elif submit(action.request, now) is not None:
-                        self._ended(action.request, now)
+                    elif submit(action, now) is not None:
+                        self._ended(action, now)
                 # While every slot is taken, what comes changes nothing but the queue.
                 if event_s > now and len(running) == capacity:
                     continue

@@ -14,7 +14,7 @@ from scheduler.core.guard import Guard, GuardRule
 from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import Request, State
-from scheduler.load.workload import Action, Submit, SwitchPolicy, Workload
+from scheduler.load.workload import Action, SwitchPolicy, Workload
 from scheduler.twin.future import POINT_SEED, draw_future
 from scheduler.twin.gpu import Gpu
 from scheduler.twin.outlook import Window
@@ -48,7 +48,7 @@ class Watched:
         for request in self._submitted:
             self._recent.arrived(request)
         actions = self._workload.take(now) if self._workload.next_time() <= now else []
-        self._submitted = [action.request for action in actions if type(action) is Submit]
+        self._submitted = [action for action in actions if type(action) is Request]
         return actions
 
     def on_ended(self, request: Request, now: float) -> None:
