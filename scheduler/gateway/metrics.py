@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from itertools import accumulate, chain
 from math import isnan
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -23,7 +25,7 @@ from prometheus_client.core import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.utils import floatToGoString
 
-from scheduler.core.types import CATEGORIES, FINISHED, QUEUED, Request
+from scheduler.core.types import CATEGORIES, FINISHED, QUEUED, Request, State
 from scheduler.live.run import LiveRun
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -57,6 +59,15 @@ class _Histogram:
         return list(zip(names, accumulate(self.counts), strict=True))
 
 
+_TIMES = {
+    "queue_wait": "Arrival to dispatch.",
+    "ttft": "Arrival to first token.",
+    "e2e": "Arrival to last token.",
+    "tpot": "Time per output token after the first.",
+}
+"""What is kept as a histogram for each tenant, and its definition."""
+
+
 class _Tenant:
     """What is counted as one tenant's requests end."""
 
@@ -70,10 +81,26 @@ class _Tenant:
         self.estimates = 0
         self.error_tokens = 0.0  # sum of |actual - estimated|
 
-    def times(self) -> dict[str, _Histogram]:
-        """Copies, by what they are of."""
-        mine = {"queue_wait": self.queue_wait_s, "ttft": self.ttft_s, "e2e": self.e2e_s, "tpot": self.tpot_s}
-        return {name: histogram.copy() for name, histogram in mine.items()}
+    def copy(self) -> _Tenant:
+        other = copy(self)
+        for name in _TIMES:
+            setattr(other, f"{name}_s", getattr(self, f"{name}_s").copy())
+        return other
+
+
+class _Now(NamedTuple):
+    """One tenant as it is at this moment."""
+
+    name: str
+    queued: int
+    queued_tokens: float
+    oldest_s: float
+    in_flight: int
+    submitted: int
+    retried: int
+    ended: Mapping[State, int]
+    bias: Sequence[float]  # of each category
+    seen: _Tenant
 
 
 class _Collected(CollectorRegistry):
@@ -97,11 +124,10 @@ class Metrics:
         run.observers.append(self.on_ended)
 
     async def text(self) -> bytes:
-        """The exposition, as of now. It is long where there are many tenants: a thread makes the histograms,
-        of copies, and writes it all out.
-        """
-        now, times = list(self._collect()), {tenant: seen.times() for tenant, seen in self._seen.items()}
-        return await asyncio.to_thread(generate_latest, _Collected(chain(now, _histograms(times))))
+        """The exposition, as of now. It is long where there are many tenants, so a thread writes it."""
+        scheduler, tenants, engine = [*self._scheduler()], self._tenants(), [*self._engine()]
+        told = chain(scheduler, _of_tenants(tenants), engine, _histograms(tenants))
+        return await asyncio.to_thread(generate_latest, _Collected(told))
 
     def on_ended(self, request: Request) -> None:
         arrival_s, dispatched_s = request.arrival_s, request.dispatched_s
@@ -124,12 +150,6 @@ class Metrics:
         seen.estimates += 1
         seen.error_tokens += abs(output - min(request.estimate.point, request.max_tokens))
 
-    def _collect(self) -> Iterator[Metric]:
-        yield from self._scheduler()
-        yield from self._tenants()
-        yield from self._estimates()
-        yield from self._engine()
-
     def _scheduler(self) -> Iterator[Metric]:
         run, scheduler = self._run, self._run.scheduler
         yield _gauge("capacity", "Requests that may be in flight.", scheduler.slots.capacity)
@@ -147,22 +167,8 @@ class Metrics:
         if not isnan(lag_ms):
             yield _gauge("loop_lag_p99_seconds", "Event-loop lag, about the last 10 s.", lag_ms / 1e3)
 
-    def _tenants(self) -> Iterator[Metric]:
-        run, labels = self._run, ["tenant"]
-        queued = GaugeMetricFamily("driftsched_queue_size", "Requests that wait.", labels=labels)
-        tokens = GaugeMetricFamily("driftsched_queue_tokens", "Estimated cost of what waits.", labels=labels)
-        oldest = GaugeMetricFamily(
-            "driftsched_queue_oldest_seconds", "Longest wait of what is queued now.", labels=labels
-        )
-        in_flight = GaugeMetricFamily("driftsched_in_flight", "Requests in the engine.", labels=labels)
-        submitted = CounterMetricFamily("driftsched_requests_submitted", "Requests that came.", labels=labels)
-        retried = CounterMetricFamily("driftsched_requests_retried", "Requests tried again.", labels=labels)
-        ended = CounterMetricFamily(
-            "driftsched_requests_ended", "Requests by how they ended.", labels=["tenant", "outcome"]
-        )
-        served = CounterMetricFamily(
-            "driftsched_tokens", "Tokens of requests that have ended.", labels=["tenant", "kind"]
-        )
+    def _tenants(self) -> list[_Now]:
+        run, bias = self._run, self._run.scheduler.estimator.bias
         now = run.clock.now()
         tenants = run.scheduler.books.tenants
         waits: dict[str, float] = {}
@@ -172,32 +178,21 @@ class Metrics:
                 break
             if request.state is QUEUED:
                 waits.setdefault(request.tenant, now - request.arrival_s)
-        for name, books in tenants.items():
-            queued.add_metric([name], books.queued)
-            tokens.add_metric([name], max(0.0, round(books.queued_tokens, 3)))
-            oldest.add_metric([name], waits.get(name, 0.0))
-            in_flight.add_metric([name], books.in_flight)
-            submitted.add_metric([name], books.submitted)
-            retried.add_metric([name], books.retried)
-            for state, count in books.ended.items():
-                ended.add_metric([name, state.value], count)
-            seen = self._seen.get(name, _NONE)
-            served.add_metric([name, "prompt"], seen.prompt_tokens)
-            served.add_metric([name, "output"], seen.output_tokens)
-        yield from (queued, tokens, oldest, in_flight, submitted, retried, ended, served)
-
-    def _estimates(self) -> Iterator[Metric]:
-        estimator = self._run.scheduler.estimator
-        error = SummaryMetricFamily(
-            "driftsched_estimate_error_tokens", "|actual - estimated| output tokens.", labels=["tenant"]
-        )
-        bias = GaugeMetricFamily("driftsched_bias", "Learned multiplier.", labels=["tenant", "category"])
-        for name in self._run.scheduler.books.tenants:
-            seen = self._seen.get(name, _NONE)
-            error.add_metric([name], count_value=seen.estimates, sum_value=seen.error_tokens)
-            for category in CATEGORIES:
-                bias.add_metric([name, category], estimator.bias(name, category))
-        yield from (error, bias)
+        return [
+            _Now(
+                name,
+                books.queued,
+                max(0.0, round(books.queued_tokens, 3)),
+                waits.get(name, 0.0),
+                books.in_flight,
+                books.submitted,
+                books.retried,
+                dict(books.ended),
+                [bias(name, category) for category in CATEGORIES],
+                self._seen[name].copy() if name in self._seen else _NONE,
+            )
+            for name, books in tenants.items()
+        ]
 
     def _engine(self) -> Iterator[Metric]:
         """What the engine tells of itself; what it does not know is left out."""
@@ -220,21 +215,56 @@ class Metrics:
             yield preemptions
 
 
-def _histograms(times: Mapping[str, Mapping[str, _Histogram]]) -> Iterator[Metric]:
-    """Of each tenant's times."""
-    for name, what in (
-        ("queue_wait", "Arrival to dispatch."),
-        ("ttft", "Arrival to first token."),
-        ("e2e", "Arrival to last token."),
-        ("tpot", "Time per output token after the first."),
-    ):
-        family = HistogramMetricFamily(f"driftsched_{name}_seconds", what, labels=["tenant"])
-        for tenant, histograms in times.items():
-            family.add_metric([tenant], histograms[name].buckets(), histograms[name].total)
-        yield family
-
-
 _NONE = _Tenant()
+
+
+def _of_tenants(tenants: Sequence[_Now]) -> Iterator[Metric]:
+    labels = ["tenant"]
+    queued = GaugeMetricFamily("driftsched_queue_size", "Requests that wait.", labels=labels)
+    tokens = GaugeMetricFamily("driftsched_queue_tokens", "Estimated cost of what waits.", labels=labels)
+    oldest = GaugeMetricFamily(
+        "driftsched_queue_oldest_seconds", "Longest wait of what is queued now.", labels=labels
+    )
+    in_flight = GaugeMetricFamily("driftsched_in_flight", "Requests in the engine.", labels=labels)
+    submitted = CounterMetricFamily("driftsched_requests_submitted", "Requests that came.", labels=labels)
+    retried = CounterMetricFamily("driftsched_requests_retried", "Requests tried again.", labels=labels)
+    ended = CounterMetricFamily(
+        "driftsched_requests_ended", "Requests by how they ended.", labels=["tenant", "outcome"]
+    )
+    served = CounterMetricFamily(
+        "driftsched_tokens", "Tokens of requests that have ended.", labels=["tenant", "kind"]
+    )
+    error = SummaryMetricFamily(
+        "driftsched_estimate_error_tokens", "|actual - estimated| output tokens.", labels=labels
+    )
+    bias = GaugeMetricFamily("driftsched_bias", "Learned multiplier.", labels=["tenant", "category"])
+    for now in tenants:
+        name, seen = now.name, now.seen
+        queued.add_metric([name], now.queued)
+        tokens.add_metric([name], now.queued_tokens)
+        oldest.add_metric([name], now.oldest_s)
+        in_flight.add_metric([name], now.in_flight)
+        submitted.add_metric([name], now.submitted)
+        retried.add_metric([name], now.retried)
+        for state, count in now.ended.items():
+            ended.add_metric([name, state.value], count)
+        served.add_metric([name, "prompt"], seen.prompt_tokens)
+        served.add_metric([name, "output"], seen.output_tokens)
+        error.add_metric([name], count_value=seen.estimates, sum_value=seen.error_tokens)
+        for category, value in zip(CATEGORIES, now.bias, strict=True):
+            bias.add_metric([name, category], value)
+    yield from (queued, tokens, oldest, in_flight, submitted, retried, ended, served, error, bias)
+
+
+def _histograms(tenants: Sequence[_Now]) -> Iterator[Metric]:
+    """Of the tenants that have been served."""
+    for name, what in _TIMES.items():
+        family = HistogramMetricFamily(f"driftsched_{name}_seconds", what, labels=["tenant"])
+        for now in tenants:
+            if now.seen is not _NONE:
+                histogram: _Histogram = getattr(now.seen, f"{name}_s")
+                family.add_metric([now.name], histogram.buckets(), histogram.total)
+        yield family
 
 
 def _gauge(name: str, what: str, value: float) -> GaugeMetricFamily:
