@@ -205,12 +205,7 @@ class RemoteFeed:
         self._send("POST", "/control/resume", by=by)
 
     def set_tenant(
-        self,
-        name: str,
-        *,
-        weight: float | None = None,
-        limits: Limits | None = None,
-        by: str = "operator",
+        self, name: str, *, weight: float | None = None, limits: Limits | None = None, by: str = "operator"
     ) -> None:
         sent = None if limits is None else asdict(limits)
         if sent is not None:

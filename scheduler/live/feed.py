@@ -133,12 +133,7 @@ class LocalFeed:
         self._run.session.resume(by=by)
 
     def set_tenant(
-        self,
-        name: str,
-        *,
-        weight: float | None = None,
-        limits: Limits | None = None,
-        by: str = "operator",
+        self, name: str, *, weight: float | None = None, limits: Limits | None = None, by: str = "operator"
     ) -> None:
         if weight is not None and not 0 < weight < float("inf"):
             raise CommandError(f"weight {weight:g}: a number above 0 is needed")

@@ -135,11 +135,6 @@ class ReplayFeed:
         self._refuse()
 
     def set_tenant(
-        self,
-        name: str,
-        *,
-        weight: float | None = None,
-        limits: Limits | None = None,
-        by: str = "operator",
+        self, name: str, *, weight: float | None = None, limits: Limits | None = None, by: str = "operator"
     ) -> None:
         self._refuse()

@@ -129,11 +129,6 @@ class Feed(Protocol):
     def resume(self, by: str = "operator") -> None: ...
 
     def set_tenant(
-        self,
-        name: str,
-        *,
-        weight: float | None = None,
-        limits: Limits | None = None,
-        by: str = "operator",
+        self, name: str, *, weight: float | None = None, limits: Limits | None = None, by: str = "operator"
     ) -> None:
         """Change weight or limits of one tenant. Raises CommandError."""
