@@ -12,10 +12,7 @@ import asyncio
 import contextlib
 import io
 import json
-import os
 import random
-import re
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -25,6 +22,7 @@ from typing import Any
 
 import aiohttp
 import psutil
+from served_process import served_process
 
 KEY = "acme-key-0123456789"
 CONFIG = """
@@ -143,27 +141,8 @@ async def hostile(folder: Path, *, rounds: int, bodies: int) -> Found:
     found = Found()
     config = folder / "hostile.yaml"
     config.write_text(CONFIG)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "scheduler.cli", "serve"),
-        *("--config", str(config), "--listen", "127.0.0.1:0"),
-        stderr=subprocess.PIPE,
-        env={**os.environ, "KEY_ACME": KEY},
-    )
-    try:
-        assert process.stderr is not None
-        said = ""
-        while "\nready" not in said:
-            line = await process.stderr.readline()
-            assert line, f"the server ended before it was ready: {said}"
-            said += line.decode()
-        url = re.search(r"http://127.0.0.1:\d+", said)
-        assert url is not None
-        await play(url[0], psutil.Process(process.pid), rounds, bodies, found)
-        assert process.returncode is None
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+    async with served_process(config, {"KEY_ACME": KEY}) as (port, process):
+        await play(f"http://127.0.0.1:{port}", process, rounds, bodies, found)
     return found
 
 

@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import re
-import subprocess
 import sys
 import tempfile
 import urllib.request
@@ -24,6 +22,7 @@ from pathlib import Path
 from statistics import median
 
 import psutil
+from served_process import served_process
 
 OPERATOR = "operator-key-0123456789"
 LEAVES, DEADLINES, DEADLINE_S = 0.02, 0.05, 20
@@ -247,26 +246,8 @@ async def overload(folder: Path, sizes: Sizes) -> Found:
     lists = {"tenants": "\n".join(tenants), "keys": "\n".join(keys)}
     config.write_text(CONFIG.format(speed=sizes.speed, capacity=sizes.capacity, **lists))
     environ = {f"KEY_{n}": key_of(n) for n in range(sizes.tenants)} | {"KEY_OPERATOR": OPERATOR}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "scheduler.cli", "serve"),
-        *("--config", str(config), "--listen", "127.0.0.1:0"),
-        stderr=subprocess.PIPE,
-        env={**os.environ, **environ},
-    )
-    try:
-        assert process.stderr is not None
-        said = ""
-        while "\nready" not in said:
-            line = await process.stderr.readline()
-            assert line, f"the server ended before it was ready: {said}"
-            said += line.decode()
-        address = re.search(r"127.0.0.1:(\d+)", said)
-        assert address is not None
-        await _play(int(address[1]), psutil.Process(process.pid), sizes, found)
-        assert process.returncode is None
-    finally:
-        process.kill()
-        await process.wait()
+    async with served_process(config, environ) as (port, process):
+        await _play(port, process, sizes, found)
     return found
 
 
