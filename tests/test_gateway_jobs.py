@@ -289,6 +289,29 @@ async def test_a_full_disk_is_503_and_no_promise(path: Path) -> None:
         assert (await served.post(JOBS, completion()))[0] == 202
 
 
+async def test_a_cancel_that_cannot_be_written_is_503_and_the_trouble_is_told_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scheduler.gateway.jobs.CANCEL_S", 0.05)
+    monkeypatch.setattr("scheduler.gateway.jobs.RETRY_S", 0.01)
+    async with serving(journal=path) as served:
+        served.run.session.pause(by="test")
+        jobs = [(await served.post(JOBS, completion()))[1]["id"] for _ in range(2)]
+        assert served.gateway.jobs is not None
+        with monkeypatch.context() as full:
+            full.setattr(served.gateway.jobs.journal, "finish", fail)
+            for job in jobs:
+                async with served.http.delete(f"{served.url}{JOBS}/{job}") as answer:
+                    assert (answer.status, (await answer.json())["error"]["code"]) == (503, "journal")
+        for job in jobs:
+            assert (await ended(served, job))["status"] == "cancelled"
+        assert [notice.kind for notice in served.run.notices.after(0)].count("error") == 1
+
+
+async def fail(*written: object) -> None:
+    raise JournalError("the disk is full")
+
+
 async def test_one_server_at_a_time(path: Path) -> None:
     journal = Journal(path)
     with pytest.raises(JournalError, match="one server at a time"):

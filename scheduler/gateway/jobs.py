@@ -41,6 +41,12 @@ TIDY_S = 5.0
 RETRY_S = 1.0
 """A full disk is asked again after so long."""
 
+COMPLAIN_S = 60.0
+"""And a notice says so once in so long."""
+
+CANCEL_S = 10.0
+"""A client that cancels waits so long for the engine to let go and for the disk."""
+
 IDEMPOTENCY_KEY = "Idempotency-Key"
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -83,6 +89,7 @@ class Jobs:
         self._arriving: dict[tuple[str, str], _Arriving] = {}
         self._tidying: asyncio.Task[None] | None = None
         self._learned = ""
+        self._complained = 0.0
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -151,8 +158,15 @@ class Jobs:
                 if (saved := self._learn()) is not None:
                     await saved
             except JournalError as error:
-                self._run.notices.add(self._run.clock.now(), "error", str(error))
+                self._complain(error)
             await asyncio.sleep(TIDY_S)
+
+    def _complain(self, error: JournalError) -> None:
+        """Once in a while: every job that cannot be written comes here every second."""
+        now = self._wall()
+        if not 0 <= now - self._complained < COMPLAIN_S:
+            self._complained = now
+            self._run.notices.add(self._run.clock.now(), "error", str(error))
 
     def _learn(self) -> asyncio.Future[None] | None:
         state = json.dumps(self._run.scheduler.estimator.state())
@@ -224,7 +238,9 @@ class Jobs:
         if job is not None and job.task is not None:
             job.cancelled = True
             self._run.session.cancel(entry.id)
-            await asyncio.wait([job.task])
+            await asyncio.wait([job.task], timeout=CANCEL_S)
+            if not job.task.done():
+                raise unavailable("it is cancelled, but that cannot be written yet; ask again", "journal")
             if entry.id in self._live:  # it was left for the next server
                 result = {**_cancelled().body(), "timing": _timing(job.request)}
                 await self.journal.finish(entry.id, State.CANCELLED, _bytes(result), self._wall())
@@ -263,7 +279,7 @@ class Jobs:
             try:
                 await self.journal.finish(job_id, request.state.value, _bytes(result), ended)
             except JournalError as failed:
-                self._run.notices.add(self._run.clock.now(), "error", str(failed))
+                self._complain(failed)
                 await asyncio.sleep(RETRY_S)
             else:
                 del self._live[job_id]
