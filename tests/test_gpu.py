@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
+from copy import copy
 from dataclasses import replace
 from math import inf, nextafter
 from typing import NamedTuple
@@ -332,7 +333,10 @@ def test_a_phase_is_the_sum_of_its_steps(
         if 1.0 <= now <= ends_s[-1]:
             done = bisect_right(ends_s, now) - 1
             assert phase.steps_done(now) == done
-            assert phase.steps_until(now) == max(1, done if ends_s[done] == now else done + 1)
+            cut = copy(phase)
+            cut.cut(now)
+            assert cut.steps == max(1, done if ends_s[done] == now else done + 1)
+            assert cut.end_s == ends_s[cut.steps]
     counts: dict[int, int] = {}
     phase.count_into(counts)
     assert counts == Counter(gap_bucket(phase.duration_s(step)) for step in range(1, steps + 1))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from scheduler.core.types import Outcome, Request
+
+_outcome = cache(Outcome)  # made once for each length: nobody changes them
 
 
 def answer(request: Request) -> Outcome:
@@ -12,8 +16,8 @@ def answer(request: Request) -> Outcome:
     length (a client of the gateway, no scenario) the answer runs to max_tokens.
     """
     if request.forced_tokens is not None:
-        return Outcome("length", min(request.forced_tokens, request.max_tokens))
+        return _outcome("length", min(request.forced_tokens, request.max_tokens))
     tokens = request.intended_tokens
     if tokens is not None and tokens <= request.max_tokens:
-        return Outcome("stop", tokens or 1)
-    return Outcome("length", request.max_tokens)
+        return _outcome("stop", tokens or 1)
+    return _outcome("length", request.max_tokens)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Mapping
 from math import inf
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
@@ -46,7 +45,7 @@ class GpuEvent(NamedTuple):
     kind: str  # "first" or "done"
     tokens: int  # generated so far
     first_token_s: float
-    gaps: Mapping[int, int] | None = None  # with "done" where gaps are tracked: {metrics.gap_bucket: count}
+    gaps: dict[int, int] | None = None  # with "done" where gaps are tracked: {metrics.gap_bucket: count}
 
 
 _event = tuple.__new__  # without the call in Python that GpuEvent(...) makes: there is one for each request
@@ -207,7 +206,7 @@ class Gpu:
         self._settle(now)
         lost = list(self._sequences)
         if self._planned and (done := self._phase.steps_done(now)):
-            self._phase.cut(done)
+            self._phase.steps = done
             self._finish_phase()  # nobody's end is among these steps
         self._clear()
         return lost
@@ -259,8 +258,9 @@ class Gpu:
         self._planned = False
         self._starting = []
         self._step = step = self._step + steps
-        self._context = context = context + steps * batch
+        context += steps * batch
         if self._leaving:
+            self._context = context
             for sequence in self._leaving:
                 self._leave(sequence)
             self._leaving = []
@@ -388,11 +388,8 @@ class Gpu:
 
     def _cut(self, now: float) -> None:
         """End the phase at the first step boundary at or after ``now``."""
-        phase = self._phase
-        steps = phase.steps_until(now)
-        if steps < phase.steps:
-            phase.cut(steps)
-            self._due_s = phase.end_s  # no first token comes before: they are due after the first step
+        self._phase.cut(now)
+        self._due_s = self._phase.end_s  # no first token comes before: they are due after the first step
 
     # Sequences
 

@@ -33,37 +33,41 @@ class Phase:
 
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
+        self._flat_step_s = 0.0
         self.steps = 0
         self.first_s = self.end_s = 0.0  # ends of its first step and of its last
 
     def begin(self, start_s: float, batch: int, context: int, prefill: int, steps: int) -> None:
         """``steps`` steps of ``batch`` sequences; step j ends with ``context + j batch`` tokens of KV."""
         profile = self._profile
-        floor_s = profile.floor_s
         sequences_s = profile.per_sequence_s * batch
         base_s = profile.fixed_s + profile.per_context_token_s * context
         self._slope_s = slope_s = profile.per_context_token_s * batch
         self._linear_step_s = linear_step_s = base_s + sequences_s
-        self._flat_step_s = flat_step_s = floor_s + sequences_s
         self._prefill_s = prefill_s = profile.per_prefill_token_s * prefill
         self._zero_s = zero_s = start_s + prefill_s
         self.steps = steps
-        if base_s + slope_s > floor_s:  # so it is for a large batch: not by way of ``at``
+        if base_s + slope_s > profile.floor_s:  # so it is for a large batch: not by way of ``at``
             self._flat_steps = 0
             self.first_s = zero_s + (linear_step_s + slope_s)
             self.end_s = zero_s + steps * (linear_step_s + slope_s * ((steps + 1) * 0.5))
             return
-        if base_s + slope_s * steps <= floor_s:
+        if base_s + slope_s * steps <= profile.floor_s:
             self._flat_steps = steps
         else:
-            self._flat_steps = int((floor_s - base_s) / slope_s)
-        self.first_s = zero_s + flat_step_s
+            self._flat_steps = int((profile.floor_s - base_s) / slope_s)
+        self._flat_step_s = profile.floor_s + sequences_s
+        self.first_s = zero_s + self._flat_step_s
         self.end_s = self.at(steps)
 
-    def cut(self, steps: int) -> None:
-        """End it after that many steps, which may be no more than it has."""
-        self.steps = steps
-        self.end_s = self.at(steps)
+    def cut(self, now: float) -> None:
+        """End it with its first step that ends at or after ``now``."""
+        steps = self.steps_done(now)
+        if steps == 0 or self.at(steps) < now:
+            steps += 1
+        if steps < self.steps:
+            self.steps = steps
+            self.end_s = self.at(steps)
 
     def at(self, steps: int) -> float:
         """When that many steps are done; at least one."""
@@ -98,11 +102,6 @@ class Phase:
         if steps > 0 and self.at(steps) > now:
             return steps - 1
         return steps
-
-    def steps_until(self, now: float) -> int:
-        """The first step that ends at or after ``now``, at least 1."""
-        steps = self.steps_done(now)
-        return steps + 1 if steps == 0 or self.at(steps) < now else steps
 
     def duration_s(self, step: int) -> float:
         """Of one step, from 1."""

@@ -70,10 +70,11 @@ class Simulation:
         """Until nothing is left to happen."""
         scheduler, workload, gpus, running = self.scheduler, self._workload, self._gpus, self._running
         next_event = gpus[0].next_event if len(gpus) == 1 else lambda: min(gpu.next_event() for gpu in gpus)
-        next_time, take = workload.next_time, workload.take
-        next_timer, next_dispatch, submit = scheduler.next_timer, scheduler.next_dispatch, scheduler.submit
-        capacity = scheduler.slots.capacity
-        restarts, on_progress = self._restarts, self._on_progress
+        next_timer, next_dispatch = scheduler.next_timer, scheduler.next_dispatch
+        submit, on_complete = scheduler.submit, scheduler.on_complete
+        next_time, take, client_goes_on = workload.next_time, workload.take, workload.on_ended
+        on_ended, on_progress = self._on_ended, self._on_progress
+        restarts, capacity = self._restarts, scheduler.slots.capacity
         instants, now, event_s = 0, self.now, next_event()
         while not self.stopped:
             load_s, timer_s = next_time(), next_timer()
@@ -87,7 +88,17 @@ class Simulation:
             if due_s > now:
                 now = due_s
             if event_s <= now:
-                self._completions(now)
+                for gpu in gpus:
+                    for at_s, request_id, kind, _, first_token_s, gaps in gpu.advance(now):
+                        if kind == "first":
+                            scheduler.on_first_token(request_id, at_s)
+                            continue
+                        request, outcome = running.pop(request_id)
+                        request.first_token_s, request.last_token_s = first_token_s, at_s
+                        request.gaps = gaps
+                        for ended in on_complete(request_id, now, outcome):
+                            on_ended(ended)
+                            client_goes_on(ended, now)
             if timer_s <= now:
                 self._timers(now)
             if load_s <= now:
@@ -112,22 +123,6 @@ class Simulation:
                 if instants % _PROGRESS_EVERY == 0:
                     on_progress(now)
         self.now = now
-
-    def _completions(self, now: float) -> None:
-        running, on_complete = self._running, self.scheduler.on_complete
-        for gpu in self._gpus:
-            for at_s, request_id, kind, _, first_token_s, gaps in gpu.advance(now):
-                if kind == "first":
-                    self.scheduler.on_first_token(request_id, at_s)
-                    continue
-                request, outcome = running.pop(request_id)
-                request.first_token_s = first_token_s
-                request.last_token_s = at_s
-                if gaps is not None:
-                    request.gaps = dict(gaps)
-                for ended in on_complete(request_id, now, outcome):
-                    self._on_ended(ended)
-                    self._workload.on_ended(ended, now)
 
     def _timers(self, now: float) -> None:
         self._restart(now)

@@ -45,9 +45,12 @@ class StepLog:
         """Group -> {gap_bucket: count} over all its requests."""
         table: Ints = np.array(self.phases, dtype=np.int64).reshape(-1, 4)
         steps_done = np.cumsum(table[:, 3])
-        groups = np.array(self.runs[::3])
+        names = {name: number for number, name in enumerate(dict.fromkeys(self.runs[::3]))}
+        whose = np.array([names[name] for name in self.runs[::3]])
         marks: Ints = np.array([self.runs[1::3], self.runs[2::3]], dtype=np.int64)
-        running = {str(group): _running(marks[:, groups == group], steps_done) for group in np.unique(groups)}
+        running = {
+            str(name): _running(marks[:, whose == number], steps_done) for name, number in names.items()
+        }
         counts = {group: np.zeros(0, dtype=np.int64) for group in running}
         for begin, end in _slices(steps_done):
             phase, step, bucket = self._steps(table[begin:end])
