@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from gateway_kit import MODEL, Served, chat, completion, serving
+from gateway_kit import ACME, GLOBEX, MODEL, OPERATOR, Served, chat, completion, serving, two_keys
 
 from scheduler.core.types import State
 from scheduler.gateway.completions import DEADLINE, PRIORITY
@@ -115,6 +115,41 @@ async def test_the_official_client(served: Served) -> None:
         with pytest.raises(openai.BadRequestError) as refused:
             await client.chat.completions.create(model=MODEL, messages=messages, n=2)
         assert refused.value.param == "n"
+
+
+async def test_the_official_client_raises_what_it_should() -> None:
+    tenants = [TenantSection(name="acme"), TenantSection(name="globex", max_queued=0)]
+    async with serving(keys=two_keys(), tenants=tenants) as served:
+
+        async def refused(key: str, prompt: str = "x", model: str = MODEL) -> tuple[type, object]:
+            async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key=key, max_retries=0) as client:
+                with pytest.raises(openai.APIStatusError) as error:
+                    await client.completions.create(model=model, prompt=prompt)
+                return type(error.value), error.value.code
+
+        assert await refused("unknown") == (openai.AuthenticationError, "invalid_api_key")
+        assert await refused(OPERATOR) == (openai.PermissionDeniedError, "not_a_tenant")
+        assert await refused(ACME, model="gpt-4") == (openai.NotFoundError, "model_not_found")
+        assert await refused(ACME, "word " * 40_000) == (openai.APIStatusError, "context_length_exceeded")
+        assert await refused(GLOBEX) == (openai.RateLimitError, "tenant_queue_full")
+        served.gateway.drain()
+        assert await refused(ACME) == (openai.InternalServerError, "draining")
+
+
+async def test_the_official_client_comes_back_when_it_was_told_to(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.gateway.drain()
+    slept = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        served.gateway.completions.draining = False
+
+    monkeypatch.setattr("openai._base_client.anyio.sleep", sleep)
+    async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="anything", max_retries=1) as client:
+        await client.completions.create(model=MODEL, prompt="x")
+    assert slept == [5.0], "Retry-After"
 
 
 # Parameters that are honoured
