@@ -5,51 +5,78 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
 from scheduler.bench.result import BadInput, BenchError
-from scheduler.cli_bench import add_benches
+from scheduler.cli_bench import add_benches, add_command
 from scheduler.core.policies import POLICIES
 from scheduler.engines.engine import EngineConfigError, EngineError
 from scheduler.engines.models import ModelError, available, prepare
-from scheduler.headless import run_headless
+from scheduler.headless import printable, run_headless
 from scheduler.load.scenario import ScenarioError, load_scenario, shipped_scenarios
 from scheduler.plan import ENGINES, Plan, PlanError, make_plan, package_version
+from scheduler.record.folders import FolderError
 from scheduler.record.report import summary
 
 KEY_VARIABLE = "DRIFTSCHED_OPERATOR_KEY"
 
 OK, FAILED, USAGE, ENGINE, INTERRUPTED = 0, 1, 2, 3, 130
+PIPE = 141  # as a shell tells that SIGPIPE ended a command: the reader of stdout was gone
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that has no arrows gets their numbers
     args = _parser().parse_args(sys.argv[1:] if argv is None else argv)
     command: Callable[[argparse.Namespace], int] = args.command
     try:
-        return command(args)
+        code = command(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except ScenarioError as error:
-        print(error, file=sys.stderr)
+        _complain(str(error))
         return USAGE
-    except (PlanError, ModelError, EngineConfigError, BadInput) as error:
-        print(f"driftsched: {error}", file=sys.stderr)
+    except (PlanError, ModelError, EngineConfigError, BadInput, FolderError) as error:
+        _complain(f"driftsched: {error}")
         return USAGE
     except BenchError as error:
-        print(f"driftsched: {error}", file=sys.stderr)
+        _complain(f"driftsched: {error}")
         return FAILED
     except EngineError as error:
-        print(f"driftsched: engine failure: {error}", file=sys.stderr)
+        _complain(f"driftsched: engine failure: {error}")
         return ENGINE
+    except BrokenPipeError:
+        _drop_output()
+        return PIPE
     except OSError as error:
-        print(f"driftsched: {error}", file=sys.stderr)
+        _drop_output()
+        _complain(f"driftsched: {error}")
         return USAGE
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _drop_output() -> None:
+    """What stdout does not take would be tried once more, and complained of, as the interpreter ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _complain(text: str) -> None:
+    """On stderr; names out of files and logs, which may hold anything, as a terminal may have them."""
+    print("\n".join(printable(line) for line in text.splitlines()), file=sys.stderr)
 
 
 def live_main() -> int:
@@ -68,7 +95,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=_live, **_LIVE_DEFAULTS)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    live = commands.add_parser("live", help="the dashboard")
+    def add(name: str, what: str, **more: Any) -> argparse.ArgumentParser:
+        return add_command(commands, name, what, **more)
+
+    live = add("live", "the dashboard on a run")
     live.add_argument("scenario", nargs="?", default="demo", help="a file, or a shipped name (default: demo)")
     _add_run_options(live)
     live.add_argument(
@@ -78,9 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     live.add_argument("--listen", metavar="HOST:PORT", help="let clients in too (the OpenAI API)")
     live.set_defaults(command=_live)
 
-    run = commands.add_parser(
-        "run", help="a scenario without a screen; exit 0 only if every expectation held"
-    )
+    run = add("run", "a scenario without a screen; exit 0 only if every expectation held")
     run.add_argument("scenario", help="a file, or a shipped name")
     _add_run_options(run)
     run.add_argument(
@@ -92,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--json", action="store_true", help="run.json on stdout, and nothing else")
     run.set_defaults(command=_run)
 
-    serve = commands.add_parser("serve", help="gateway and scheduler, no dashboard")
+    serve = add("serve", "gateway and scheduler, no dashboard")
     serve.add_argument("--config", metavar="FILE", help="a scenario without load, and keys (docs/gateway.md)")
     serve.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:8000", help="default: %(default)s")
     serve.add_argument("--journal", type=Path, metavar="FILE", help="keep durable jobs there (/v1/jobs)")
@@ -100,15 +128,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_options(serve)
     serve.set_defaults(command=_serve)
 
-    attach = commands.add_parser(
+    attach = add(
         "attach",
-        help="the dashboard on a running serve",
+        "the dashboard on a running serve",
         epilog=f"The operator's key is read from {KEY_VARIABLE}.",
     )
     attach.add_argument("url", metavar="URL", help="such as http://127.0.0.1:8000")
     attach.set_defaults(command=_attach)
 
-    replay = commands.add_parser("replay", help="the dashboard on a recorded run")
+    replay = add("replay", "the dashboard on a recorded run")
     replay.add_argument("folder", type=Path, metavar="DIR", help="as --out and --record write it")
     replay.add_argument(
         "--speed", type=_positive, default=1.0, metavar="X", help="recorded seconds in a second (default: 1)"
@@ -118,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     replay.set_defaults(command=_replay)
 
-    report = commands.add_parser("report", help="one self-contained page with figures, from run folders")
+    report = add("report", "one self-contained page with figures, from run folders")
     report.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="run folders, or their parent")
     report.add_argument(
         "--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: %(default)s"
@@ -126,20 +154,20 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--figures", type=Path, metavar="DIR", help="also write each figure as PNG and SVG")
     report.set_defaults(command=_report)
 
-    check = commands.add_parser("check", help="validate a scenario file")
+    check = add("check", "validate a scenario file")
     check.add_argument("scenario", help="a file, or a shipped name")
     check.set_defaults(command=_check)
 
-    models = commands.add_parser("models", help="small models to run without a GPU")
+    models = add("models", "small models to run without a GPU")
     verbs = models.add_subparsers(title="verbs", metavar="VERB", required=True)
-    verbs.add_parser("list", help="what there is").set_defaults(command=_models_list)
-    making = verbs.add_parser("prepare", help="build a model's folder in the user's cache")
+    add_command(verbs, "list", "what there is").set_defaults(command=_models_list)
+    making = add_command(verbs, "prepare", "build a model's folder in the user's cache")
     making.add_argument("name", help="one of `driftsched models list`")
     making.set_defaults(command=_models_prepare)
 
     add_benches(commands)
-    commands.add_parser("policies", help="list what may order the queue").set_defaults(command=_policies)
-    commands.add_parser("scenarios", help="list those that ship").set_defaults(command=_scenarios)
+    add("policies", "list what may order the queue").set_defaults(command=_policies)
+    add("scenarios", "list those that ship").set_defaults(command=_scenarios)
     return parser
 
 
@@ -161,9 +189,12 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: a number above 0 is needed")
+    try:
+        value = float(text)
+    except ValueError:
+        value = nan
+    if not 0 < value < inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: a number above 0 is needed")
     return value
 
 
@@ -188,7 +219,7 @@ def _run(args: argparse.Namespace) -> int:
         print(summary(document))
     for expectation in document["expect"]:
         if not expectation["ok"]:
-            print(f"not met: {expectation['text']} (it is {expectation['value']})", file=sys.stderr)
+            _complain(f"not met: {expectation['text']} (it is {expectation['value']})")
     if document["interrupted"]:
         return INTERRUPTED
     return OK if all(expectation["ok"] for expectation in document["expect"]) else FAILED
@@ -223,38 +254,24 @@ def _replay(args: argparse.Namespace) -> int:
         print("driftsched: replay needs a terminal; scripts read run.json", file=sys.stderr)
         return USAGE
     from driftui.replay import run_replay
-    from scheduler.record.folders import FolderError
 
-    try:
-        return run_replay(args.folder, args.speed)
-    except FolderError as error:
-        print(f"driftsched: {error}", file=sys.stderr)
-        return USAGE
+    return run_replay(args.folder, args.speed)
 
 
 def _check_run(folder: Path) -> int:
-    from scheduler.record.folders import FolderError
     from scheduler.record.redo import NotRedoable, check
 
     try:
         redone = check(folder)
-    except FolderError as error:
-        print(f"driftsched: {error}", file=sys.stderr)
-        return USAGE
     except NotRedoable as error:
-        print(f"driftsched: {folder}: its decisions cannot be made again: {_shown(error)}", file=sys.stderr)
+        _complain(f"driftsched: {folder}: its decisions cannot be made again: {error}")
         return USAGE
     if redone.difference:
-        print(f"{folder}: {redone.dispatched} dispatches the same again, then: {_shown(redone.difference)}")
+        difference = printable(str(redone.difference))
+        print(f"{folder}: {redone.dispatched} dispatches the same again, then: {difference}")
         return FAILED
     print(f"{folder}: {redone.dispatched} dispatches, all the same again")
     return OK
-
-
-def _shown(what: object) -> str:
-    """With names out of a log, which may hold anything, as a terminal may have it."""
-    text = str(what)
-    return text if text.isprintable() else ascii(text)
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -269,26 +286,19 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from scheduler.record.folders import FolderError
-
     try:
         from scheduler.record.html import write_report
     except ModuleNotFoundError as error:
-        print(f"driftsched: the report needs {error.name}: pip install 'driftsched[report]'", file=sys.stderr)
+        _complain(f"driftsched: the report needs {error.name}: pip install 'driftsched[report]'")
         return USAGE
-    try:
-        count = write_report(args.folders, args.out, args.figures)
-    except FolderError as error:
-        print(f"driftsched: {error}", file=sys.stderr)
-        return USAGE
-    print(f"{args.out}: {count} figures")
+    print(f"{args.out}: {write_report(args.folders, args.out, args.figures)} figures")
     return OK
 
 
 def _check(args: argparse.Namespace) -> int:
     scenario = load_scenario(args.scenario)
     make_plan(scenario, clock=None).scheduler()
-    print(f"{args.scenario}: ok ({len(scenario.tenants)} tenants, {len(scenario.load)} streams)")
+    print(f"{args.scenario}: ok (tenants: {len(scenario.tenants)}, streams: {len(scenario.load)})")
     return OK
 
 

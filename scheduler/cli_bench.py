@@ -14,26 +14,33 @@ if TYPE_CHECKING:
     from scheduler.bench.engine import Work
 
 
+def add_command(commands: Any, name: str, what: str, **more: Any) -> argparse.ArgumentParser:
+    """A command and the sentence that says what it is, in the list of commands and in its own help."""
+    sentence = f"{what[0].upper()}{what[1:]}."
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=sentence, **more)
+    return parser
+
+
 def add_benches(commands: Any) -> None:
     """Add ``bench`` to the parser's commands; each sets ``command``, which returns the exit code."""
-    bench = commands.add_parser("bench", help="measure: every performance claim, with its protocol")
+    bench = add_command(commands, "bench", "measure: every performance claim, with its protocol")
     benches = bench.add_subparsers(title="benches", metavar="BENCH", required=True)
 
-    core = benches.add_parser("core", help="the scheduler alone, beside a bare heapq; a minute")
+    core = add_command(benches, "core", "the scheduler alone, beside a bare heapq; a minute")
     core.set_defaults(command=_bench_core)
 
-    engine = benches.add_parser("engine", help="tokens/s beside the same prompts straight to vLLM; minutes")
+    engine = add_command(benches, "engine", "tokens/s beside the same prompts straight to vLLM; minutes")
     engine.add_argument("--model", default="smollm2", metavar="M", help="default: smollm2")
     _add_work_options(engine, requests=64)
     engine.set_defaults(command=_bench_engine)
 
-    screen = benches.add_parser("screen", help="what the dashboard costs, on a pseudo-terminal; minutes")
+    screen = add_command(benches, "screen", "what the dashboard costs, on a pseudo-terminal; minutes")
     screen.add_argument("--refreshes", type=_whole, metavar="N", help="default: 480, the demo once")
     screen.add_argument("--model", metavar="M", help="also tokens/s of this model's engine, beside headless")
     _add_work_options(screen, requests=40)  # ten halves beside the rest: ten minutes at 120 tokens/s
     screen.set_defaults(command=_bench_screen)
 
-    twin = benches.add_parser("twin", help="the twin, fitted to a real engine, beside runs of it; minutes")
+    twin = add_command(benches, "twin", "the twin, fitted to a real engine, beside runs of it; minutes")
     twin.add_argument("--model", default="smollm2", metavar="M", help="default: smollm2")
     twin.add_argument("--requests", type=_whole, metavar="N", help="of each scenario; default: 300")
     twin.add_argument("--tokens", type=_whole, metavar="N", help="median answer; default: 16")
@@ -41,26 +48,26 @@ def add_benches(commands: Any) -> None:
     twin.add_argument("--repeats", type=_whole, metavar="N", help="runs of each scenario; default: 2")
     twin.set_defaults(command=_bench_twin)
 
-    paper = benches.add_parser("paper", help="the paper's whole experiment on the simulated GPU; minutes")
+    paper = add_command(benches, "paper", "the paper's whole experiment on the simulated GPU; minutes")
     paper.add_argument("--seeds", type=_whole, default=5, metavar="N", help="runs of each cell; default: 5")
     paper.add_argument("--paper-faithful", action="store_true", help="keep the paper's quirks")
     paper.set_defaults(command=_bench_paper)
 
-    estimate = benches.add_parser("estimate", help="every estimator on real prompts and under drift; minutes")
+    estimate = add_command(benches, "estimate", "every estimator on real prompts and under drift; minutes")
     estimate.add_argument("--lengths", type=Path, required=True, metavar="FILE", help="JSON lines of prompts")
     estimate.add_argument("--embeddings", metavar="minilm|FOLDER", help="also learned with all-MiniLM-L6-v2")
     estimate.set_defaults(command=_bench_estimate)
 
-    policies = benches.add_parser("policies", help="every policy under five loads in virtual time; minutes")
+    policies = add_command(benches, "policies", "every policy under five loads in virtual time; minutes")
     policies.add_argument("--trace", type=Path, metavar="FILE", help="also an Azure trace (CSV)")
     policies.set_defaults(command=_bench_policies)
 
-    gateway = benches.add_parser("gateway", help="requests/s beside a bare aiohttp echo; a minute")
+    gateway = add_command(benches, "gateway", "requests/s beside a bare aiohttp echo; a minute")
     gateway.add_argument("--model", metavar="M", help="also this model, beside vllm serve; four minutes more")
     gateway.add_argument("--pairs", type=_whole, default=5, metavar="N", help="of those; default: 5")
     gateway.set_defaults(command=_bench_gateway)
 
-    preview = benches.add_parser("preview", help="what previews say beside what then happens; minutes")
+    preview = add_command(benches, "preview", "what previews say beside what then happens; minutes")
     preview.add_argument("--switches", type=_whole, default=40, metavar="N", help="default: 40")
     preview.set_defaults(command=_bench_preview)
 
@@ -81,9 +88,12 @@ def _add_work_options(parser: argparse.ArgumentParser, *, requests: int) -> None
 
 
 def _whole(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: a whole number above 0 is needed")
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number above 0 is needed")
     return value
 
 

@@ -102,10 +102,15 @@ async def _watch(run: LiveRun, giving_up: asyncio.Task[Any], bar: _Bar) -> None:
         await asyncio.wait([drained, giving_up], timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
         for notice in run.notices.after(seen):
             seen = notice.seq
-            bar.say(f"{notice.at_s:8.1f} s  {notice.kind}: {notice.text}")
+            bar.say(f"{notice.at_s:8.1f} s  {notice.kind}: {printable(notice.text)}")
         bar.advance_to(run.clock.now())
     drained.cancel()
     await asyncio.gather(drained, return_exceptions=True)
+
+
+def printable(text: str) -> str:
+    """A line as a terminal may have it: names out of files, logs and traces may hold anything."""
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 class _Bar:

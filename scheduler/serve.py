@@ -16,6 +16,7 @@ from scheduler.engines.models import load_counter, resolve
 from scheduler.gateway.config import ServeConfig
 from scheduler.gateway.keys import Keys
 from scheduler.gateway.server import Gateway, parse_listen
+from scheduler.headless import printable
 from scheduler.live.heap import calm_collector
 from scheduler.live.journal import Journal
 from scheduler.live.output import Output, engine_output_to, log_path
@@ -76,7 +77,7 @@ async def _serve(
 
     host, port = address
     run = LiveRun(plan, out=record, clients=True, endless=record is None)
-    run.notices.listeners.append(lambda notice: say(f"{notice.kind}: {_printable(notice.text)}"))
+    run.notices.listeners.append(lambda notice: say(f"{notice.kind}: {printable(notice.text)}"))
     gateway = make_gateway(run, keys, Journal(journal) if journal is not None else None)
     port = await gateway.listen(host, port)
     stopping = asyncio.Event()
@@ -120,13 +121,8 @@ async def _live(run: LiveRun, gateway: Gateway, stopping: asyncio.Event, say: Ca
         await run.stop(drain_s=DRAIN_S)
         await gateway.close()
         if run.recorder is not None and not run.recorder.error:
-            say(f"recorded in {_printable(str(run.recorder.folder))}")
+            say(f"recorded in {printable(str(run.recorder.folder))}")
         say("stopped")
-
-
-def _printable(text: str) -> str:
-    """Notices may hold names out of files."""
-    return text if text.isprintable() else ascii(text)
 
 
 def make_gateway(run: LiveRun, keys: Keys, journal: Journal | None = None) -> Gateway:

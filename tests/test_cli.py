@@ -138,6 +138,11 @@ def test_a_recorded_run_is_decided_again(capsys: pytest.CaptureFixture[str], fas
         ("finished", "output_tokens", "1e400"),
         ("finished", "prompt_tokens", None),
         ("finished", "prompt_tokens", "{}"),
+        *[
+            (kind, field, "9" * digits)
+            for kind, field in (("queued", "prompt_tokens"), ("finished", "output_tokens"), ("queued", "t"))
+            for digits in (19, 400, 5000)
+        ],
     ],
 )
 def test_a_malformed_log_is_no_other_decision(
@@ -155,6 +160,55 @@ def test_a_malformed_log_is_no_other_decision(
     code, out, err = run(capsys, "replay", str(folder), "--check")
     assert (code, out) == (2, "")
     assert f"events.jsonl:{number + 1}: " in err
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_seen_enough_hears_nothing_of_it(unbuffered: str) -> None:
+    command = [sys.executable, "-m", "scheduler.cli", "scenarios"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_a_full_disk_is_told_once() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "scheduler.cli", "policies"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "driftsched: [Errno 28] No space left on device\n"
+
+
+def test_what_a_terminal_cannot_show_is_spelled_out(capsys: pytest.CaptureFixture[str], fast: Path) -> None:
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    fast.write_text(FAST + "timeline: [{at: 0s, policy: sjf}]\n")
+    command = [sys.executable, "-m", "scheduler.cli", "run", str(fast)]
+    done = subprocess.run(command, capture_output=True, env=env, check=False)
+    assert done.returncode == 0
+    assert rb"fifo \u2192 sjf" in done.stdout
+    fast.write_text(FAST.replace("name: acme", r'name: "ac\e[31mme"'))
+    code, _, err = run(capsys, "check", str(fast))
+    assert code == 2
+    assert r"ac\x1b[31mme" in err
+    assert "\x1b" not in err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [("live", "--speed", "x"), ("replay", "d", "--speed", "0"), ("bench", "paper", "--seeds", "1.5")],
+)
+def test_a_bad_number_says_what_is_needed(capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(argv)
+    assert f"{argv[-1]!r}: a " in (err := capsys.readouterr().err)
+    assert "number above 0 is needed" in err
 
 
 def test_live_needs_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

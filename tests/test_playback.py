@@ -106,6 +106,15 @@ def test_an_estimate_made_anew_while_it_waited_counts(folder: Path, tmp_path: Pa
     assert shown.coverage > 0.0
 
 
+def test_nothing_is_said_of_upper_estimates_that_no_line_has(folder: Path, tmp_path: Path) -> None:
+    log = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    for line in log:
+        line.pop("upper", None)
+    shown = at_the_end(copied(folder, tmp_path, log))
+    assert math.isnan(shown.coverage)
+    assert all(math.isnan(tenant.coverage) for tenant in shown.tenants)
+
+
 def test_the_machine_at_an_instant(folder: Path, tmp_path: Path) -> None:
     assert read_recording(folder).machine(30.0) == {}  # virtual time has none
     telemetry = tmp_path / "telemetry.csv"

@@ -88,6 +88,8 @@ def test_a_scenario_is_frozen(example: Path) -> None:
         ("paper: false", "limits: {max_queued: 9, ttl: 1.5m}", "limits.limits", Limits(9, None, None, 90)),
         ("paper: false", "paper: true", "paper", True),
         ("seed: 7", "seed: 0x10", "seed", 16),
+        ("seed: 7", "seed: 7.0", "seed", 7),
+        ("paper: false", "max_inflight_tokens: 26e3", "max_inflight_tokens", 26000),
     ],
 )
 def test_other_ways_to_write_it(example: Path, old: str, new: str, path: str, value: object) -> None:

@@ -239,6 +239,7 @@ class _Builder:
             return int(text)
         elif re.fullmatch(r"[+-]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][+-]?[0-9]+)?", text):
             if isfinite(number := float(text)):
-                return number
+                # 32.0 and 1e3 are whole numbers, too; to a field of seconds it is all the same.
+                return int(number) if number.is_integer() and abs(number) < 1e18 else number
             self._add(loc, "the number is too large")
         return text

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
+from math import isnan, nan
 from typing import NamedTuple
 
 from scheduler.core.books import Books, TenantBooks, TokenCost
@@ -54,6 +55,8 @@ class Playback:
         self.recording = recording
         self._emit = emit
         self._window_s = window_s
+        uppers = [step.data["estimate"].upper for step in recording.steps if step.kind is Kind.QUEUED]
+        self._has_uppers = not all(map(isnan, uppers))  # earlier versions wrote none
         self.restart()
 
     def restart(self) -> None:
@@ -87,7 +90,11 @@ class Playback:
         self.now = max(self.now, at_s)
 
     def snapshot(self) -> Snapshot:
-        return take_snapshot(self, self.now)
+        snapshot = take_snapshot(self, self.now)
+        if self._has_uppers:
+            return snapshot
+        tenants = tuple(replace(tenant, coverage=nan) for tenant in snapshot.tenants)
+        return replace(snapshot, coverage=nan, tenants=tenants)
 
     def _add(self, tenant: Tenant) -> None:
         self.books.add_tenant(tenant)

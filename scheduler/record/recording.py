@@ -63,7 +63,7 @@ def read_recording(folder: Path) -> Recording:
     if not document_file.is_file():
         raise FolderError(f"{folder}: no run folder (no run.json in it); `--out DIR` of a run writes one")
     try:
-        document = json.loads(document_file.read_text(encoding="utf-8"))
+        document = _json(document_file.read_text(encoding="utf-8"))
         document["capacity"] = int(document["capacity"])
         document |= {key: str(document[key]) for key in ("scenario", "engine", "engine_detail", "policy")}
         tenants = tuple(_tenant(name, told) for name, told in document.get("tenants", {}).items())
@@ -74,7 +74,7 @@ def read_recording(folder: Path) -> Recording:
     try:
         with open(log_file, encoding="utf-8") as log:
             for line in log:
-                steps.append(_step(json.loads(line)))
+                steps.append(_step(_json(line)))
     except OSError as error:
         raise FolderError(f"{log_file}: {error.strerror}") from error
     except MALFORMED as error:
@@ -86,6 +86,16 @@ def read_recording(folder: Path) -> Recording:
     return Recording(
         folder.name, document, tenants, tuple(steps), tuple(_telemetry(folder / "telemetry.csv"))
     )
+
+
+def _whole(digits: str) -> int:
+    """Raises ValueError for what is too long for a count: it could be neither reckoned with nor drawn."""
+    if len(digits) > 18:
+        raise ValueError(f"{digits[:20]}... is too large a number")
+    return int(digits)
+
+
+_json = json.JSONDecoder(parse_int=_whole).decode
 
 
 def _telemetry(file: Path) -> Iterator[Sample]:
