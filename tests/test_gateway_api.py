@@ -11,6 +11,7 @@ import pytest
 from gateway_kit import ACME, GLOBEX, MODEL, OPERATOR, Served, chat, completion, serving, two_keys
 
 from scheduler.core.types import State
+from scheduler.engines.engine import EngineLost
 from scheduler.gateway.completions import DEADLINE, PRIORITY
 from scheduler.load.schema import TenantSection
 
@@ -285,13 +286,23 @@ async def test_an_engine_that_died_for_good_answers_who_waits() -> None:
     async with serving(capacity=1, speed=1.0) as served:
         asked = [asyncio.create_task(served.post(COMPLETIONS, completion(max_tokens=LONG))) for _ in range(2)]
         await until(lambda: served.run.scheduler.books.totals.queued == 1)
-        from scheduler.engines.engine import EngineLost
-
         served.run.session.fail(EngineLost("gone"))
         assert [status for status, _, _ in await asyncio.gather(*asked)] == [503, 503]
         status, body, _ = await served.post(COMPLETIONS, completion())
         assert (status, body["error"]["code"]) == (503, "no_engine")
         assert (await served.get("/health"))[0] == 503
+
+
+async def test_who_is_counted_while_the_engine_dies_is_answered(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies_meanwhile(prompt: str) -> int:
+        served.run._loop.call_soon_threadsafe(served.run.session.fail, EngineLost("gone"))
+        return 5
+
+    monkeypatch.setattr(served.gateway.completions, "_count", dies_meanwhile)
+    status, body, _ = await served.post(COMPLETIONS, completion(prompt="x" * 20_000))
+    assert (status, body["error"]["code"]) == (503, "cancelled")
 
 
 async def test_a_crash_is_invisible_to_a_client_that_has_seen_nothing_yet() -> None:

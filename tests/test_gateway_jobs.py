@@ -162,6 +162,25 @@ async def test_the_next_server_takes_up_what_was_left_in_its_order(path: Path) -
         assert (await served.post(JOBS, completion()))[0] == 429, "the limit holds for what is new"
 
 
+async def test_a_server_that_drains_takes_old_jobs_up_and_a_dead_one_leaves_them(path: Path) -> None:
+    async with serving(journal=path) as served:
+        served.run.session.pause(by="test")
+        jobs = [(await served.post(JOBS, completion()))[1]["id"] for _ in range(2)]
+    async with serving(journal=path, start=False) as served:
+        assert served.gateway.jobs is not None
+        await served.run.start()
+        served.run.session.fail(EngineLost("gone"))
+        await served.gateway.jobs.recover()
+        assert (await served.get(f"{JOBS}/{jobs[0]}"))[1]["status"] == "queued"
+    async with serving(journal=path, start=False) as served:
+        assert served.gateway.jobs is not None
+        served.gateway.drain()
+        await served.run.start()
+        await served.gateway.jobs.recover()
+        for job in jobs:
+            assert (await ended(served, job))["status"] == "finished"
+
+
 async def test_time_to_live_counts_the_downtime(path: Path) -> None:
     async with serving(journal=path, capacity=1, speed=1.0) as served:
         served.run.session.pause(by="test")

@@ -106,6 +106,7 @@ class Completions:
         tenant = self._keys.tenant(http.headers)
         ask = read_ask(read_json(await read_body(http)), chat=chat)
         terms = self.terms(http.headers, tenant)
+        self.check_up()
         request = await self.request_of(ask, tenant, terms, arrival_s=arrival_s)
         answer = Answer(request)
         session = self._run.session
@@ -143,8 +144,7 @@ class Completions:
         return Terms(_priority(headers.get(PRIORITY), own), _deadline(headers.get(DEADLINE)))
 
     async def request_of(self, ask: Ask, tenant: str, terms: Terms, *, arrival_s: float) -> Request:
-        """Raises ApiError: 400, 404 (model), 413 (over the context), 503 (no engine)."""
-        self.check_up()
+        """Raises ApiError: 400, 404 (model), 413 (over the context)."""
         engine = self._run.engine
         self._check_model(ask.model)
         if ask.sampling.seed is not None and not engine.honours_seed:

@@ -200,6 +200,7 @@ class Jobs:
                         code="idempotency_conflict",
                     )
                 return web.json_response(self._document(known), status=202)
+            self._completions.check_up()
             request = await self._request(f"job-{uuid4().hex}", ask, tenant, terms, arrival_s=arrival_s)
             entry = Entry(request.id, tenant, key, digest, raw, request.tier, request.ttl_s, self._wall())
             answer = Answer(request)

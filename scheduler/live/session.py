@@ -192,6 +192,8 @@ class Session:
             self._answers[request.id] = answer
         self.drained.clear()
         self.pump()
+        if self.engine_state in ("dead", "stopping"):
+            self.cancel(request.id)  # nothing will run it, and nobody is left waiting for an answer
         return rejected
 
     def cancel(self, request_id: str) -> None:
