@@ -116,4 +116,5 @@ async def test_an_error_of_ours_is_500_in_words_of_ours(
         assert "secret" not in str(told)
     assert [record.levelno for record in caplog.records] == [logging.ERROR] * 2
     assert "RuntimeError in broken" in caplog.text
+    assert "TimeoutError" in caplog.text
     assert "secret" not in caplog.text

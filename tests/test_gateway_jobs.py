@@ -101,6 +101,19 @@ async def test_delete_cancels_what_waits_and_what_runs(path: Path) -> None:
         assert served.run.scheduler.idle
 
 
+async def test_an_old_job_is_cancelled_before_it_is_taken_up(path: Path) -> None:
+    async with serving(journal=path) as served:
+        served.run.session.pause(by="test")
+        job = (await served.post(JOBS, completion()))[1]["id"]
+    async with serving(journal=path, start=False) as served:
+        for _ in range(2):
+            async with served.http.delete(f"{served.url}{JOBS}/{job}") as answer:
+                assert (await answer.json())["status"] == "cancelled"
+        await served.run.start()
+        assert served.gateway.jobs is not None
+        assert await served.gateway.jobs.recover() == 0
+
+
 async def test_two_cancel_at_once_what_was_left_for_the_next_server(path: Path) -> None:
     async with serving(journal=path) as served:
         served.run.session.pause(by="test")
@@ -324,6 +337,11 @@ async def test_a_cancel_that_cannot_be_written_is_503_and_the_trouble_is_told_on
                     assert (answer.status, (await answer.json())["error"]["code"]) == (503, "journal")
         for job in jobs:
             assert (await ended(served, job))["status"] == "cancelled"
+        left = (await served.post(JOBS, completion()))[1]["id"]
+        served.run.session.fail(EngineLost("gone"))
+        monkeypatch.setattr(served.gateway.jobs.journal, "finish", fail)
+        async with served.http.delete(f"{served.url}{JOBS}/{left}") as answer:
+            assert answer.status == 503
         assert [notice.kind for notice in served.run.notices.after(0)].count("error") == 1
 
 

@@ -74,11 +74,11 @@ def _unexpected(status: int, exc: BaseException | None) -> ApiError:
     if isinstance(exc, ConnectionError | RequestPayloadError):
         return ApiError(400, "the body broke off")
     # The last line: said to the client and, without the error's words, in the log.
-    where = "a time limit"
+    what = "TimeoutError"  # which aiohttp keeps to itself
     if exc is not None:
         frame = traceback.extract_tb(exc.__traceback__)[-1]
-        where = f"{frame.name}, line {frame.lineno}"
-    log.error("%s in %s", type(exc).__name__, where)
+        what = f"{type(exc).__name__} in {frame.name}, line {frame.lineno}"
+    log.error("%s", what)
     return ApiError(500, "an error in the server", code="internal_error")
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from aiohttp import web
@@ -49,6 +49,8 @@ CANCEL_S = 10.0
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
+
+T = TypeVar("T")
 
 
 class _Job:
@@ -191,7 +193,7 @@ class Jobs:
         async with self._one_at_a_time(tenant, key):
             if (
                 key is not None
-                and (known := await self._read(self.journal.find_by_key(tenant, key))) is not None
+                and (known := await self._kept(self.journal.find_by_key(tenant, key))) is not None
             ):
                 if known.body_digest != digest:
                     raise ApiError(
@@ -242,12 +244,13 @@ class Jobs:
             await asyncio.wait([job.task], timeout=CANCEL_S)
             if not job.task.done():
                 raise unavailable("it is cancelled, but that cannot be written yet; ask again", "journal")
-            if entry.id in self._live:  # it was left for the next server
-                result = {**_cancelled().body(), "timing": _timing(job.request)}
-                await self.journal.finish(entry.id, State.CANCELLED, _bytes(result), self._wall())
-                self._live.pop(entry.id, None)  # or another DELETE was here meanwhile
-            entry = await self._own(http)
-        return web.json_response(self._document(entry))
+        untaken = job is None and entry.ended is None
+        if untaken or entry.id in self._live:  # not taken up yet, or left for the next server
+            timing = None if job is None else _timing(job.request)
+            result = _bytes({**_cancelled().body(), "timing": timing})
+            await self._kept(self.journal.finish(entry.id, State.CANCELLED, result, self._wall()))
+            self._live.pop(entry.id, None)  # or another DELETE was here meanwhile
+        return web.json_response(self._document(await self._own(http)))
 
     # -- one job -------------------------------------------------------------------------------------
 
@@ -289,18 +292,19 @@ class Jobs:
     async def _own(self, http: web.Request) -> Entry:
         """The job of this address, if it is the asking tenant's. Raises ApiError 404."""
         tenant = self._keys.tenant(http.headers)
-        entry = await self._read(self.journal.find(tenant, http.match_info["id"]))
+        entry = await self._kept(self.journal.find(tenant, http.match_info["id"]))
         if entry is None:
             raise ApiError(
                 404, "you have no such job (they are known for a day after their end)", code="unknown_job"
             )
         return entry
 
-    async def _read(self, found: asyncio.Future[Entry | None]) -> Entry | None:
+    async def _kept(self, asked: asyncio.Future[T]) -> T:
+        """What the journal says. Raises ApiError 503."""
         try:
-            return await found
+            return await asked
         except JournalError:
-            raise unavailable("the journal cannot be read now", "journal") from None
+            raise unavailable("the journal cannot be read or written now", "journal") from None
 
     def _document(self, entry: Entry) -> dict[str, Any]:
         """A job as its client sees it; an ending is seen once it is on disk."""

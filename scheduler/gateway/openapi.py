@@ -42,10 +42,10 @@ _ERRORS = {
     "408": "The body did not come in time.",
     "409": "The idempotency key came with another body before; or the run is not in a state for this.",
     "413": "The body, or the prompt and max_tokens together, are too large.",
-    "415": "Content-Type must be application/json.",
+    "415": "Content-Type must be application/json, with no Content-Encoding.",
     "429": "Full; Retry-After says when to come back.",
     "500": "The engine failed this request.",
-    "503": "There is no engine, or not yet, or the server is shutting down.",
+    "503": "There is no engine, or not yet, or the server drains; or the journal cannot be written.",
 }
 
 
