@@ -1,13 +1,14 @@
 """What a run adds up to: one row of numbers per finished request, turned into the figures of run.json.
 
 Definitions are in docs/metrics.md. Numbers are kept as C doubles: a million requests cost about 120 MB, and
-twice that again while their figures are made.
+as much again while their figures are made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from math import ceil, inf, nan, sqrt
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ NUMBERS = (
 """What is kept of each finished request."""
 LATENCIES = ("e2e", "ttft", "engine_ttft", "queue_wait", "tpot")
 _CLASS_INDEX = {name: float(index) for index, name in enumerate(RUNTIME_CLASSES)}
-_BLOCK = 1024 * len(NUMBERS)  # numbers that are packed at a time
+_pack = Struct(f"{len(NUMBERS)}d").pack
 
 Column = NDArray[np.float64]
 
@@ -49,8 +50,7 @@ class Tally:
     def __init__(self, slos: Mapping[str, Slo]) -> None:
         self._index = {name: index for index, name in enumerate(slos)}
         self._slos = np.array([(s.ttft_s, s.e2e_s, s.tpot_s) for s in slos.values()]).reshape(-1, 3)
-        self._numbers: list[float | None] = []  # NUMBERS of one request after another
-        self._packed: list[Column] = []  # the same, of requests before
+        self._numbers = bytearray()  # NUMBERS of one request after another, packed
         self._gaps: dict[str, dict[int, int]] = {}
         self.bias: dict[str, float] = dict.fromkeys(CATEGORIES, 1.0)
         self.last_end_s = 0.0
@@ -68,12 +68,12 @@ class Tally:
             tenant = self._index[request.tenant] = len(self._index)
             self._slos = np.vstack((self._slos, (inf, inf, inf)))
         estimate = request.estimate
-        self._numbers += (
+        self._numbers += _pack(
             tenant,
             request.arrival_s,
             request.dispatched_s,
             request.first_token_s,
-            request.last_token_s,
+            request.last_token_s or request.ended_s,
             request.ended_s,
             request.prompt_tokens,
             request.output_tokens,
@@ -88,8 +88,6 @@ class Tally:
         self.bias[estimate.category] = request.bias_after
         if request.gaps:
             self.add_gaps(request.tenant, request.gaps)
-        if len(self._numbers) >= _BLOCK:
-            self._pack()
 
     def add_gaps(self, tenant: str, gaps: Mapping[int, int]) -> None:
         """Token gaps {gap_bucket: count} of finished requests, where the requests do not carry them."""
@@ -97,16 +95,11 @@ class Tally:
         for bucket, count in gaps.items():
             mine[bucket] = mine.get(bucket, 0) + count
 
-    def _pack(self) -> None:
-        """Numbers as C doubles; None is NaN."""
-        self._packed.append(np.array(self._numbers, dtype=np.float64))
-        self._numbers = []
-
     def _columns(self) -> dict[str, Column]:
         """The numbers of all finished requests, and what follows from them."""
-        self._pack()
-        self._packed = [np.concatenate(self._packed)]
-        n = dict(zip(NUMBERS, self._packed[0].reshape(-1, len(NUMBERS)).T, strict=True))
+        copy = bytes(self._numbers)  # a bytearray that is looked into cannot grow
+        table = np.frombuffer(copy).reshape(-1, len(NUMBERS))
+        n = dict(zip(NUMBERS, table.T, strict=True))
         output, cap = n["output_tokens"], n["max_tokens"]
         e2e, ttft = n["ended"] - n["arrival"], n["first"] - n["arrival"]
         tpot = (e2e - ttft) / np.where(output > 1, output - 1, nan)
@@ -122,7 +115,7 @@ class Tally:
             "covered": output <= n["upper"],
             "actual_class": _classes(n["input_tokens"] + output),
             "slo_met": (ttft <= slo[0]) & (e2e <= slo[1]) & ~(tpot > slo[2]),
-            "gap_sum": np.where(np.isnan(n["last"]), n["ended"], n["last"]) - n["first"],
+            "gap_sum": n["last"] - n["first"],
         }
 
     def figures(self, books: Mapping[str, TenantBooks], now: float) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class Simulation:
         next_time, take, client_goes_on = workload.next_time, workload.take, workload.on_ended
         on_ended, on_progress = self._on_ended, self._on_progress
         restarts, capacity = self._restarts, scheduler.slots.capacity
+        totals, batched = scheduler.books.totals, scheduler.slots.batch is not None
         instants, now, event_s = 0, self.now, next_event()
         while not self.stopped:
             load_s, timer_s = next_time(), next_timer()
@@ -110,7 +111,10 @@ class Simulation:
                 # While every slot is taken, what comes changes nothing but the queue.
                 if event_s > now and len(running) == capacity:
                     continue
-            while len(running) < capacity and (ready := next_dispatch(now)) is not None:
+            # At most instants there is no slot, or nobody who waits for one.
+            while len(running) < capacity and (totals.queued or batched):
+                if (ready := next_dispatch(now)) is None:
+                    break
                 outcome = answer(ready)
                 running[ready.id] = ready, outcome
                 tokens = outcome.output_tokens
