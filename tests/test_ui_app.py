@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 from fake_feed import EIGHT, FakeFeed, many
 from rich.cells import cell_len
+from textual import events
 from textual.pilot import Pilot
 from textual.widgets import Input
 from textual.worker import WorkerFailed
@@ -20,6 +21,7 @@ from driftui.commands import DriftCommands, on_screen
 from driftui.screens.main import MainScreen
 from driftui.screens.policy import PolicyScreen
 from driftui.screens.quit import QuitScreen
+from driftui.screens.tenant import TenantScreen
 from scheduler.core.types import Limits
 
 Run = tuple[DriftApp, Pilot[None], FakeFeed]
@@ -68,6 +70,22 @@ async def test_an_engine_that_starts_says_so_where_events_will_be(size: tuple[in
         app.tick()
         await pilot.pause()
         assert "nothing yet" in text_of(app)
+
+
+async def test_keys_typed_ahead_take_effect_one_after_another() -> None:
+    async with running() as (app, pilot, feed):
+        for key in ("p", "enter", "p", "down", "enter", "u", "s", "enter", "P", "t"):
+            app.post_message(events.Key(key, key if len(key) == 1 else None))
+        async with asyncio.timeout(10):
+            while not isinstance(app.screen, TenantScreen):
+                await pilot.pause()
+        assert [call[:2] for call in feed.calls] == [
+            ("switch_policy", "fifo"),
+            ("switch_policy", "priority"),
+            ("undo_policy",),
+            ("inject", "demo"),
+            ("pause",),
+        ]
 
 
 async def test_the_switcher_marks_the_running_policy_and_escape_changes_nothing() -> None:
@@ -139,6 +157,22 @@ async def test_a_preview_that_failed_says_why_until_there_is_one(monkeypatch: py
         await pilot.pause()
         assert "no preview yet" not in text_of(app)
         assert "E2E predicted" in text_of(app)
+
+
+async def test_a_run_without_requests_has_nothing_to_predict() -> None:
+    feed = FakeFeed()
+    there = feed.previewed()
+    assert there is not None
+    rows = {
+        name: replace(row, figures={"longest_wait_s": 0.0}, low={}) for name, row in there.policies.items()
+    }
+    feed.previewed = lambda: replace(there, policies=rows)  # type: ignore[method-assign]
+    feed.changes["snapshot"] = replace(feed.view().snapshot, queued=0)
+    async with running(feed) as (app, pilot, _):
+        await pilot.press("p")
+        await pilot.pause()
+        assert "nothing to predict" in text_of(app)
+        assert "nothing is queued" in text_of(app)
 
 
 async def test_the_question_before_leaving_follows_the_run() -> None:

@@ -253,10 +253,17 @@ def test_a_bar_stands_before_every_group_whatever_is_left_out() -> None:
 
 
 def test_the_scenario_s_time_ends_with_it() -> None:
-    view = replace(FakeFeed().view(), scenario_elapsed_s=133.0, scenario_done=True)
+    feed = FakeFeed()
+    feed.advance(133.0)
+    view = replace(feed.view(), scenario_elapsed_s=133.0)
     text = status_text(fields(view, False, "", Cost(6, 0.02)), 160)
     assert "DONE" in text
     assert "demo 2:00/2:00" in text
+
+
+def test_a_server_that_nobody_has_asked_is_idle_and_not_done() -> None:
+    view = replace(FakeFeed().view(), scenario_done=True)
+    assert "● IDLE" in status_text(fields(view, False, "", Cost(6, 0.02)), 80)
 
 
 def test_status_never_overflows_and_says_simulated() -> None:

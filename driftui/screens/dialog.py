@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, cast
 
 from rich.text import Text
@@ -10,7 +11,8 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widget import Widget
-from textual.widgets import Input, Static
+from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
 
 from driftui.clean import clean, pad
 from driftui.commands import hints
@@ -48,8 +50,32 @@ class Dialog(ModalScreen[None]):
         self.error.update(Content(clean(text, 400)))
         self.error.display = bool(text)
 
+    def action_apply(self) -> None:
+        """What Enter does, or a click on a line of a list."""
+
+    def on_option_list_option_selected(self) -> None:
+        if self.is_active:  # a second click may come when the first one has closed it
+            self.action_apply()
+
     async def action_dismiss(self, result: None = None) -> None:
         self.dismiss(None)
+
+
+class Choices(OptionList):
+    """A list in a dialog. Enter takes effect at once: a message would come after the keys typed behind it."""
+
+    def __init__(self, entries: Iterable[Text]) -> None:
+        super().__init__(*map(Option, entries), markup=False, id="list")
+
+    def action_select(self) -> None:
+        cast(Dialog, self.screen).action_apply()
+
+
+class Field(Input):
+    """A one-line input in a dialog; Enter as in ``Choices``."""
+
+    async def action_submit(self) -> None:
+        cast(Dialog, self.screen).action_apply()
 
 
 def plain(text: str, *, id: str | None = None, classes: str | None = None) -> Static:
@@ -57,9 +83,9 @@ def plain(text: str, *, id: str | None = None, classes: str | None = None) -> St
     return Static(Content(text), id=id, classes=classes, markup=False)
 
 
-def field(text: str, *, id: str, placeholder: str = "") -> Input:
+def field(text: str, *, id: str, placeholder: str = "", kind: type[Input] = Field) -> Input:
     """A one-line input."""
-    made = Input(text, placeholder=placeholder, id=id, compact=True)
+    made = kind(text, placeholder=placeholder, id=id, compact=True)
     made.cursor_blink = False  # two repaints a second, for nothing
     return made
 

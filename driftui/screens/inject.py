@@ -6,11 +6,10 @@ from textual.containers import Horizontal
 from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import OptionList
-from textual.widgets.option_list import Option
 
 from driftui.clean import clean
 from driftui.commands import bindings
-from driftui.screens.dialog import Dialog, entry, field, plain
+from driftui.screens.dialog import Choices, Dialog, entry, field, plain
 from driftui.screens.parse import FieldError, positive
 
 
@@ -29,11 +28,7 @@ class InjectScreen(Dialog):
     def content(self) -> list[Widget]:
         self._scenarios = self.drift.feed.scenarios()
         self._names = list(self._scenarios)
-        self.options = OptionList(
-            *(Option(entry(name, summary)) for name, summary in self._scenarios.items()),
-            markup=False,
-            id="list",
-        )
+        self.options = Choices(entry(name, summary) for name, summary in self._scenarios.items())
         if self._names:
             self.options.highlighted = 0
         self.rate = field("40", id="rate")
@@ -53,12 +48,6 @@ class InjectScreen(Dialog):
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         """A narrow list cuts what a scenario is; below it, it stands whole."""
         self.about.update(Content(clean(self._scenarios[self._names[event.option_index]], 200)))
-
-    def on_option_list_option_selected(self) -> None:
-        self.action_apply()
-
-    def on_input_submitted(self) -> None:
-        self.action_apply()
 
     def action_apply(self) -> None:
         feed = self.drift.feed

@@ -74,7 +74,7 @@ class MainScreen(Screen[None]):
         self.panes = Container(*self.charts, id="charts")
         self.events = EventList(run_clock=self.RUN_CLOCK, id="events")
         self.keys = KeyLine(self.WHERE, id="keys")
-        self.filter_input = field("", placeholder="part of a tenant's name", id="filter")
+        self.filter_input = field("", placeholder="part of a tenant's name", id="filter", kind=Input)
         yield self.status
         yield self.tenants
         yield self.panes

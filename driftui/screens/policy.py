@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from math import nan
+from math import isnan, nan
 
 from rich.text import Text
 from textual.content import Content
 from textual.widget import Widget
-from textual.widgets import Input, OptionList
+from textual.widgets import Input
 from textual.widgets.option_list import Option
 
 from driftui import figures
 from driftui.clean import clean, pad
 from driftui.commands import bindings
-from driftui.screens.dialog import FOLLOW_S, Dialog, entry, field, plain
+from driftui.screens.dialog import FOLLOW_S, Choices, Dialog, entry, field, plain
 from scheduler.core.policies import policy_from
 from scheduler.core.types import Snapshot
 from scheduler.live.view import CommandError, Predicted, Preview
@@ -42,7 +42,7 @@ class PolicyScreen(Dialog):
         self._refusal = ""  # why there is no preview
         self._now_s = snapshot.now
         self.header = plain(PREDICTING, id="header")
-        self.options = OptionList(*self._rows(), markup=False, id="list")
+        self.options = Choices(self._rows())
         specs = list(self._specs.values())
         self.options.highlighted = specs.index(self._today) if self._today in specs else 0
         self.typed = field("", id="spec", placeholder="/ to type one, such as two-class q=0.4")
@@ -88,7 +88,7 @@ class PolicyScreen(Dialog):
         if snapshot.policy != self._today:
             cursor = self._names[self.options.highlighted or 0]
             self._list(snapshot.policy)
-            self.options.set_options(self._rows())
+            self.options.set_options(map(Option, self._rows()))
             self.options.highlighted = self._names.index(cursor) if cursor in self._names else 0
             self._ask()
         elif self._refusal:
@@ -133,6 +133,8 @@ class PolicyScreen(Dialog):
     def _heading(self, preview: Preview) -> str:
         if not preview.policies:
             return "" if preview.error else PREDICTING
+        if all(isnan(row.figures.get("e2e.p50", nan)) for row in preview.policies.values()):
+            return "nothing to predict: no request waits, and none came lately"
         columns = ["p50".rjust(FIGURE), "change".rjust(FIGURE - 1)]
         if self._wide:
             columns.append("p10-p90".rjust(BAND))
@@ -145,8 +147,8 @@ class PolicyScreen(Dialog):
     def _row(self, name: str) -> Predicted | None:
         return None if self._shown is None else self._shown.policies.get(self._specs[name])
 
-    def _rows(self) -> list[Option]:
-        return [Option(self._line(name)) for name in self._names]
+    def _rows(self) -> list[Text]:
+        return [self._line(name) for name in self._names]
 
     def _line(self, name: str) -> Text:
         mark = MARK if self._specs[name] == self._today else ""
@@ -174,18 +176,12 @@ class PolicyScreen(Dialog):
 
     # -- what the operator does ----------------------------------------------------------------------
 
-    def on_option_list_option_selected(self) -> None:
-        self.action_apply()
-
     def on_input_changed(self, event: Input.Changed) -> None:
         """The cursor goes to the first policy that begins as typed."""
         self.complain("")
         typed = event.value.strip()
         found = (index for index, name in enumerate(self._names) if typed and name.startswith(typed))
         self.options.highlighted = next(found, self.options.highlighted)
-
-    def on_input_submitted(self) -> None:
-        self.action_apply()
 
     def action_type(self) -> None:
         self.typed.focus()
@@ -213,6 +209,8 @@ class PolicyScreen(Dialog):
 
 
 def _effect(snapshot: Snapshot) -> str:
+    if not snapshot.queued:
+        return f"nothing is queued; {snapshot.in_flight} in flight go on."
     queued = figures.number(snapshot.queued, "queued request")
     return f"{queued} will be re-ranked, none is lost; {snapshot.in_flight} in flight go on."
 

@@ -103,9 +103,6 @@ class TenantScreen(Dialog):
         text = facts(tenant) if tenant is not None else "This tenant is gone."
         self._facts.update(Content(text))
 
-    def on_input_submitted(self) -> None:
-        self.action_apply()
-
     def action_apply(self) -> None:
         tenant = self._find()
         if tenant is None or not self.inputs:  # a recorded one is only looked at

@@ -98,7 +98,7 @@ def state(view: View, frozen: bool, leaving: str) -> tuple[list[str], str]:
     if frozen:
         words.append("FROZEN")
     if not words and view.scenario_done:
-        return ["DONE"], palette.CYAN
+        return ["DONE" if view.snapshot.counts["submitted"] else "IDLE"], palette.CYAN
     if not words:
         return ["LIVE"], palette.GOOD
     bad = view.engine_state in ("dead", "restarting")
