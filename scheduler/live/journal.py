@@ -185,7 +185,7 @@ class Journal:
         self._db.close()
 
     def _commit(self, group: list[tuple[Work, asyncio.Future[Any]]]) -> None:
-        """All of it or nothing."""
+        """All of it or nothing; then each by itself, so that nobody's work fails for another's."""
         results: list[Any] = []
         failure: JournalError | None = None
         try:
@@ -196,6 +196,10 @@ class Journal:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             self._kept_bytes = None
+            if len(group) > 1:
+                for each in group:
+                    self._commit([each])
+                return
             failure = JournalError(f"the journal cannot be written: {error}")
         self._loop.call_soon_threadsafe(_settle, [future for _, future in group], results, failure)
 
