@@ -67,6 +67,7 @@ async def _run(plan: Plan, speed: float | None, record: Path | None, listen: tup
     feed = LocalFeed(run) if gateway is None else gateway.feed
     code = await run_dashboard(feed, on_quit=leave, on_hurry=hurry.set)
     if run.session.engine_state != "stopping":
+        print(f"driftsched: stopping the run, {DRAIN_S:g} s at most", file=sys.__stderr__)
         await leave()  # the dashboard crashed: nothing may be left behind
     if run.session.failure is not None:
         print(f"driftsched: engine failure: {run.session.failure}", file=sys.__stderr__)

@@ -115,6 +115,8 @@ class DriftDriver(LinuxDriver):
     def stop_application_mode(self) -> None:
         if self._writer is not None:
             self._writer.discard()
+        # tmux leaves lines of a resized screen behind, unless it is empty and the cursor at home.
+        self.write("\x1b[2J\x1b[H")
         super().stop_application_mode()
 
     def close(self) -> None:

@@ -226,21 +226,26 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _live(args: argparse.Namespace) -> int:
-    if not _on_terminal():
-        print("driftsched: live needs a terminal; for scripts there is `driftsched run`", file=sys.stderr)
+    if not _on_terminal("live", "for scripts there is `driftsched run`"):
         return USAGE
     from driftui.live import run_live
 
     return run_live(_plan(args, "real"), speed=args.speed, record=args.record, listen=args.listen)
 
 
-def _on_terminal() -> bool:
-    return sys.stdin.isatty() and sys.stdout.isatty()
+def _on_terminal(command: str, otherwise: str) -> bool:
+    """False, and told, where no screen can be drawn."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        _complain(f"driftsched: {command} needs a terminal; {otherwise}")
+        return False
+    if os.environ.get("TERM") == "dumb":
+        _complain(f"driftsched: {command} needs a terminal with a cursor that moves, and TERM is dumb")
+        return False
+    return True
 
 
 def _attach(args: argparse.Namespace) -> int:
-    if not _on_terminal():
-        print("driftsched: attach needs a terminal; scripts ask the control API", file=sys.stderr)
+    if not _on_terminal("attach", "scripts ask the control API"):
         return USAGE
     from driftui.attach import run_attached
 
@@ -250,8 +255,7 @@ def _attach(args: argparse.Namespace) -> int:
 def _replay(args: argparse.Namespace) -> int:
     if args.check:
         return _check_run(args.folder)
-    if not _on_terminal():
-        print("driftsched: replay needs a terminal; scripts read run.json", file=sys.stderr)
+    if not _on_terminal("replay", "scripts read run.json"):
         return USAGE
     from driftui.replay import run_replay
 

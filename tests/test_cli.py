@@ -217,6 +217,16 @@ def test_live_needs_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert "terminal" in err
 
 
+def test_live_needs_more_than_a_dumb_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    for stream in (sys.stdin, sys.stdout):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    assert run(capsys, "live")[0] == 2
+    assert run(capsys, "replay", "nowhere")[2].endswith("TERM is dumb\n")
+
+
 @pytest.mark.parametrize("name", ["policies", "scenarios"])
 def test_lists(capsys: pytest.CaptureFixture[str], name: str) -> None:
     code, out, _ = run(capsys, name)

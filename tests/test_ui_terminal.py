@@ -183,6 +183,7 @@ def test_the_terminal_is_left_as_it_was(way: str, tmp_path: Path) -> None:
         assert termios.tcgetattr(shown.tty) == before
         for restored in (b"\x1b[?1049l", b"\x1b[?25h", b"\x1b[?1000l", b"\x1b[?2004l"):
             assert restored in shown.seen[-4000:]
+        assert b"\x1b[2J\x1b[H" in shown.seen[: shown.seen.rindex(b"\x1b[?1049l")][-200:]
         assert b"STOPPING" in shown.seen
         assert str(log).encode() in shown.seen[-400:]
 
