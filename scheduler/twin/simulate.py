@@ -70,12 +70,12 @@ class Simulation:
         """Until nothing is left to happen."""
         scheduler, workload, gpus, running = self.scheduler, self._workload, self._gpus, self._running
         next_event = gpus[0].next_event if len(gpus) == 1 else lambda: min(gpu.next_event() for gpu in gpus)
-        next_timer, next_dispatch = scheduler.next_timer, scheduler.next_dispatch
         submit, on_complete = scheduler.submit, scheduler.on_complete
+        next_dispatch, totals = scheduler.next_dispatch, scheduler.books.totals
+        capacity, batched = scheduler.slots.capacity, scheduler.slots.batch is not None
+        next_timer = scheduler.next_timer if batched else scheduler.waiting.next_expiry_s
         next_time, take, client_goes_on = workload.next_time, workload.take, workload.on_ended
-        on_ended, on_progress = self._on_ended, self._on_progress
-        restarts, capacity = self._restarts, scheduler.slots.capacity
-        totals, batched = scheduler.books.totals, scheduler.slots.batch is not None
+        on_ended, on_progress, restarts = self._on_ended, self._on_progress, self._restarts
         instants, now, event_s = 0, self.now, next_event()
         while not self.stopped:
             load_s, timer_s = next_time(), next_timer()
