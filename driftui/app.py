@@ -93,6 +93,9 @@ class DriftApp(App[None]):
     def tick(self) -> None:
         """Sample the feed once and show it."""
         began_s = time.thread_time()
+        if isinstance(self.feed, ReplayFeed):
+            for view in self.feed.passed():
+                self.history.sample(view)
         view = self.feed.view()
         self.history.sample(view)
         self.history.listen(self.feed)

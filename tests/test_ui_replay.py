@@ -80,6 +80,19 @@ def test_it_plays_at_its_pace_holds_and_ends(recording: Recording) -> None:
     assert (view.replay, view.scenario_done, view.snapshot.now) == ("over", True, recording.duration_s)
 
 
+async def test_at_high_speed_the_charts_have_more_than_the_frames(recording: Recording) -> None:
+    async with replaying(recording) as (app, _, feed, wall):
+        feed.set_speed(16.0)
+        for _ in range(10):
+            wall.now_s += 0.25
+            app.tick()
+        assert len(app.history) == 1 + 10 * 4
+        feed.set_speed(1.0)
+        wall.now_s += 0.25
+        app.tick()
+        assert len(app.history) == 1 + 10 * 4 + 1
+
+
 def test_a_seek_shows_the_same_wherever_it_comes_from(recording: Recording) -> None:
     feeds = [ReplayFeed(recording, clock=Wall()) for _ in range(2)]
     list(feeds[0].seek(95.0, 60.0))
@@ -178,7 +191,7 @@ def test_the_command_names_what_it_cannot_read(
 ) -> None:
     assert main(["replay", str(folder)]) == 2
     assert "replay needs a terminal" in capsys.readouterr().err
-    monkeypatch.setattr("scheduler.cli._on_terminal", lambda: True)
+    monkeypatch.setattr("scheduler.cli._on_terminal", lambda *_: True)
     assert main(["replay", str(tmp_path)]) == 2
     assert "no run folder" in capsys.readouterr().err
     (tmp_path / "run.json").write_text((folder / "run.json").read_text())

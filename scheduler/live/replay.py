@@ -17,6 +17,7 @@ from scheduler.record.recording import Recording
 
 SLOWEST, FASTEST = 1 / 8, 256.0
 LEAD_VIEWS = 240
+PASSED_VIEWS, PASSED_S = 4, 0.5  # between two frames at high speed: so many, and no closer than that
 
 
 class ReplayFeed:
@@ -67,6 +68,14 @@ class ReplayFeed:
             self._playback.play_to(at_s - lead_s * (1 - number / LEAD_VIEWS))
             yield self._view()
         self._rebase(at_s)  # the time that it took is no time of the recording
+
+    def passed(self) -> Iterator[View]:
+        """Views of instants between the last view and now, for who draws the past: at high speed it is long."""
+        from_s, to_s = self._playback.now, self.position_s
+        parts = min(PASSED_VIEWS, int((to_s - from_s) / PASSED_S))
+        for part in range(1, parts):
+            self._playback.play_to(from_s + (to_s - from_s) * part / parts)
+            yield self._view()
 
     def _rebase(self, at_s: float) -> None:
         self._from_s, self._since_s = at_s, self._clock()
