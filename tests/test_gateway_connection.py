@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from gateway_kit import ACME, OPERATOR, Served, completion, serving, two_keys
+from gateway_kit import ACME, GLOBEX, OPERATOR, Served, completion, serving, two_keys
 
 BODY = json.dumps(completion()).encode()
 
@@ -29,13 +29,13 @@ def post(*headers: str, body: bytes = BODY, length: bool = True) -> bytes:
     return "\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + body
 
 
-async def said(served: Served, data: bytes, *, until: bytes = b"}}") -> tuple[int, Any]:
+async def said(served: Served, data: bytes) -> tuple[int, Any]:
     """(status, JSON of its body) of the answer to these bytes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rpartition(":")[2]))
     try:
         writer.write(data)
         async with asyncio.timeout(5):
-            answer = await reader.readuntil(until)
+            answer = await reader.readuntil(b"}}")
     finally:
         writer.close()
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -76,10 +76,35 @@ async def test_a_packed_body_is_refused_unread(served: Served) -> None:
         assert (status, "Content-Encoding" in told["error"]["message"]) == (415, True), encoding
 
 
+async def test_a_tenant_sends_only_so_many_large_bodies_at_a_time(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scheduler.gateway.bodies.MAX_COMING_BYTES", 300_000)
+    coming = served.gateway.completions.bodies.coming
+    large = json.dumps(completion(prompt="x" * 200_000)).encode()
+    first = post(body=large)
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rpartition(":")[2]))
+    writer.write(first[:-1])
+    async with asyncio.timeout(5):
+        while not coming["acme"]:  # noqa: ASYNC110 (nothing rings for a test)
+            await asyncio.sleep(0.005)
+        for another, status in (
+            (first[:-1], 429),
+            (post(CHUNKED, body=b"1\r\n{", length=False), 429),
+            (first.replace(ACME.encode(), GLOBEX.encode()), 200),
+            (post(), 200),
+        ):
+            assert (await said(served, another))[0] == status
+        writer.write(first[-1:])
+        assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
+    writer.close()
+    assert not any(coming.values())
+
+
 async def test_a_chunked_body_is_one_and_a_broken_one_is_400(served: Served) -> None:
-    for size, until, status in ((b"%x", b'tokens":7}}', 200), (b"zz%x", b"}}", 400)):
+    for size, status in ((b"%x", 200), (b"zz%x", 400)):
         data = size % len(BODY) + b"\r\n" + BODY + b"\r\n0\r\n\r\n"
-        assert (await said(served, post(CHUNKED, body=data, length=False), until=until))[0] == status
+        assert (await said(served, post(CHUNKED, body=data, length=False)))[0] == status
 
 
 async def test_an_expectation_that_is_not_known(served: Served) -> None:

@@ -14,11 +14,12 @@ from itertools import count as count_up
 from secrets import token_hex
 from typing import Any, NamedTuple
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from scheduler.core.durations import parse_duration
 from scheduler.core.estimate import Counter
 from scheduler.core.types import TIER_RANK, TIERS, Request
+from scheduler.gateway.bodies import Bodies
 from scheduler.gateway.errors import ApiError, bad, ending, turned_away, unavailable
 from scheduler.gateway.keys import Keys
 from scheduler.gateway.params import CHAT_TOKENS, COMPLETION_TOKENS, Ask, read_ask, read_json
@@ -32,33 +33,10 @@ PRIORITY = "X-DriftSched-Priority"
 DEADLINE = "X-DriftSched-Deadline"
 """Header: how long it may wait in the queue ("30s"); past that it ends with 429."""
 
-MAX_BODY_BYTES = 4 << 20
-BODY_S = 30.0
-"""Seconds within which a body has to come."""
 STALL_S = 30.0
 """Seconds that a client may read nothing of its stream before it is dropped."""
 
-_JSON = "application/json"
 _LONG_PROMPT = 16_384  # characters; longer ones are counted in a thread
-
-
-async def read_body(http: web.Request) -> bytes:
-    """Raises ApiError 415 or 408, and aiohttp's 413."""
-    # A page in somebody's browser can post anything but this type without being asked first.
-    if http.headers.get("Content-Type") != _JSON and http.content_type != _JSON:
-        raise ApiError(415, "Content-Type must be application/json")
-    if hdrs.CONTENT_ENCODING in http.headers:
-        raise ApiError(415, "a body with Content-Encoding is not unpacked here; send it as it is")
-    if http.content.is_eof():  # it came with the headers
-        raw = http.content.read_nowait()
-        if len(raw) > MAX_BODY_BYTES:
-            raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, len(raw))
-        return raw
-    try:
-        async with asyncio.timeout(BODY_S):
-            return await http.read()
-    except TimeoutError:
-        raise ApiError(408, f"the body did not come within {BODY_S:g} s") from None
 
 
 class Terms(NamedTuple):
@@ -75,6 +53,7 @@ class Completions:
         """``model`` is the name that clients use; ``count`` counts a prompt's tokens."""
         self.draining = False
         self.model = model
+        self.bodies = Bodies()
         self._run = run
         self._keys = keys
         self._count = count
@@ -104,7 +83,7 @@ class Completions:
     async def serve(self, http: web.Request, *, chat: bool) -> web.StreamResponse:
         arrival_s = self._run.clock.now()
         tenant = self._keys.tenant(http.headers)
-        ask = read_ask(read_json(await read_body(http)), chat=chat)
+        ask = read_ask(read_json(await self.bodies.read(http, tenant)), chat=chat)
         terms = self.terms(http.headers, tenant)
         self.check_up()
         request = await self.request_of(ask, tenant, terms, arrival_s=arrival_s)

@@ -17,7 +17,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
 from aiohttp.web_request import BaseRequest
 
-from scheduler.gateway.completions import MAX_BODY_BYTES
+from scheduler.gateway.bodies import MAX_BODY_BYTES
 from scheduler.gateway.errors import ApiError
 
 IDLE_S = 75.0
@@ -39,7 +39,7 @@ class Connection(web.RequestHandler):
             server,
             loop=asyncio.get_running_loop(),
             keepalive_timeout=IDLE_S,
-            auto_decompress=False,  # a body may be a bomb; ``read_body`` refuses those that are packed
+            auto_decompress=False,  # a body may be a bomb; ``Bodies`` refuses those that are packed
             logger=_silent,
             access_log=_silent,
         )

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from scheduler.core.events import Event, Kind
 from scheduler.core.lifecycle import UnknownTenant
-from scheduler.gateway.completions import Completions, read_body
+from scheduler.gateway.completions import Completions
 from scheduler.gateway.errors import ApiError, bad
 from scheduler.gateway.keys import Keys
 from scheduler.gateway.params import read_json
@@ -254,7 +254,8 @@ class Control:
     async def _read(self, http: web.Request, model: type[V]) -> V:
         self._operator(http)
         try:
-            return model.model_validate(read_json(await read_body(http)) if http.can_read_body else {})
+            raw = await self._completions.bodies.read(http, "operator") if http.can_read_body else b"{}"
+            return model.model_validate(read_json(raw))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"])

@@ -20,7 +20,7 @@ from aiohttp import web
 
 from scheduler.core.lifecycle import UnknownTenant
 from scheduler.core.types import Request, State
-from scheduler.gateway.completions import Completions, Terms, read_body
+from scheduler.gateway.completions import Completions, Terms
 from scheduler.gateway.errors import ApiError, bad, ending, turned_away, unavailable
 from scheduler.gateway.keys import Keys
 from scheduler.gateway.params import Ask, Body, read_ask, read_json
@@ -183,7 +183,7 @@ class Jobs:
         """202 and the job once it is on disk; the same key again gives the same job."""
         arrival_s = self._run.clock.now()
         tenant = self._keys.tenant(http.headers)
-        raw = await read_body(http)
+        raw = await self._completions.bodies.read(http, tenant)
         body = read_json(raw)
         ask, terms = _ask_of(body), self._completions.terms(http.headers, tenant)
         key = http.headers.get(IDEMPOTENCY_KEY)

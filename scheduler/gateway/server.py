@@ -9,7 +9,8 @@ from aiohttp import web
 
 from scheduler.core.estimate import Counter
 from scheduler.core.types import Tenant
-from scheduler.gateway.completions import MAX_BODY_BYTES, Completions
+from scheduler.gateway.bodies import MAX_BODY_BYTES
+from scheduler.gateway.completions import Completions
 from scheduler.gateway.connection import Connection
 from scheduler.gateway.control import Control
 from scheduler.gateway.errors import ApiError
