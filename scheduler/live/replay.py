@@ -70,7 +70,7 @@ class ReplayFeed:
         self._rebase(at_s)  # the time that it took is no time of the recording
 
     def passed(self) -> Iterator[View]:
-        """Views of instants between the last view and now, for who draws the past: at high speed it is long."""
+        """Views of instants between the last view and now, which at high speed lie far apart."""
         from_s, to_s = self._playback.now, self.position_s
         parts = min(PASSED_VIEWS, int((to_s - from_s) / PASSED_S))
         for part in range(1, parts):
