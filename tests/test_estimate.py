@@ -16,6 +16,7 @@ from scheduler.core.estimate import (
     classify,
     count_words,
     input_factor,
+    reading_once,
     runtime_class,
 )
 from scheduler.core.estimators import ESTIMATORS, estimator_from
@@ -221,6 +222,22 @@ def test_a_cut_answer_never_lowers_the_bias(endings: list[tuple[str, int]]) -> N
 def test_a_cut_answer_longer_than_believed_raises_the_bias() -> None:
     assert learned(PaperEstimator(), "short_qa", 128, finish="length") == pytest.approx(1.1)
     assert learned(PaperEstimator(), "short_qa", 63, finish="length") == 1.0
+
+
+def test_a_short_prompt_is_read_once_and_no_more_are_kept_than_that() -> None:
+    read: list[str] = []
+    look = reading_once(lambda prompt: read.append(prompt) or len(prompt))
+    assert [look("what is DNS"), look("what is DNS"), look("x" * 5000), look("x" * 5000)] == [
+        11,
+        11,
+        5000,
+        5000,
+    ]
+    assert [len(prompt) for prompt in read] == [11, 5000, 5000]
+    for number in range(5000):
+        look(str(number))
+    assert look("what is DNS") == 11
+    assert read.count("what is DNS") == 2, "so many others came that it was forgotten"
 
 
 def test_a_request_without_a_prompt_goes_by_its_own_label_and_count() -> None:

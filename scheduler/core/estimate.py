@@ -8,7 +8,6 @@ estimate never exceeds max_tokens, and censored answers are taken as the lower b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from math import inf
 from typing import Any, Protocol, TypeVar
 
@@ -61,10 +60,24 @@ def input_factor(input_tokens: int) -> float:
 _KEPT_PROMPTS, _KEPT_CHARS = 4096, 2000
 
 
+class _Readings(dict[str, T]):
+    """What was read of prompts that came before, the short ones; a hit costs one look-up in C."""
+
+    def __init__(self, read: Callable[[str], T]) -> None:
+        self._read = read
+
+    def __missing__(self, prompt: str) -> T:
+        reading = self._read(prompt)
+        if len(prompt) <= _KEPT_CHARS:
+            if len(self) >= _KEPT_PROMPTS:
+                self.clear()
+            self[prompt] = reading
+        return reading
+
+
 def reading_once(read: Callable[[str], T]) -> Callable[[str], T]:
     """The same function of a prompt, which reads short, repeated ones (a load's templates) once."""
-    kept = lru_cache(_KEPT_PROMPTS)(read)
-    return lambda prompt: kept(prompt) if len(prompt) <= _KEPT_CHARS else read(prompt)
+    return _Readings(read).__getitem__
 
 
 def prompt_reader(count: Counter) -> Callable[[str], tuple[str, int]]:
@@ -85,6 +98,10 @@ class Estimator(Learned, Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def prepare(self) -> Callable[[str], None] | None:
+        """Reads a prompt beforehand, in any thread, so that its estimate is quick; None where it is anyway."""
+
     def estimate(self, request: Request) -> Estimate: ...
 
     def observe(self, request: Request, outcome: Outcome) -> None:
@@ -104,6 +121,8 @@ class PaperEstimator:
     measured, from 1.0. Without ``faithful``: no safety factor, never above max_tokens, and an answer that
     was cut raises the bias when it is longer than believed but never lowers it.
     """
+
+    prepare = None
 
     def __init__(
         self, *, counter: Counter = count_words, calibrate: bool = True, faithful: bool = False
@@ -189,6 +208,7 @@ class Oracle:
     """Knows the true lengths of simulated requests: the limit line, for virtual time only."""
 
     name = "oracle"
+    prepare = None
 
     def __init__(self, *, counter: Counter = count_words) -> None:
         self._read = prompt_reader(counter)
@@ -220,6 +240,7 @@ class Given:
     """Estimates made elsewhere, which the requests carry already: of a recorded run, of a played future."""
 
     name = "given"
+    prepare = None
 
     def estimate(self, request: Request) -> Estimate:
         return request.estimate
