@@ -35,7 +35,7 @@ def page(runs: Sequence[RunFolder], drawn: Sequence[Picture]) -> str:
     sections = "".join(_section(picture, by_name) for picture in drawn)
     simulated = sum(run.simulated for run in runs)
     kinds = sorted({str(run.document["engine_detail"]) for run in runs})
-    lead = f"{len(runs)} runs, {simulated} of them simulated: {'; '.join(kinds)}."
+    lead = f"Runs: {len(runs)}; simulated: {simulated}; on {'; '.join(kinds)}."
     return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width"><title>DriftSched report</title>'
@@ -62,7 +62,7 @@ def _section(picture: Picture, runs: dict[str, RunFolder]) -> str:
     return (
         f"<section><h2>{_text(picture.title)}</h2><figure>{picture.svg()}"
         f"<figcaption>{_text(picture.caption)}</figcaption></figure>"
-        f"<details><summary>Drawn from {len(picture.runs)} runs; how to reproduce</summary>"
+        f"<details><summary>Runs that it is drawn from, and how to reproduce it</summary>"
         f"<p>{_text(sources)}</p><pre>{_text(commands)}</pre></details></section>"
     )
 
@@ -130,14 +130,18 @@ def _tenants(runs: Sequence[RunFolder]) -> str:
 
 
 def _html_table(names: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
-    head = "".join(f"<th scope=col tabindex=0>{escape(name)}</th>" for name in names)
+    columns = [any(isinstance(value, int | float) for value in column) for column in zip(*lines, strict=True)]
+    head = "".join(
+        f"<th scope=col tabindex=0{' class=n' if number else ''}>{escape(name)}</th>"
+        for name, number in zip(names, columns or [False] * len(names), strict=True)
+    )
     body = "".join(f"<tr>{''.join(map(_cell, line))}</tr>" for line in lines)
     return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _cell(value: Any) -> str:
     if value is None:
-        return "<td>–</td>"
+        return "<td class=n>–</td>"
     if isinstance(value, int | float) and not isinstance(value, bool):
         shown = f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.3g}"
         return f'<td class=n data-v="{value!r}">{shown}</td>'
@@ -154,10 +158,10 @@ figure{margin:0}figure svg{width:100%;height:auto;color:var(--ink)}
 figcaption,footer,summary{color:var(--dim);font-size:.9rem}
 .wide{overflow:auto;max-height:28rem;border:1px solid var(--line);border-radius:6px}
 table{border-collapse:collapse;width:100%;font-size:.82rem}
-th{position:sticky;top:0;background:var(--row);cursor:pointer;text-align:left;white-space:nowrap}
+th{position:sticky;top:0;background:var(--row);cursor:pointer;text-align:left;white-space:nowrap}th.n{text-align:right}
 th[aria-sort=ascending]::after{content:" ▲"}th[aria-sort=descending]::after{content:" ▼"}
 th,td{padding:.3rem .6rem;border-bottom:1px solid var(--line)}
-td{white-space:nowrap}td.n{text-align:right;font-variant-numeric:tabular-nums}
+td{white-space:nowrap}.n{text-align:right;font-variant-numeric:tabular-nums}
 pre{overflow:auto;background:var(--row);padding:.6rem;border-radius:6px;font-size:.8rem}
 """
 
