@@ -20,10 +20,10 @@ from scheduler.core.durations import parse_duration
 from scheduler.core.estimate import Counter
 from scheduler.core.types import TIER_RANK, TIERS, Request
 from scheduler.gateway.bodies import Bodies
-from scheduler.gateway.errors import ApiError, bad, ending, turned_away, unavailable
+from scheduler.gateway.errors import ApiError, bad, ending, over_context, turned_away, unavailable
 from scheduler.gateway.keys import Keys
 from scheduler.gateway.params import CHAT_TOKENS, COMPLETION_TOKENS, Ask, read_ask, read_json
-from scheduler.gateway.response import json_response
+from scheduler.gateway.response import event_stream, json_response
 from scheduler.gateway.shapes import DONE, Events, whole_answer
 from scheduler.live.answer import Answer, SlowReader
 from scheduler.live.run import LiveRun
@@ -136,6 +136,8 @@ class Completions:
                 raise bad("the model's chat template refuses these messages", "messages") from None
         count = self._count
         tokens = count(prompt) if len(prompt) < _LONG_PROMPT else await asyncio.to_thread(count, prompt)
+        if (prepare := self._run.scheduler.estimator.prepare) is not None:
+            await asyncio.to_thread(prepare, prompt)
         return Request(
             id=f"{'chatcmpl' if ask.messages else 'cmpl'}-{self._id}{next(self._serial):08x}",
             tenant=tenant,
@@ -166,13 +168,13 @@ class Completions:
         context = self._run.engine.max_model_len
         room = CHAT_TOKENS if context is None else context - prompt_tokens
         if room < 1:
-            raise _over_context(context)
+            raise over_context(context)
         if ask.max_tokens is None:
             return min(room, CHAT_TOKENS if ask.messages else COMPLETION_TOKENS)
         if context is not None and ask.max_tokens > context:
             raise bad(f"max_tokens must be at most {context}, the model's context", "max_tokens")
         if context is not None and ask.max_tokens > room:
-            raise _over_context(context)
+            raise over_context(context)
         return ask.max_tokens
 
     # -- streams -------------------------------------------------------------------------------------
@@ -183,9 +185,7 @@ class Completions:
         await answer.begun()
         if answer.ended and (error := ending(request)) is not None:
             raise error
-        response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
-        )
+        response = event_stream()
         try:
             await response.prepare(http)
             if http.transport is None:
@@ -221,14 +221,6 @@ class Completions:
             await write(opening + b"data: " + json.dumps(error.body()).encode() + b"\n\n" + DONE)
         else:
             await write(opening + events.last() + DONE)
-
-
-def _over_context(context: int | None) -> ApiError:
-    return ApiError(
-        413,
-        f"the prompt and max_tokens together are over the model's context of {context} tokens",
-        code="context_length_exceeded",
-    )
 
 
 def _priority(asked: str | None, own: str) -> str:

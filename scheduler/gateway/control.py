@@ -19,6 +19,7 @@ from scheduler.gateway.completions import Completions
 from scheduler.gateway.errors import ApiError, bad
 from scheduler.gateway.keys import Keys
 from scheduler.gateway.params import read_json
+from scheduler.gateway.response import event_stream
 from scheduler.gateway.wire import notices_to_json, preview_to_json, view_to_json
 from scheduler.live.feed import LocalFeed
 from scheduler.live.run import LiveRun
@@ -141,9 +142,7 @@ class Control:
         """Notices as server-sent events, from ``after`` (or Last-Event-ID) on, while somebody reads."""
         self._operator(http)
         seen = _after(http)
-        response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
-        )
+        response = event_stream()
         bell = asyncio.Event()
 
         def ring(notice: Notice) -> None:

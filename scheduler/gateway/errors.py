@@ -90,14 +90,19 @@ def unavailable(what: str, code: str) -> ApiError:
     return ApiError(503, what, code=code, retry_after_s=LATER_S)
 
 
+def over_context(max_model_len: int | None) -> ApiError:
+    """413."""
+    return ApiError(
+        413,
+        f"the prompt and max_tokens together are over the model's context of {max_model_len} tokens",
+        code="context_length_exceeded",
+    )
+
+
 def turned_away(rejected: Rejected, max_model_len: int | None) -> ApiError:
     """The answer to a request that was not admitted."""
     if rejected.reason == "too_long":
-        return ApiError(
-            413,
-            f"the prompt and max_tokens together are over the model's context of {max_model_len} tokens",
-            code="context_length_exceeded",
-        )
+        return over_context(max_model_len)
     after_s = rejected.retry_after_s if isfinite(rejected.retry_after_s) else LATER_S
     what = _REJECTIONS.get(rejected.reason, "the server is full")
     return ApiError(429, f"{what}; try again later", code=rejected.reason, retry_after_s=after_s)

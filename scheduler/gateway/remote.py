@@ -23,6 +23,9 @@ RETRY_S = 1.0
 TIMEOUT_S = 5.0
 _KEPT = 500
 
+_NO_WORD = (aiohttp.ClientError, TimeoutError, CommandError, WireError, KeyError, TypeError)
+"""What a server does that is away, refuses, or is of another version."""
+
 
 class AttachError(OSError):
     """There is no run to attach to at this address; says why."""
@@ -57,7 +60,7 @@ class RemoteFeed:
             self._take_notices(first)
             self._policies: dict[str, str] = await self._ask("GET", "/control/policies")
             self._scenarios: dict[str, str] = await self._ask("GET", "/control/scenarios")
-        except (aiohttp.ClientError, TimeoutError, CommandError, WireError, KeyError, TypeError) as error:
+        except _NO_WORD as error:
             await self._http.close()
             why = str(error) or type(error).__name__
             raise AttachError(f"cannot attach to {self._url}: {why}") from error
@@ -95,7 +98,7 @@ class RemoteFeed:
                     self._seen = 0  # another run: its notices count from 1 again
                 self._view = view
                 self._take_notices(told)
-            except (aiohttp.ClientError, TimeoutError, CommandError, WireError, KeyError, TypeError) as error:
+            except _NO_WORD as error:
                 if not self._lost:
                     self._lost = True
                     self._note("error", f"no word from {self._url}: {str(error) or type(error).__name__}")
@@ -176,7 +179,7 @@ class RemoteFeed:
             except NotNow as error:
                 self._no_preview(str(error))
                 await asyncio.sleep(RETRY_S)
-            except (aiohttp.ClientError, TimeoutError, CommandError, WireError, KeyError, TypeError) as error:
+            except _NO_WORD as error:
                 self._no_preview(f"no preview: {str(error) or type(error).__name__}")
                 return
 
