@@ -93,8 +93,7 @@ class Gpu:
         self._step_tokens = profile.max_num_batched_tokens
         self._now = -inf
         self._events: list[GpuEvent] = []
-        self._preemptions = 0
-        self._admissions = 0
+        self._preemptions = self._admissions = 0
         self._step = 0  # steps done at the boundary below
         self._phase = Phase(profile)
         self._step_gaps: dict[int, int] = {}  # durations of all steps so far, as {gap_bucket: count}
@@ -123,12 +122,11 @@ class Gpu:
 
         Raises NeverFits, and ValueError for an id that is here already or lengths that make no sense.
         """
-        if output_tokens < 1 or prompt_tokens < 0:
-            lengths = f"{prompt_tokens} prompt and {output_tokens} output tokens"
-            raise ValueError(f"request {request_id!r}: {lengths}; allowed: at least 0 and 1")
-        if prompt_tokens + output_tokens - 1 > self._kv_tokens:
-            lengths = f"{prompt_tokens} prompt and {output_tokens} output tokens"
-            raise NeverFits(f"request {request_id!r}: {lengths}; the KV cache holds {self._kv_tokens}")
+        if output_tokens < 1 or prompt_tokens < 0 or prompt_tokens + output_tokens - 1 > self._kv_tokens:
+            what = f"request {request_id!r}: {prompt_tokens} prompt and {output_tokens} output tokens"
+            if output_tokens < 1 or prompt_tokens < 0:
+                raise ValueError(f"{what}; allowed: at least 0 and 1")
+            raise NeverFits(f"{what}; the KV cache holds {self._kv_tokens}")
         if request_id in self._sequences:
             raise ValueError(f"request {request_id!r} is here already")
         if now != self._now:
@@ -141,7 +139,7 @@ class Gpu:
             if now == self._boundary_s:
                 self._plan()
             if now > self._boundary_s or self._leaving:
-                self._cut(now)
+                self._due_s = self._phase.cut(now)
 
     def cancel(self, request_id: str, now: float) -> int:
         """Take a sequence out and return the tokens it has generated. Raises KeyError for an unknown one.
@@ -153,14 +151,13 @@ class Gpu:
         tokens = self._tokens(sequence, now)
         if sequence.order < 0:
             self._waiting.remove(sequence)  # those behind it may fit where it did not
+        elif self._planned:
+            self._leaving.append(sequence)
         else:
-            sequence.order = -1
-            if self._planned:
-                self._leaving.append(sequence)
-            else:
-                self._leave(sequence)
+            self._leave(sequence)
+        sequence.order = -1
         if self._planned:
-            self._cut(now)
+            self._due_s = self._phase.cut(now)  # no first token comes before
         return tokens
 
     def next_event(self) -> float:
@@ -261,9 +258,8 @@ class Gpu:
         context += steps * batch
         if self._leaving:
             self._context = context
-            for sequence in self._leaving:
-                self._leave(sequence)
-            self._leaving = []
+            while self._leaving:
+                self._leave(self._leaving.pop())
             batch, context = self._batch, self._context
         finishing = self._finishing
         while finishing and finishing[0][0] == step:
@@ -385,11 +381,6 @@ class Gpu:
         sequence.began = step = self._step
         insort(self._finishing, (step + sequence.output - sequence.generated, sequence.order, sequence))
         self._starting.append(sequence)
-
-    def _cut(self, now: float) -> None:
-        """End the phase at the first step boundary at or after ``now``."""
-        self._phase.cut(now)
-        self._due_s = self._phase.end_s  # no first token comes before: they are due after the first step
 
     # Sequences
 

@@ -60,14 +60,15 @@ class Phase:
         self.first_s = zero_s + self._flat_step_s
         self.end_s = self.at(steps)
 
-    def cut(self, now: float) -> None:
-        """End it with its first step that ends at or after ``now``."""
+    def cut(self, now: float) -> float:
+        """End it with its first step that ends at or after ``now``; returns when that is."""
         steps = self.steps_done(now)
         if steps == 0 or self.at(steps) < now:
             steps += 1
         if steps < self.steps:
             self.steps = steps
             self.end_s = self.at(steps)
+        return self.end_s
 
     def at(self, steps: int) -> float:
         """When that many steps are done; at least one."""
