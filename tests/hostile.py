@@ -13,6 +13,7 @@ import contextlib
 import io
 import json
 import random
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -151,6 +152,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--bodies", type=int, default=10_000, help="in each round")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and leave no server behind
     with tempfile.TemporaryDirectory() as folder:
         found = asyncio.run(hostile(Path(folder), rounds=args.rounds, bodies=args.bodies))
     print(found.text())

@@ -13,6 +13,7 @@ import asyncio
 import json
 import random
 import re
+import signal
 import sys
 import tempfile
 import urllib.request
@@ -269,6 +270,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=300.0)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and leave no server behind
     with tempfile.TemporaryDirectory() as folder:
         print(asyncio.run(overload(Path(folder), Sizes(seconds=args.seconds))).text())
     return 0
