@@ -325,11 +325,9 @@ class Gpu:
             steps = self._finishing[0][0] - step
             if context + steps * batch > kv_tokens:
                 steps = (kv_tokens - context) // batch
-        phase = self._phase
-        phase.begin(self._boundary_s, batch, context, prefill, steps)
-        self._due_s = phase.end_s
+        self._due_s = self._phase.begin(self._boundary_s, batch, context, prefill, steps)
         if self._starting:
-            first_s = phase.first_s
+            first_s = self._phase.first_s
             for sequence in self._starting:
                 if sequence.generated:
                     sequence.resumed_s = first_s

@@ -37,8 +37,10 @@ class Phase:
         self.steps = 0
         self.first_s = self.end_s = 0.0  # ends of its first step and of its last
 
-    def begin(self, start_s: float, batch: int, context: int, prefill: int, steps: int) -> None:
-        """``steps`` steps of ``batch`` sequences; step j ends with ``context + j batch`` tokens of KV."""
+    def begin(self, start_s: float, batch: int, context: int, prefill: int, steps: int) -> float:
+        """``steps`` steps of ``batch`` sequences; step j ends with ``context + j batch`` tokens of KV.
+        Returns when it ends.
+        """
         profile = self._profile
         sequences_s = profile.per_sequence_s * batch
         base_s = profile.fixed_s + profile.per_context_token_s * context
@@ -50,8 +52,8 @@ class Phase:
         if base_s + slope_s > profile.floor_s:  # so it is for a large batch: not by way of ``at``
             self._flat_steps = 0
             self.first_s = zero_s + (linear_step_s + slope_s)
-            self.end_s = zero_s + steps * (linear_step_s + slope_s * ((steps + 1) * 0.5))
-            return
+            self.end_s = end_s = zero_s + steps * (linear_step_s + slope_s * ((steps + 1) * 0.5))
+            return end_s
         if base_s + slope_s * steps <= profile.floor_s:
             self._flat_steps = steps
         else:
@@ -59,6 +61,7 @@ class Phase:
         self._flat_step_s = profile.floor_s + sequences_s
         self.first_s = zero_s + self._flat_step_s
         self.end_s = self.at(steps)
+        return self.end_s
 
     def cut(self, now: float) -> float:
         """End it with its first step that ends at or after ``now``; returns when that is."""
