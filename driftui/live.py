@@ -11,6 +11,7 @@ from driftui.terminal import own_terminal
 from scheduler.engines.engine import EngineError
 from scheduler.gateway.keys import Keys, check_open
 from scheduler.gateway.server import parse_listen
+from scheduler.headless import printable
 from scheduler.live.feed import LocalFeed
 from scheduler.live.heap import calm_collector
 from scheduler.live.output import engine_output_to, log_path
@@ -69,6 +70,8 @@ async def _run(plan: Plan, speed: float | None, record: Path | None, listen: tup
     if run.session.engine_state != "stopping":
         print(f"driftsched: stopping the run, {DRAIN_S:g} s at most", file=sys.__stderr__)
         await leave()  # the dashboard crashed: nothing may be left behind
+    if run.recorder is not None and not run.recorder.error:
+        print(f"recorded in {printable(str(run.recorder.folder))}", file=sys.__stderr__)
     if run.session.failure is not None:
         print(f"driftsched: engine failure: {run.session.failure}", file=sys.__stderr__)
         return 3
