@@ -56,6 +56,10 @@ def add_benches(commands: Any) -> None:
     estimate = add_command(benches, "estimate", "every estimator on real prompts and under drift; minutes")
     estimate.add_argument("--lengths", type=Path, required=True, metavar="FILE", help="JSON lines of prompts")
     estimate.add_argument("--embeddings", metavar="minilm|FOLDER", help="also learned with all-MiniLM-L6-v2")
+    estimate.add_argument("--train", type=Path, metavar="FILE", help="train the priors on these lengths")
+    estimate.add_argument(
+        "--folds", type=_whole, default=2, metavar="N", help="where the shipped prior knows FILE; default: 2"
+    )
     estimate.set_defaults(command=_bench_estimate)
 
     policies = add_command(benches, "policies", "every policy under five loads in virtual time; minutes")
@@ -157,7 +161,8 @@ def _bench_paper(args: argparse.Namespace) -> int:
 def _bench_estimate(args: argparse.Namespace) -> int:
     from scheduler.bench.estimate import bench_estimate
 
-    return _show(bench_estimate(args.lengths, _tell, args.embeddings), args)
+    result = bench_estimate(args.lengths, _tell, args.embeddings, folds=args.folds, training=args.train)
+    return _show(result, args)
 
 
 def _bench_preview(args: argparse.Namespace) -> int:

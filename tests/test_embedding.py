@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 
 import pytest
+from gateway_kit import completion, serving
 
 from scheduler.core.estimators import estimator_from
 from scheduler.core.prior import NO_PRIOR
@@ -50,6 +53,24 @@ def test_the_prior_weighs_what_the_embedding_says() -> None:
     assert min(points[name] for name in unseen if name[0] == "q") > 3 * max(
         points[name] for name in unseen if name[0] == "p"
     )
+
+
+async def test_the_gateway_embeds_beside_the_loop() -> None:
+    """The embedding goes on when the loop has turned meanwhile, and is made once."""
+    turned, embedded = threading.Event(), list[str]()
+
+    def embed(prompt: str) -> list[float]:
+        assert turned.wait(5), "the loop stands still"
+        embedded.append(prompt)
+        return [1.0]
+
+    prior = NO_PRIOR._replace(embedding=(0.5,))
+    async with serving() as served:
+        served.run.scheduler.estimator = estimator_from("learned", prior=prior, embed=embed)
+        asyncio.get_running_loop().call_later(0.05, turned.set)
+        status, _, _ = await served.post("/v1/completions", completion(prompt="Is it new?"))
+    assert status == 200
+    assert embedded == ["Is it new?"]
 
 
 def test_a_prior_and_its_embedding_go_together() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -16,15 +17,16 @@ from scheduler.bench.replay import play
 from scheduler.bench.result import BadInput, BenchError, Claim, Result
 from scheduler.core.estimate import Estimator
 from scheduler.core.estimators import estimator_from
+from scheduler.core.features import MAX_CHARS
 from scheduler.core.metrics import percentiles
-from scheduler.core.prior import Embed, Prior
+from scheduler.core.prior import NO_PRIOR, Embed, Prior, PromptReader
 from scheduler.core.types import Request
 from scheduler.load.embedding import EmbeddingError, embedding_model
 from scheduler.load.prior import prompt_key, shipped_prior, train, trained_on
 
 MAX_TOKENS = 8192  # no answer of these files is cut
+LEAST_PROMPTS = 4 * FEEDBACK_DELAY
 RESAMPLES = 300
-FOLDS = 2
 EMBEDDED = "learned+embeddings"
 
 PROTOCOL = (
@@ -35,9 +37,11 @@ PROTOCOL = (
     "below the upper estimate; us_per_request: median wall time of estimate and observe together. "
     "sjf_share, two_class_share: P50 gain over FIFO when these estimates order a burst of the same "
     "prompts in the twin (L4, 32 slots, continuous), as a share of oracle SJF's; *_p99: P99 against "
-    "FIFO's. Where the shipped prior was trained on a prompt of the file, priors are trained anew: "
-    f"{FOLDS} folds of the prompts, each scored with a prior that has seen neither its prompts nor any "
-    "model of the served one's family (the first word of its name); rows are means over the folds. "
+    "FIFO's. prior shipped: only prompts that it was not trained on are fed. trained: on the prompts of "
+    "--train. folds, where fewer than "
+    f"{LEAST_PROMPTS} are unseen: each prompt (by its checksum) scored with a prior that was trained on "
+    "the other folds, and beforehand, so us_per_request of learned leaves some 5 us out. Neither is "
+    "trained on answers of the served model's family (the first word of its name). "
     "drift rows: 3 tenants x 4 categories of labelled prompts with log-normal answers; errors against "
     "the uncorrected formula's, floor: the true median is known."
 )
@@ -80,21 +84,51 @@ class Running:
         self._seen.append(tokens)
 
 
-def bench_estimate(lengths: Path, tell: Callable[[str], None], embeddings: str | None = None) -> Result:
-    """A few minutes. Raises BenchError when the file or the embedding model cannot be used."""
-    prompts, counts, tokens = _read(lengths)
+class Lengths(NamedTuple):
+    """Prompts, their token counts, and the answers' tokens by model."""
+
+    prompts: list[str]
+    counts: list[int]
+    tokens: dict[str, list[int]]
+
+    def without(self, family: str) -> tuple[list[str], list[dict[str, int]]]:
+        """The prompts, and the lengths of each one's answers by models of other families."""
+        models = [name for name in self.tokens if _family(name) != family]
+        if not models:
+            raise BenchError(
+                "the shipped prior knows these prompts, and no other model is there to train one"
+            )
+        return self.prompts, [{m: self.tokens[m][at] for m in models} for at in range(len(self.prompts))]
+
+
+Knowing = tuple[Prior, Embed | None]
+"""What ``learned`` is made with."""
+
+
+def bench_estimate(
+    lengths: Path,
+    tell: Callable[[str], None],
+    embeddings: str | None = None,
+    folds: int = 2,
+    training: Path | None = None,
+) -> Result:
+    """A few minutes. Raises BenchError when a file or the embedding model cannot be used."""
+    if folds < 2:
+        raise BadInput(f"{folds} folds: at least 2 are needed")
+    data, known = _read(lengths), _read(training) if training is not None else None
     embed: Embed | None = None
     if embeddings is not None:
         tell("embedding every prompt")
         try:
-            read = embedding_model(embeddings)
+            embed = cache(embedding_model(embeddings))
         except EmbeddingError as error:
             raise BenchError(str(error)) from None
-        embed = {prompt: read(prompt) for prompt in prompts}.__getitem__
+        for prompt in (*data.prompts, *(known.prompts if known is not None else ())):
+            embed(prompt[:MAX_CHARS])
     result = Result("estimate", PROTOCOL)
-    for model, answers in tokens.items():
-        tell(f"{model}: {len(prompts)} prompts")
-        rows = _model_rows(model, prompts, counts, answers, tokens, embed)
+    for model in data.tokens:
+        tell(f"{model}: {len(data.prompts)} prompts")
+        rows = _model_rows(model, data, embed, folds, known)
         result.rows.extend(rows)
         result.claims.extend(_claims(model, {row["estimator"]: row for row in rows}))
     for drift in DRIFTS:
@@ -105,8 +139,7 @@ def bench_estimate(lengths: Path, tell: Callable[[str], None], embeddings: str |
     return result
 
 
-def _read(file: Path) -> tuple[list[str], list[int], dict[str, list[int]]]:
-    """Prompts, their token counts, and the answers' tokens by model."""
+def _read(file: Path) -> Lengths:
     prompts: list[str] = []
     counts: list[int] = []
     tokens: dict[str, list[int]] = {}
@@ -131,104 +164,108 @@ def _read(file: Path) -> tuple[list[str], list[int], dict[str, list[int]]]:
                 "prompt (text) and output_tokens (a number, or one for each model, the same in every line)"
             )
             raise BadInput(f"{file.name!r} line {number}: an object with {wanted} is needed") from None
-    if len(prompts) < 4 * FEEDBACK_DELAY:
-        raise BadInput(f"{file.name!r} has {len(prompts)} prompts; {4 * FEEDBACK_DELAY} are needed")
-    return prompts, counts, tokens
+    if len(prompts) < LEAST_PROMPTS:
+        raise BadInput(f"{file.name!r} has {len(prompts)} prompts; {LEAST_PROMPTS} are needed")
+    return Lengths(prompts, counts, tokens)
 
 
-def _folds(
-    model: str, prompts: Sequence[str], tokens: dict[str, list[int]], embed: Embed | None
-) -> list[tuple[list[int], list[Prior], str]]:
-    """Which prompts to feed, with priors (without and with embeddings) that have not seen them."""
+def _fair(
+    model: str, data: Lengths, embed: Embed | None, folds: int, known: Lengths | None
+) -> tuple[list[int], list[Knowing], str]:
+    """Which prompts to feed, what ``learned`` may know without and with embeddings, and where it is from."""
     uses = [None] if embed is None else [None, embed]
-    if not trained_on() & {prompt_key(prompt) for prompt in prompts}:
-        return [(list(range(len(prompts))), [shipped_prior(use is not None) for use in uses], "shipped")]
-    others = [name for name in tokens if _family(name) != _family(model)]
-    if not others:
-        raise BenchError("the shipped prior knows these prompts, and no other model is there to train one")
-    folds = []
-    for fold in range(FOLDS):
-        fed = [at for at in range(len(prompts)) if at % FOLDS == fold]
-        rest = [at for at in range(len(prompts)) if at % FOLDS != fold]
-        lengths = [{name: tokens[name][at] for name in others} for at in rest]
-        known = [prompts[at] for at in rest]
-        priors = [Prior.from_document(train(known, lengths, use)) for use in uses]
-        folds.append((fed, priors, "held out"))
-    return folds
+    seen = trained_on() if known is None else frozenset(map(prompt_key, known.prompts))
+    unseen = [at for at, prompt in enumerate(data.prompts) if prompt_key(prompt) not in seen]
+    if len(unseen) < LEAST_PROMPTS:
+        prompts, lengths = data.without(_family(model))
+        crossed = [_crossed(prompts, lengths, use, folds) for use in uses]
+        return list(range(len(prompts))), crossed, f"{folds} folds"
+    if known is None:
+        return unseen, [(shipped_prior(use is not None), use) for use in uses], "shipped"
+    prompts, lengths = known.without(_family(model))
+    return unseen, [(_trained(prompts, lengths, use), use) for use in uses], "trained"
+
+
+def _trained(prompts: Sequence[str], lengths: Sequence[dict[str, int]], embed: Embed | None) -> Prior:
+    return Prior.from_document(train(prompts, lengths, embed))
+
+
+def _crossed(
+    prompts: Sequence[str], lengths: Sequence[dict[str, int]], embed: Embed | None, folds: int
+) -> Knowing:
+    """A prior whose only feature is the score of one that was trained on the other folds."""
+    scores: dict[str, list[float]] = {}
+    priors = []
+    for fold in range(folds):
+        rest = [at for at, prompt in enumerate(prompts) if prompt_key(prompt) % folds != fold]
+        prior = _trained([prompts[at] for at in rest], [lengths[at] for at in rest], embed)
+        read = PromptReader(prior, len, embed)
+        for prompt in prompts:
+            if prompt_key(prompt) % folds == fold:
+                request = Request("", "all", "standard", 0.0, 0, MAX_TOKENS, prompt)
+                scores[prompt[:MAX_CHARS]] = [read(request).score]
+        priors.append(prior)
+    level, spread = (sum(values) / folds for values in zip(*(prior[:2] for prior in priors), strict=True))
+    return NO_PRIOR._replace(level=level, spread=spread, embedding=(1.0,)), scores.__getitem__
 
 
 def _family(model: str) -> str:
     return model.removeprefix("Meta-").lower().split("-")[0].rstrip("0123456789.")
 
 
-def _estimators(priors: Sequence[Prior], embed: Embed | None) -> dict[str, Callable[[], Estimator | Running]]:
+def _estimators(knowing: Sequence[Knowing]) -> dict[str, Callable[[], Estimator | Running]]:
     makers: dict[str, Callable[[], Estimator | Running]] = {
+        "oracle": lambda: estimator_from("oracle"),
         "running median": lambda: Running("median"),
         "running mean": lambda: Running("mean"),
         "paper": lambda: estimator_from("paper"),
         "tenant": lambda: estimator_from("tenant"),
         "tenant mean": lambda: estimator_from("tenant", statistic="mean"),
-        "learned": lambda: estimator_from("learned", prior=priors[0]),
-        "oracle": lambda: estimator_from("oracle"),
     }
-    if embed is not None:
-        makers[EMBEDDED] = lambda: estimator_from("learned", prior=priors[1], embed=embed)
+    for name, (prior, embed) in zip(("learned", EMBEDDED), knowing, strict=False):
+        makers[name] = partial(estimator_from, "learned", prior=prior, embed=embed)
     return makers
 
 
 def _model_rows(
-    model: str,
-    prompts: Sequence[str],
-    counts: Sequence[int],
-    answers: Sequence[int],
-    tokens: dict[str, list[int]],
-    embed: Embed | None,
+    model: str, data: Lengths, embed: Embed | None, folds: int, known: Lengths | None
 ) -> list[dict[str, Any]]:
-    by_estimator: dict[str, list[dict[str, Any]]] = {}
-    folds = _folds(model, prompts, tokens, embed)
-    for fed, priors, _ in folds:
-        requests = [
-            Request(str(at), "all", "standard", 0.0, counts[at], MAX_TOKENS, prompts[at], "", answers[at])
-            for at in fed
-        ]
-        baseline: tuple[float, float, float] | None = None
-        makers = _estimators(priors, embed)
-        for name, make in {"oracle": makers["oracle"], **makers}.items():
-            points, uppers, us = feed(make(), requests, [answers[at] for at in fed])
-            fifo, sjf, two = (
-                percentiles(play(requests, points, policy)) for policy in ("fifo", "sjf", "two-class")
-            )
-            if baseline is None:
-                baseline = (fifo.p50, fifo.p99, fifo.p50 - sjf.p50)
-            p50, p99, gain = baseline
-            truth = np.array([answers[at] for at in fed], float)
-            error = np.array(points) - truth
-            low, high = _interval(np.array(points), truth)
-            by_estimator.setdefault(name, []).append(
-                {
-                    "mae": float(np.abs(error).mean()),
-                    "rmse": float(np.sqrt((error**2).mean())),
-                    "spearman": spearman(np.array(points), truth),
-                    "spearman_low": low,
-                    "spearman_high": high,
-                    "coverage": float((truth <= np.array(uppers)).mean()) if uppers else None,
-                    "us_per_request": us,
-                    "sjf_share": (p50 - sjf.p50) / gain,
-                    "two_class_share": (p50 - two.p50) / gain,
-                    "sjf_p99": sjf.p99 / p99 - 1,
-                    "two_class_p99": two.p99 / p99 - 1,
-                }
-            )
-    head = {"model": model, "prior": folds[0][2], "prompts": len(prompts)}
-    return [
-        {"estimator": name, **head, **{key: _mean([row[key] for row in rows]) for key in rows[0]}}
-        for name, rows in by_estimator.items()
+    fed, knowing, source = _fair(model, data, embed, folds, known)
+    answers = [data.tokens[model][at] for at in fed]
+    truth = np.array(answers, float)
+    requests = [
+        Request(str(at), "all", "standard", 0.0, data.counts[at], MAX_TOKENS, data.prompts[at], "", tokens)
+        for at, tokens in zip(fed, answers, strict=True)
     ]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    rows: list[dict[str, Any]] = []
+    fifo = percentiles(play(requests, truth.tolist(), "fifo"))
+    gain = 0.0  # the oracle's, who comes first
+    for name, make in _estimators(knowing).items():
+        points, uppers, us = feed(make(), requests, answers)
+        sjf, two = (percentiles(play(requests, points, policy)) for policy in ("sjf", "two-class"))
+        gain = gain or fifo.p50 - sjf.p50
+        error = np.array(points) - truth
+        low, high = _interval(np.array(points), truth)
+        rows.append(
+            {
+                "estimator": name,
+                "model": model,
+                "prior": source,
+                "prompts": len(fed),
+                "mae": float(np.abs(error).mean()),
+                "rmse": float(np.sqrt((error**2).mean())),
+                "spearman": spearman(np.array(points), truth),
+                "spearman_low": low,
+                "spearman_high": high,
+                "coverage": float((truth <= np.array(uppers)).mean()) if uppers else None,
+                "us_per_request": us,
+                "sjf_share": (fifo.p50 - sjf.p50) / gain,
+                "two_class_share": (fifo.p50 - two.p50) / gain,
+                "sjf_p99": sjf.p99 / fifo.p99 - 1,
+                "two_class_p99": two.p99 / fifo.p99 - 1,
+            }
+        )
+    return rows
 
 
 def _claims(model: str, rows: dict[str, dict[str, Any]]) -> list[Claim]:

@@ -100,7 +100,7 @@ class Estimator(Learned, Protocol):
 
     @property
     def prepare(self) -> Callable[[str], None] | None:
-        """Reads a prompt beforehand, in any thread, so that its estimate is quick; None where it is anyway."""
+        """Reads a prompt beforehand, in any thread, so that its estimate is quick; None: it is anyway."""
 
     def estimate(self, request: Request) -> Estimate: ...
 

@@ -29,9 +29,9 @@ CLIP = 1.4  # standard deviations: one answer of a page and a half must not move
 SLOPE = 1.35  # a ridge regression shrinks its scores
 # All variances are in variances of an answer: what is not known before anything was seen, and what changes
 # with each answer.
-VARIANCE, WANDER = (0.05, 0.003, 0.001), (2e-6, 0.0, 0.0)  # of level and slopes
-OF_CATEGORY, OF_TENANT, OF_BOTH = (0.05, 1e-6), (0.02, 7e-5), (0.03, 2e-5)
-ALARM = 6.0
+VARIANCE, WANDER = (0.2, 0.03, 0.001), (2e-6, 0.0, 0.0)  # of level and slopes
+OF_CATEGORY, OF_TENANT, OF_BOTH = (0.1, 1e-6), (0.01, 7e-5), (0.01, 2e-5)
+ALARM = 5.0
 CHANGED_TENANT, CHANGED_BOTH = 0.2, 0.05  # variance after a change point
 TERM_RATE = 0.1  # of the gradient steps at first
 SETTLE, LEAST_RATE = 200, 0.1  # answers after which they have halved, and the share that they keep
@@ -72,6 +72,7 @@ class LearnedEstimator:
         self.prior = prior
         self.margin = Margin(1.28 * prior.spread)
         self._read = PromptReader(prior, counter, embed)
+        self.prepare = self._read.prepare if embed is not None else None
         self._weights = Weights((prior.level, SLOPE, 0.0), VARIANCE, WANDER)
         self._variance = prior.spread**2
         self._terms = [0.0] * TERMS

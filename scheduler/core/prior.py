@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import copysign, log
 from operator import mul, sub
 from typing import Any, NamedTuple
 
 from scheduler.core.estimate import Counter, classify
-from scheduler.core.features import BUCKETS, DENSE, SHAPE, read
+from scheduler.core.features import BUCKETS, DENSE, MAX_CHARS, SHAPE, read
 from scheduler.core.types import Request
 
 BOUND = 3.0  # of a dense feature, in standard deviations: no single odd prompt may say everything
@@ -17,7 +17,7 @@ TERMS = BUCKETS + len(DENSE)
 KEPT_PROMPTS, KEPT_CHARS = 2048, 2000
 
 Embed = Callable[[str], Sequence[float]]
-"""A prompt's embedding, as long as 1."""
+"""A prompt's embedding, as long as 1, of its first ``MAX_CHARS`` characters; may be asked in any thread."""
 
 
 class Prior(NamedTuple):
@@ -75,7 +75,7 @@ class PromptReader:
             raise ValueError("an embedding model and a prior that was trained with it go together")
         self._prior = prior
         self._count = counter
-        self._embed = embed
+        self._meaning = None if embed is None else lru_cache(KEPT_PROMPTS)(partial(_meaning, prior, embed))
         self._kept = lru_cache(KEPT_PROMPTS)(self._look)
         # What does not change with the prompt is worked out once. Most cue words are not in a prompt: their
         # worth when absent is in the constant.
@@ -95,6 +95,11 @@ class PromptReader:
             return Seen(request.category or "short_qa", request.prompt_tokens, (), 0.0, 0.0)
         return self._kept(prompt) if len(prompt) <= KEPT_CHARS else self._look(prompt)
 
+    def prepare(self, prompt: str) -> None:
+        """Embed it before it is asked for: that takes milliseconds, and may be done in any thread."""
+        if self._meaning is not None:
+            self._meaning(prompt[:MAX_CHARS])
+
     def _look(self, prompt: str) -> Seen:
         prior = self._prior
         shape, cues, buckets, share = read(prompt)
@@ -105,7 +110,12 @@ class PromptReader:
             + sum(map(self._worth.__getitem__, cues))
             + share * sum(map(prior.words.__getitem__, buckets))
         )
-        if self._embed is not None:
-            score += sum(map(mul, self._embed(prompt), prior.embedding))
+        if self._meaning is not None:
+            score += self._meaning(prompt[:MAX_CHARS])
         terms = (*buckets, *map(BUCKETS.__add__, cues))
         return Seen(classify(prompt), self._count(prompt), terms, share, score)
+
+
+def _meaning(prior: Prior, embed: Embed, prompt: str) -> float:
+    """What the prompt's embedding adds to its score."""
+    return float(sum(map(mul, embed(prompt), prior.embedding)))

@@ -117,6 +117,7 @@ class TenantEstimator:
     """
 
     name = "tenant"
+    prepare = None
 
     def __init__(self, *, counter: Counter = count_words, statistic: str = "median") -> None:
         if statistic not in STATISTICS:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.core.features import MAX_CHARS
 from scheduler.core.prior import Embed
 from scheduler.load.fields import EMBEDDING_FILES
 
 REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
 MAX_TOKENS = 256
-MAX_CHARS = 4000  # a hostile prompt costs no more than a long one
 EPSILON = 1e-12
 
 Array = NDArray[np.float32]

@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.features import BUCKETS, DENSE, read
+from scheduler.core.learned import CLIP
 from scheduler.core.prior import BOUND, Embed, Prior
 
 DATA = Path(__file__).parent.parent / "data"
 PRIOR_FILE, MINILM_PRIOR_FILE = DATA / "prior.json", DATA / "prior-minilm.json"
 SHORT_TOKENS = 30  # added to each answer before the logarithm: whether it had 2 or 8 tokens says little
-RIDGE = 150.0
+RIDGE = 90.0
 WORD_SCALE = 6.0  # how much a word may weigh beside a cue
-EMBEDDING_SCALE, EMBEDDING_RIDGE = 10.0, 300.0  # of an embedding that is as long as 1
+EMBEDDING_SCALE, EMBEDDING_RIDGE = 10.0, 200.0  # of an embedding that is as long as 1
 UNIT = 1e-4  # of the words' weights in the file
 
 Matrix = NDArray[np.float64]
@@ -80,13 +81,14 @@ def train(
     dual: Matrix = np.linalg.solve(design @ design.T + ridge * np.eye(len(prompts)), target)
     weights = design.T @ dual
     fitted = design @ weights
+    spread = float((logs - logs.mean(axis=0) - fitted[:, None]).std())
     words, embedding = weights[len(DENSE) : len(DENSE) + BUCKETS], weights[len(DENSE) + BUCKETS :]
     return {
         "features": list(DENSE),
         "models": models,
         "prompts": sorted(map(prompt_key, prompts)),
-        "level": round(float(logs.mean() - fitted.mean()), 4),
-        "spread": round(float((logs - logs.mean(axis=0) - fitted[:, None]).std()), 4),
+        "level": round(_centre(logs - fitted[:, None], CLIP * spread), 4),
+        "spread": round(spread, 4),
         "mean": [round(float(x), 5) for x in mean],
         "scale": [round(float(x), 5) for x in scale],
         "dense": [round(float(x), 5) for x in weights[: len(DENSE)]],
@@ -94,6 +96,14 @@ def train(
         "words": [round(float(x) * WORD_SCALE / UNIT) for x in words],
         "embedding": [round(float(x) * EMBEDDING_SCALE, 5) for x in embedding],
     }
+
+
+def _centre(values: Matrix, bound: float) -> float:
+    """Where the level of ``learned`` comes to rest: errors beyond the bound count as the bound."""
+    centre = float(values.mean())
+    for _ in range(50):
+        centre += float((values - centre).clip(-bound, bound).mean())
+    return centre
 
 
 def _word_matrix(prompts: Sequence[str]) -> Matrix:
