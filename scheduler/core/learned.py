@@ -26,7 +26,7 @@ from scheduler.core.prior import NO_PRIOR, TERMS, Embed, Prior, PromptReader, Se
 from scheduler.core.types import CATEGORIES, Estimate, Outcome, Request
 
 CLIP = 1.4  # standard deviations: one answer of a page and a half must not move everything
-SLOPE = 1.35  # a ridge regression shrinks its scores
+SLOPE = 1.28  # a ridge regression shrinks its scores
 # All variances are in variances of an answer: what is not known before anything was seen, and what changes
 # with each answer.
 VARIANCE, WANDER = (0.2, 0.03, 0.001), (2e-6, 0.0, 0.0)  # of level and slopes
