@@ -109,7 +109,7 @@ def bench_estimate(
     lengths: Path,
     tell: Callable[[str], None],
     embeddings: str | None = None,
-    folds: int = 2,
+    folds: int = 10,
     training: Path | None = None,
 ) -> Result:
     """A few minutes. Raises BenchError when a file or the embedding model cannot be used."""
