@@ -58,7 +58,7 @@ def add_benches(commands: Any) -> None:
     estimate.add_argument("--embeddings", metavar="minilm|FOLDER", help="also learned with all-MiniLM-L6-v2")
     estimate.add_argument("--train", type=Path, metavar="FILE", help="train the priors on these lengths")
     estimate.add_argument(
-        "--folds", type=_whole, default=10, metavar="N", help="where the shipped prior knows FILE; default: 10"
+        "--folds", type=_whole, default=10, metavar="N", help="if the shipped prior knows FILE; default: 10"
     )
     estimate.set_defaults(command=_bench_estimate)
 
