@@ -18,6 +18,7 @@ from textual.worker import WorkerFailed
 
 from driftui.app import DriftApp
 from driftui.commands import DriftCommands, on_screen
+from driftui.screens.dialog import Choices
 from driftui.screens.main import MainScreen
 from driftui.screens.policy import PolicyScreen
 from driftui.screens.quit import QuitScreen
@@ -86,6 +87,17 @@ async def test_keys_typed_ahead_take_effect_one_after_another() -> None:
             ("inject", "demo"),
             ("pause",),
         ]
+
+
+async def test_a_second_click_before_the_switcher_is_gone_changes_nothing() -> None:
+    async with running() as (app, pilot, feed):
+        await pilot.press("p")
+        choices = app.screen.query_one(Choices)
+        for _ in range(2):  # as both clicks of a double one call it, when the loop was busy meanwhile
+            choices.action_select()
+        await pilot.pause()
+        assert feed.calls == [("switch_policy", "fifo")]
+        assert app.screen is app.main
 
 
 async def test_the_switcher_marks_the_running_policy_and_escape_changes_nothing() -> None:

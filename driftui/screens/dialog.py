@@ -53,10 +53,6 @@ class Dialog(ModalScreen[None]):
     def action_apply(self) -> None:
         """What Enter does, or a click on a line of a list."""
 
-    def on_option_list_option_selected(self) -> None:
-        if self.is_active:  # a second click may come when the first one has closed it
-            self.action_apply()
-
     async def action_dismiss(self, result: None = None) -> None:
         self.dismiss(None)
 
@@ -68,7 +64,9 @@ class Choices(OptionList):
         super().__init__(*map(Option, entries), markup=False, id="list")
 
     def action_select(self) -> None:
-        cast(Dialog, self.screen).action_apply()
+        dialog = cast(Dialog, self.screen)
+        if dialog.is_active:  # a second click may come when the first one has closed it
+            dialog.action_apply()
 
 
 class Field(Input):
