@@ -40,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = args.command
     try:
         code = command(args)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        _flush()
         return code
     except ScenarioError as error:
         _complain(str(error))
@@ -66,10 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def _flush() -> None:
+    if sys.stdout is not None:  # it was closed
+        sys.stdout.flush()
+
+
 def _drop_output() -> None:
     """What stdout does not take would be tried once more, and complained of, as the interpreter ends."""
     try:
-        sys.stdout.flush()
+        _flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -186,6 +186,14 @@ def test_a_full_disk_is_told_once() -> None:
     assert done.stderr == "driftsched: [Errno 28] No space left on device\n"
 
 
+def test_an_error_is_told_where_stdout_is_closed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fast: Path
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["run", str(fast), "--out", "/dev/null/run"]) == 2
+    assert capsys.readouterr().err.endswith("driftsched: [Errno 20] Not a directory: '/dev/null/run'\n")
+
+
 def test_what_a_terminal_cannot_show_is_spelled_out(capsys: pytest.CaptureFixture[str], fast: Path) -> None:
     env = {**os.environ, "PYTHONIOENCODING": "ascii"}
     fast.write_text(FAST + "timeline: [{at: 0s, policy: sjf}]\n")
