@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -210,6 +211,12 @@ def test_a_body_of_too_many_parts_is_refused_before_it_is_read() -> None:
         assert (refused.value.status, refused.value.code) == (413, "body_too_large"), crowd
     code = 'f(a, [b, {}], "c\\") ' * MAX_PARTS
     assert read_json(json.dumps({"prompt": code}).encode()) == {"prompt": code}
+    started = time.process_time()
+    with pytest.raises(ApiError, match="is not JSON"):  # of 2 million quotes, all in a string without an end
+        read_json(b'{"prompt":"' + b'\\"' * 2_000_000 + b"," * MAX_PARTS + b"[")
+    assert time.process_time() - started < 5, (
+        "some 50 ms; for hours if each quote is looked at as a beginning"
+    )
 
 
 async def test_over_the_context(served: Served) -> None:

@@ -92,7 +92,8 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-_PART = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{,]', re.DOTALL)
+# A string that does not end goes to the end of the body: looked for again at each quote, it would take hours.
+_PART = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?+|[\[{,]', re.DOTALL)
 
 
 def _crowded(raw: bytes) -> bool:
