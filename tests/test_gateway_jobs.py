@@ -115,6 +115,33 @@ async def test_an_old_job_is_cancelled_before_it_is_taken_up(path: Path) -> None
         assert await served.gateway.jobs.recover() == 0
 
 
+async def test_an_old_job_is_cancelled_while_old_jobs_are_taken_up(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(journal=path) as served:
+        served.run.session.pause(by="test")
+        job = (await served.post(JOBS, completion()))[1]["id"]
+    async with serving(journal=path, start=False) as served:
+        await served.run.start()
+        jobs, waiting, going_on = served.gateway.jobs, asyncio.Event(), asyncio.Event()
+        assert jobs is not None
+        finish = jobs.journal.finish
+
+        async def slow(*written: Any) -> None:
+            waiting.set()
+            await going_on.wait()
+            await finish(*written)
+
+        monkeypatch.setattr(jobs.journal, "finish", slow)
+        deleting = asyncio.ensure_future(served.http.delete(f"{served.url}{JOBS}/{job}"))
+        await waiting.wait()
+        await jobs.recover()
+        going_on.set()
+        async with await deleting as answer:
+            assert (await answer.json())["status"] == "cancelled"
+        assert served.run.scheduler.books.submitted == 0
+
+
 async def test_two_cancel_at_once_what_was_left_for_the_next_server(path: Path) -> None:
     async with serving(journal=path) as served:
         served.run.session.pause(by="test")

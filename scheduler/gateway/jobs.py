@@ -88,6 +88,7 @@ class Jobs:
         self._completions = completions
         self._wall = wall
         self._live: dict[str, _Job] = {}
+        self._given_up: set[str] = set()  # cancelled before they were taken up
         self._arriving: dict[tuple[str, str], _Arriving] = {}
         self._tidying: asyncio.Task[None] | None = None
         self._learned = ""
@@ -108,13 +109,13 @@ class Jobs:
         entries = await self.journal.unfinished()
         now_s, wall = self._run.clock.now(), self._wall()
         for entry in entries:
-            if entry.id in self._live:
-                continue  # it has just come, while we were reading
             waited_s = max(0.0, wall - entry.accepted) * self._run.clock.speed
             try:
                 ask, terms = _ask_of(read_json(entry.body)), Terms(entry.tier, entry.ttl_s)
                 request = await self._request(entry.id, ask, entry.tenant, terms, arrival_s=now_s - waited_s)
                 request.acknowledged = True
+                if entry.id in self._live or entry.id in self._given_up:
+                    continue  # it has just come, or was cancelled, while we were reading
                 job, answer = _Job(request), Answer(request)
                 rejected = self._run.session.submit(request, answer)
                 if rejected is not None:
@@ -238,14 +239,16 @@ class Jobs:
         """Cancel it; what has ended stays as it ended."""
         entry = await self._own(http)
         job = self._live.get(entry.id)
+        untaken = job is None and entry.ended is None
+        if untaken:
+            self._given_up.add(entry.id)
         if job is not None and job.task is not None:
             job.cancelled = True
             self._run.session.cancel(entry.id)
             await asyncio.wait([job.task], timeout=CANCEL_S)
             if not job.task.done():
-                raise unavailable("it is cancelled, but that cannot be written yet; ask again", "journal")
-        untaken = job is None and entry.ended is None
-        if untaken or entry.id in self._live:  # not taken up yet, or left for the next server
+                raise unavailable("its end is not written yet; ask again", "journal")
+        if untaken or entry.id in self._live:  # the latter was left for the next server
             timing = None if job is None else _timing(job.request)
             result = _bytes({**_cancelled().body(), "timing": timing})
             await self._kept(self.journal.finish(entry.id, State.CANCELLED, result, self._wall()))
