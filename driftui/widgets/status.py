@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isnan
+from operator import itemgetter
 from typing import NamedTuple
 
 from rich.cells import cell_len
@@ -36,7 +38,7 @@ Variant = tuple[Part, ...]
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One figure of the line: its variants from long to short, each with how dearly it is kept.
+    """One figure of the line: its variants from long to short, each kept more dearly than the one before.
 
     The last variant is what remains when cells are short; its own number says nothing.
     """
@@ -55,29 +57,36 @@ class Cost:
 
 def fit(fields: Sequence[Field], width: int) -> list[tuple[str, Variant]]:
     """What is shown, with the gap before each: as much as ``width`` allows."""
-    cells = [[sum(cell_len(part.text) for part in variant) for _, variant in f.variants] for f in fields]
-    chosen = [0] * len(fields)
-    while True:
-        gaps = _gaps(fields, chosen)
-        shorter = [at for at, field in enumerate(fields) if chosen[at] < len(field.variants) - 1]
-        taken = sum(len(gap) for gap in gaps) + sum(cells[at][index] for at, index in enumerate(chosen))
-        if taken <= width or not shorter:
+    shown = [field.variants[0][1] for field in fields]
+    cells, gaps = list(map(_cells, shown)), _gaps(fields, shown)
+    shorter = [
+        (keep, at, variant)
+        for at, field in enumerate(fields)
+        for (keep, _), (_, variant) in pairwise(field.variants)
+    ]
+    shorter.sort(key=itemgetter(0))
+    for _, at, variant in shorter:
+        if sum(cells) + sum(map(len, gaps)) <= width:
             break
-        chosen[min(shorter, key=lambda at: fields[at].variants[chosen[at]][0])] += 1
-    shown = [field.variants[index][1] for field, index in zip(fields, chosen, strict=True)]
+        shown[at], cells[at] = variant, _cells(variant)
+        if not variant:
+            gaps = _gaps(fields, shown)
     return [(gap, variant) for gap, variant in zip(gaps, shown, strict=True) if variant]
 
 
-def _gaps(fields: Sequence[Field], chosen: Sequence[int]) -> list[str]:
+def _cells(variant: Variant) -> int:
+    return sum(cell_len(part.text) for part in variant)
+
+
+def _gaps(fields: Sequence[Field], shown: Sequence[Variant]) -> list[str]:
     """What stands before each field: nothing before the first and those that are left out."""
     gaps = []
     gap = ""
-    for field, index in zip(fields, chosen, strict=True):
+    for field, variant in zip(fields, shown, strict=True):
         if gap and field.group:
             gap = _BAR
-        shown = bool(field.variants[index][1])
-        gaps.append(gap if shown else "")
-        gap = " " if shown else gap
+        gaps.append(gap if variant else "")
+        gap = " " if variant else gap
     return gaps
 
 
