@@ -23,6 +23,7 @@ from driftui.screens.main import MainScreen
 from driftui.screens.policy import PolicyScreen
 from driftui.screens.quit import QuitScreen
 from driftui.screens.tenant import TenantScreen
+from scheduler.core.policies import POLICIES, policy_from
 from scheduler.core.types import Limits
 
 Run = tuple[DriftApp, Pilot[None], FakeFeed]
@@ -169,6 +170,24 @@ async def test_a_preview_that_failed_says_why_until_there_is_one(monkeypatch: py
         await pilot.pause()
         assert "no preview yet" not in text_of(app)
         assert "E2E predicted" in text_of(app)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (160, 48)])
+async def test_the_switcher_says_what_any_policy_does_and_to_whom(size: tuple[int, int]) -> None:
+    feed = FakeFeed()
+    there = feed.previewed()
+    assert there is not None
+    rows = {policy_from(name).describe(): there.policies["sjf"] for name in POLICIES}
+    feed.policies = lambda: POLICIES  # type: ignore[method-assign]
+    feed.previewed = lambda: replace(there, policies=rows)  # type: ignore[method-assign]
+    async with running(feed, size) as (app, pilot, _):
+        await pilot.press("p")
+        for name, summary in POLICIES.items():
+            await pilot.pause()
+            shown = text_of(app).partition("to type one")[2]
+            assert summary.split()[-1] in shown, name
+            assert "longer for globex-batch, wayne-eval" in shown, name
+            await pilot.press("down")
 
 
 async def test_a_run_without_requests_has_nothing_to_predict() -> None:

@@ -24,7 +24,7 @@ WIDE = 100  # columns of the terminal from which on there is room for the bands
 NAME, FIGURE, BAND = 18, 9, 12  # columns
 MARK = "● now"
 PREDICTING = "predicting what each policy would do to the requests of now ..."
-LINES_AROUND = 10  # of the dialog, beside the list: frame, heading, input, what it does, error, effect
+LINES_AROUND = 11  # of the dialog, beside the list: frame, heading, input, what it does, error, effect
 
 
 class PolicyScreen(Dialog):
