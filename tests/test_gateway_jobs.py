@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import sqlite3
@@ -373,6 +374,20 @@ async def test_a_cancel_that_cannot_be_written_is_503_and_the_trouble_is_told_on
         monkeypatch.setattr(served.gateway.jobs.journal, "finish", fail)
         async with served.http.delete(f"{served.url}{JOBS}/{left}") as answer:
             assert answer.status == 503
+        assert [notice.kind for notice in served.run.notices.after(0)].count("error") == 1
+
+
+async def test_what_was_learned_is_saved_once_the_disk_has_room(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(journal=path) as served:
+        await ended(served, (await served.post(JOBS, completion()))[1]["id"])
+        assert (jobs := served.gateway.jobs) is not None
+        with monkeypatch.context() as full:
+            full.setattr(jobs.journal, "learn", fail)
+            await jobs._save_learned()
+        await jobs._save_learned()
+        assert await jobs.journal.learned() == json.dumps(served.run.scheduler.estimator.state())
         assert [notice.kind for notice in served.run.notices.after(0)].count("error") == 1
 
 

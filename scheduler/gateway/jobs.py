@@ -151,17 +151,16 @@ class Jobs:
         if tasks:
             await asyncio.wait(tasks, timeout=RETRY_S)
         if recovered:  # else the estimator knows nothing yet, and the journal may
-            self._learn()
+            await self._save_learned()
         await self.journal.close()
 
     async def _tidy(self) -> None:
         while True:
             try:
                 await self.journal.purge(self._wall() - KEEP_S, KEEP_BYTES)
-                if (saved := self._learn()) is not None:
-                    await saved
             except JournalError as error:
                 self._complain(error)
+            await self._save_learned()
             await asyncio.sleep(TIDY_S)
 
     def _complain(self, error: JournalError) -> None:
@@ -171,12 +170,16 @@ class Jobs:
             self._complained = now
             self._run.notices.add(self._run.clock.now(), "error", str(error))
 
-    def _learn(self) -> asyncio.Future[None] | None:
+    async def _save_learned(self) -> None:
         state = json.dumps(self._run.scheduler.estimator.state())
         if state == self._learned:
-            return None
-        self._learned = state
-        return self.journal.learn(state)
+            return
+        try:
+            await self.journal.learn(state)
+        except JournalError as error:
+            self._complain(error)
+        else:
+            self._learned = state
 
     # -- handlers ------------------------------------------------------------------------------------
 
