@@ -55,6 +55,16 @@ def test_a_run_is_the_same_recorded_or_not_token_gaps_included(tmp_path: Path) -
     assert steady(VirtualRun(plan).run()) == recorded
 
 
+def test_an_engine_that_is_away_does_not_crash_again(tmp_path: Path) -> None:
+    """Nor come back twice: the second time would let others run beside one that has to run alone."""
+    again = BUSY + "  - {at: 35s, fault: {engine: crash}}\n"
+    once, twice = (
+        steady(VirtualRun(make_plan(scenario(tmp_path, text), clock="virtual")).run())
+        for text in (BUSY, again)
+    )
+    assert once == twice
+
+
 def test_one_seed_gives_one_log(tmp_path: Path) -> None:
     """Line by line, but for the hashes of prompts, whose key is each run's own, and the time swaps took."""
     plan = make_plan(scenario(tmp_path), clock="virtual")

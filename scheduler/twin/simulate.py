@@ -177,7 +177,10 @@ class Simulation:
             self._ended(request, now)
 
     def _crash(self, now: float) -> None:
+        away = {index for _, index in self._restarts}
         for index, gpu in enumerate(self._gpus):
+            if index in away:
+                continue  # there is nothing to crash
             lost = gpu.crash(now)
             for request_id in lost:
                 del self._running[request_id]
