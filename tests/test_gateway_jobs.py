@@ -381,8 +381,9 @@ async def test_what_was_learned_is_saved_once_the_disk_has_room(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(journal=path) as served:
-        await ended(served, (await served.post(JOBS, completion()))[1]["id"])
-        assert (jobs := served.gateway.jobs) is not None
+        await ended(served, (await served.post(JOBS, completion(max_tokens=400)))[1]["id"])
+        jobs = served.gateway.jobs
+        assert jobs is not None
         with monkeypatch.context() as full:
             full.setattr(jobs.journal, "learn", fail)
             await jobs._save_learned()
