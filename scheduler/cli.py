@@ -33,6 +33,7 @@ PIPE = 141  # as a shell tells that SIGPIPE ended a command: the reader of stdou
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that has no arrows gets their numbers
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = args.command
     try:
         code = command(args)
-        _flush()
+        sys.stdout.flush()
         return code
     except ScenarioError as error:
         _complain(str(error))
@@ -65,15 +66,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _flush() -> None:
-    if sys.stdout is not None:  # it was closed
-        sys.stdout.flush()
+def _open_streams() -> None:
+    """What was closed before we began leads nowhere; else the next file would get its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (open to the end)
 
 
 def _drop_output() -> None:
     """What stdout does not take would be tried once more, and complained of, as the interpreter ends."""
     try:
-        _flush()
+        sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -186,12 +186,22 @@ def test_a_full_disk_is_told_once() -> None:
     assert done.stderr == "driftsched: [Errno 28] No space left on device\n"
 
 
-def test_an_error_is_told_where_stdout_is_closed(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fast: Path
-) -> None:
-    monkeypatch.setattr(sys, "stdout", None)
-    assert cli.main(["run", str(fast), "--out", "/dev/null/run"]) == 2
-    assert capsys.readouterr().err.endswith("driftsched: [Errno 20] Not a directory: '/dev/null/run'\n")
+@pytest.mark.parametrize(
+    ("closed", "argv", "code", "told"),
+    [
+        ("<&- >&- 2>&-", ("run", "{}/fast.yaml", "--out", "{}/run"), 0, ""),
+        (">&-", ("run", "{}/fast.yaml", "--out", "/dev/null/run"), 2, "Not a directory: '/dev/null/run'\n"),
+        ("<&-", ("live",), 2, "for scripts there is `driftsched run`\n"),
+    ],
+)
+def test_streams_may_be_closed(fast: Path, closed: str, argv: tuple[str, ...], code: int, told: str) -> None:
+    command = [sys.executable, "-m", "scheduler.cli", *(part.format(fast.parent) for part in argv)]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *command], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stderr.endswith(told)
+    assert "Traceback" not in done.stderr
 
 
 def test_what_a_terminal_cannot_show_is_spelled_out(capsys: pytest.CaptureFixture[str], fast: Path) -> None:
