@@ -396,6 +396,16 @@ async def fail(*written: object) -> None:
     raise JournalError("the disk is full")
 
 
+async def test_a_closed_journal_keeps_nobody_waiting(path: Path) -> None:
+    async with serving(journal=path) as served:
+        job = (await served.post(JOBS, completion()))[1]["id"]
+        assert served.gateway.jobs is not None
+        await served.run.stop()
+        await served.gateway.jobs.close()
+        status, body = await served.get(f"{JOBS}/{job}")
+        assert (status, body["error"]["code"]) == (503, "journal")
+
+
 async def test_one_server_at_a_time(path: Path) -> None:
     journal = Journal(path)
     with pytest.raises(JournalError, match="one server at a time"):

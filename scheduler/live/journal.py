@@ -73,6 +73,7 @@ class Journal:
         """Open or create it, for this process alone. Raises JournalError."""
         self.path = path
         self._loop = asyncio.get_running_loop()
+        self._closed = False
         self._kept_bytes: int | None = None  # of texts of ended jobs, so that no purge adds them all up
         self._todo: SimpleQueue[tuple[Work, asyncio.Future[Any]] | None] = SimpleQueue()
         try:
@@ -165,13 +166,17 @@ class Journal:
     # -- the thread ----------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """Write what is still to be written."""
+        """Write what is still to be written; what is asked from now on fails."""
+        self._closed = True
         self._todo.put(None)
         await asyncio.to_thread(self._thread.join)
 
     def _ask(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
         future: asyncio.Future[T] = self._loop.create_future()
-        self._todo.put((work, future))
+        if self._closed:
+            future.set_exception(JournalError("the journal is closed"))
+        else:
+            self._todo.put((work, future))
         return future
 
     def _write(self) -> None:
