@@ -158,6 +158,17 @@ async def test_stop_drains_only_what_runs_while_dispatch_is_paused(tmp_path: Pat
     assert document["requests"]["cancelled"] == 36
 
 
+async def test_what_comes_while_it_stops_is_not_begun(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, count=1)
+    await bench.run.start()
+    stopping = asyncio.create_task(bench.run.stop())
+    await bench.until(lambda: bench.run.session.engine_state == "stopping")
+    bench.submit("late")
+    assert [(r.state, r.attempts) for r in bench.ended if r.id == "late"] == [(State.CANCELLED, 0)]
+    await stopping
+    bench.finish()
+
+
 async def test_pause_holds_dispatch_and_resume_goes_on(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     await bench.run.start()

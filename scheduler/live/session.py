@@ -191,9 +191,9 @@ class Session:
         elif answer is not None:
             self._answers[request.id] = answer
         self.drained.clear()
-        self.pump()
         if self.engine_state in ("dead", "stopping"):
-            self.cancel(request.id)  # nothing will run it, and nobody is left waiting for an answer
+            self.cancel(request.id)  # nothing is to run it, and nobody is left waiting for an answer
+        self.pump()
         return rejected
 
     def cancel(self, request_id: str) -> None:
