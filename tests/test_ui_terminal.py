@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import os
 import pty
 import select
@@ -22,7 +23,7 @@ import pytest
 
 from driftui.terminal import FrameWriter, own_terminal
 
-FEED = Path(__file__).with_name("fake_feed.py")
+FEED = str(Path(__file__).with_name("fake_feed.py"))
 PATIENCE_S = 30.0
 
 
@@ -144,12 +145,12 @@ class Screen:
 
 
 @contextmanager
-def screen(*args: str) -> Iterator[Screen]:
+def screen(*args: str, program: tuple[str, ...] = (FEED,)) -> Iterator[Screen]:
     master, tty = pty.openpty()
     fcntl.ioctl(tty, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
     process = subprocess.Popen(
-        [sys.executable, str(FEED), *args],
+        [sys.executable, *program, *args],
         stdin=tty,
         stdout=tty,
         stderr=tty,
@@ -199,6 +200,28 @@ def test_a_crash_leaves_the_terminal_too_and_tells_where_and_what(tmp_path: Path
     told = log.read_text()
     assert "RuntimeError: broken \ufffd[31mfeed" in told
     assert "\x1b[31m" not in told
+
+
+def test_a_live_run_left_in_a_hurry_is_cut_and_tells_where_it_is_recorded(tmp_path: Path) -> None:
+    scenario, folder = tmp_path / "live.yaml", tmp_path / "run"
+    scenario.write_text(  # one answer of 8 s, which a drain of 10 s would wait for
+        "name: live\n"
+        "tenants: [{name: acme}]\n"
+        "load: [{tenant: acme, arrivals: at-once, count: 1, mix: {short_qa: 1}, max_tokens: 1000, "
+        "lengths: {lognormal: {short_qa: [500, 0.01]}}}]\n"
+    )
+    with screen("live", str(scenario), "--record", str(folder), program=("-m", "scheduler.cli")) as shown:
+        before = termios.tcgetattr(shown.tty)
+        shown.read_until(b"1/32")
+        os.write(shown.master, b"q")
+        shown.read_until(b"1 request in flight")
+        os.write(shown.master, b"y")
+        shown.read_until(b"STOPPING")
+        os.write(shown.master, b"q")
+        assert shown.exit_code() == 0
+        assert termios.tcgetattr(shown.tty) == before
+        assert f"recorded in {folder}\r\nlog: ".encode() in shown.seen[-400:]
+    assert json.loads((folder / "run.json").read_text())["requests"]["cancelled"] == 1
 
 
 def test_a_terminal_that_does_not_read_does_not_hold_up_the_end() -> None:
