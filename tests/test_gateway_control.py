@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from math import inf, isnan, nan
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from fake_feed import FakeFeed
 from gateway_kit import ACME, OPERATOR, Served, bearer, completion, serving, two_keys
 
@@ -223,6 +225,24 @@ async def test_attach_says_why_not(served: Served) -> None:
         with pytest.raises(AttachError, match=what):
             async with RemoteFeed(url, key):
                 pass
+
+
+async def test_attach_quotes_whatever_stands_before_the_server() -> None:
+    for told, what in (
+        ({"error": "bad gateway"}, "bad gateway"),
+        ({"error": {"message": None}}, "status 502"),
+        (["error"], "status 502"),
+    ):
+        app = web.Application()
+
+        async def refuse(http: web.Request, told: object = told) -> web.Response:
+            return web.json_response(told, status=502)
+
+        app.router.add_get("/control/view", refuse)
+        async with TestServer(app) as proxy:
+            with pytest.raises(AttachError, match=what):
+                async with RemoteFeed(str(proxy.make_url(""))):
+                    pass
 
 
 async def test_a_server_that_goes_away_is_shown(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

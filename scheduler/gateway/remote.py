@@ -84,8 +84,9 @@ class RemoteFeed:
                 raise CommandError(f"status {answer.status}, and no JSON") from None
             if answer.status != 200:
                 error = told.get("error") if isinstance(told, dict) else None
+                why = error.get("message") if isinstance(error, dict) else error  # a proxy's may be a string
                 refusal = NotNow if answer.status == 409 else CommandError
-                raise refusal(str(error["message"]) if error else f"status {answer.status}")
+                raise refusal(str(why or f"status {answer.status}"))
             return told
 
     async def _follow(self) -> None:
