@@ -94,6 +94,7 @@ def test_tenant_state_round_trips(statistic: str) -> None:
             {"margin": "wide"},
             {"tenants": [["t", "report", [1, math.nan]]]},
             {"tenants": [["t", "report", []]]},
+            {"tenants": [["t", "report", [1, 0.0, 2.5]]]},
         ),
     ],
 )

@@ -221,6 +221,8 @@ class TenantEstimator:
     def _restored(self, state: list[float]) -> MedianCell | MeanCell:
         cell = self._cell()
         cell.restore([_finite(value) for value in state])
+        if not cell.value:
+            raise ValueError  # what comes is divided by it
         return cell
 
 
