@@ -13,15 +13,14 @@ MAX_BODY_BYTES = 4 << 20
 BODY_S = 30.0
 """Seconds within which a body has to come."""
 
-LARGE_BYTES = 64 << 10
 MAX_COMING_BYTES = 128 << 20
-"""Of one tenant's large bodies at a time: a client that sends slowly holds memory, and may be thousands."""
+"""Of one tenant's bodies at a time: a client that sends slowly holds memory, and may be thousands."""
 
 _JSON = "application/json"
 
 
 class Bodies:
-    """Reads them; ``coming`` is what large bodies may take that are being read, by who sends them (bytes)."""
+    """Reads them; ``coming`` is what bodies may take that are being read, by who sends them (bytes)."""
 
     def __init__(self) -> None:
         self.coming: Counter[str] = Counter()
@@ -38,27 +37,19 @@ class Bodies:
             if len(raw) > MAX_BODY_BYTES:
                 raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, len(raw))
             return raw
-        size = http.content_length
-        if size is not None and size <= LARGE_BYTES:
-            return await _come(http)
-        size = MAX_BODY_BYTES if size is None else min(size, MAX_BODY_BYTES)
+        size = MAX_BODY_BYTES if http.content_length is None else min(http.content_length, MAX_BODY_BYTES)
         if self.coming[who] + size > MAX_COMING_BYTES:
             raise ApiError(
                 429,
-                "you are sending too many large bodies at a time; try again later",
+                "you are sending too much at a time; try again later",
                 code="tenant_bodies_full",
                 retry_after_s=LATER_S,
             )
         self.coming[who] += size
         try:
-            return await _come(http)
+            async with asyncio.timeout(BODY_S):
+                return await http.read()
+        except TimeoutError:
+            raise ApiError(408, f"the body did not come within {BODY_S:g} s") from None
         finally:
             self.coming[who] -= size
-
-
-async def _come(http: web.Request) -> bytes:
-    try:
-        async with asyncio.timeout(BODY_S):
-            return await http.read()
-    except TimeoutError:
-        raise ApiError(408, f"the body did not come within {BODY_S:g} s") from None
