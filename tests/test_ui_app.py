@@ -130,6 +130,25 @@ async def test_an_open_switcher_follows_the_run() -> None:
         assert "sjf" in line
 
 
+async def test_an_old_preview_is_asked_anew_and_stands_until_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running() as (app, pilot, feed):
+        await pilot.press("p")
+        screen = app.screen
+        assert isinstance(screen, PolicyScreen)
+        screen._look()
+        table, asked = screen._rows(), len(feed.asked)
+        for age_s in range(1, 32):
+            feed.advance(1.0)
+            screen._follow()
+            assert len(feed.asked) == asked + age_s // 15
+        there = feed.previewed()
+        assert there is not None
+        monkeypatch.setattr(feed, "previewed", lambda: replace(there, policies={}, done=False))
+        screen._look()
+        assert screen._rows() == table, "until the new one is there"
+        assert "predicting" not in str(screen.header.content)
+
+
 async def test_an_open_switcher_follows_the_run_without_a_preview(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running() as (app, pilot, feed):
         monkeypatch.setattr(feed, "previewed", lambda: None)

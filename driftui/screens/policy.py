@@ -20,6 +20,7 @@ from scheduler.live.view import CommandError, Predicted, Preview
 
 LOOK_S = 0.25  # between two looks at the preview
 OLD_S = 5.0  # from this age on a preview says how old it is
+AGAIN_S = 15.0  # after so long it is asked anew
 WIDE = 100  # columns of the terminal from which on there is room for the bands
 NAME, FIGURE, BAND = 18, 9, 12  # columns
 MARK = "● now"
@@ -70,7 +71,7 @@ class PolicyScreen(Dialog):
 
     def _ask(self) -> None:
         """A refusal goes when the question is taken."""
-        refused, self._refusal = self._refusal, ""
+        refused, self._refusal, self._asked_s = self._refusal, "", self._now_s
         try:
             self.drift.feed.preview([name for name in self._names if name != self._today])
         except CommandError as error:
@@ -91,15 +92,21 @@ class PolicyScreen(Dialog):
             self.options.set_options(map(Option, self._rows()))
             self.options.highlighted = self._names.index(cursor) if cursor in self._names else 0
             self._ask()
-        elif self._refusal:
+        elif self._refusal or self._now_s - self._asked_s >= AGAIN_S:
             self._ask()
 
     def _look(self) -> None:
-        """Show what there is of the preview."""
-        preview = self.drift.feed.previewed()
-        if preview is None or preview is self._shown:
+        """Show what there is of the preview; the last one stands until the new one is as long."""
+        preview, before = self.drift.feed.previewed(), self._shown
+        if preview is None or preview is before:
             return
-        before, self._shown = self._shown, preview
+        if (
+            before is not None
+            and (before.today, preview.error) == (preview.today, "")
+            and len(preview.policies) < len(before.policies)
+        ):
+            return
+        self._shown = preview
         if preview.error or (before is not None and before.error):
             self.complain(preview.error)
         self.header.update(Content(self._heading(preview)))
