@@ -11,10 +11,9 @@ from driftui.terminal import own_terminal
 from scheduler.engines.engine import EngineError
 from scheduler.gateway.keys import Keys, check_open
 from scheduler.gateway.server import parse_listen
-from scheduler.headless import printable
 from scheduler.live.feed import LocalFeed
 from scheduler.live.heap import calm_collector
-from scheduler.live.output import engine_output_to, log_path
+from scheduler.live.output import engine_output_to, log_path, printable
 from scheduler.live.run import LiveRun
 from scheduler.plan import Plan
 from scheduler.serve import make_gateway

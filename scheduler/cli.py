@@ -19,7 +19,8 @@ from scheduler.cli_bench import add_benches, add_command
 from scheduler.core.policies import POLICIES
 from scheduler.engines.engine import EngineConfigError, EngineError
 from scheduler.engines.models import ModelError, available, prepare
-from scheduler.headless import printable, run_headless
+from scheduler.headless import run_headless
+from scheduler.live.output import printable
 from scheduler.load.scenario import ScenarioError, load_scenario, shipped_scenarios
 from scheduler.plan import ENGINES, Plan, PlanError, make_plan, package_version
 from scheduler.record.folders import FolderError

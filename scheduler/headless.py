@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from scheduler.live.heap import calm_collector
-from scheduler.live.output import Output, engine_output_to, log_path
+from scheduler.live.output import Output, engine_output_to, log_path, printable
 from scheduler.live.run import LiveRun
 from scheduler.load.traces import scan
 from scheduler.plan import Plan
@@ -106,11 +106,6 @@ async def _watch(run: LiveRun, giving_up: asyncio.Task[Any], bar: _Bar) -> None:
         bar.advance_to(run.clock.now())
     drained.cancel()
     await asyncio.gather(drained, return_exceptions=True)
-
-
-def printable(text: str) -> str:
-    """A line as a terminal may have it: names out of files, logs and traces may hold anything."""
-    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 class _Bar:

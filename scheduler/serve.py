@@ -16,10 +16,9 @@ from scheduler.engines.models import load_counter, resolve
 from scheduler.gateway.config import ServeConfig
 from scheduler.gateway.keys import Keys
 from scheduler.gateway.server import Gateway, parse_listen
-from scheduler.headless import printable
 from scheduler.live.heap import calm_collector
 from scheduler.live.journal import Journal
-from scheduler.live.output import Output, engine_output_to, log_path
+from scheduler.live.output import Output, engine_output_to, log_path, printable
 from scheduler.live.run import LiveRun
 from scheduler.plan import Plan
 

@@ -31,6 +31,7 @@ KEEP_ALIVE_S = 15.0
 """An event stream says something at least so often, so that a dead connection is noticed."""
 
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
+NO_TENANT = ""  # under which the operator's bodies are counted
 
 By = Annotated[str, Field(pattern=r"^[A-Za-z0-9._@ -]{1,32}$")]
 
@@ -253,7 +254,8 @@ class Control:
     async def _read(self, http: web.Request, model: type[V]) -> V:
         self._operator(http)
         try:
-            raw = await self._completions.bodies.read(http, "operator") if http.can_read_body else b"{}"
+            bodies = self._completions.bodies
+            raw = await bodies.read(http, NO_TENANT) if http.can_read_body else b"{}"
             return model.model_validate(read_json(raw))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]

@@ -1,4 +1,4 @@
-"""Keep what engines print away from the terminal: file descriptors 1 and 2 go to a log meanwhile."""
+"""What may go to the terminal: our own lines, made printable. What engines print goes to a log meanwhile."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def log_path() -> Path:
     for old in sorted(folder.glob("run-*.log"), key=lambda path: path.stat().st_mtime)[:-20]:
         old.unlink(missing_ok=True)
     return folder / f"run-{os.getpid()}.log"
+
+
+def printable(text: str) -> str:
+    """A line as a terminal may have it: names out of files, logs and traces may hold anything."""
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 @contextmanager
