@@ -1,5 +1,7 @@
 """The one command: ``driftsched``. Exit codes: 0 ok, 1 an expectation failed, 2 bad usage or bad file,
 3 engine failure, 130 interrupted.
+
+Each command imports what it needs when it runs: to import everything takes a second, too long for `--help`.
 """
 
 from __future__ import annotations
@@ -12,19 +14,15 @@ import sys
 from collections.abc import Callable, Sequence
 from math import inf, nan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from scheduler.bench.result import BadInput, BenchError
 from scheduler.cli_bench import add_benches, add_command
-from scheduler.core.policies import POLICIES
-from scheduler.engines.engine import EngineConfigError, EngineError
-from scheduler.engines.models import ModelError, available, prepare
-from scheduler.headless import run_headless
+from scheduler.engines.names import ENGINES
 from scheduler.live.output import printable
-from scheduler.load.scenario import ScenarioError, load_scenario, shipped_scenarios
-from scheduler.plan import ENGINES, Plan, PlanError, make_plan, package_version
-from scheduler.record.folders import FolderError
-from scheduler.record.report import summary
+from scheduler.record.version import package_version
+
+if TYPE_CHECKING:
+    from scheduler.plan import Plan
 
 KEY_VARIABLE = "DRIFTSCHED_OPERATOR_KEY"
 
@@ -44,18 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = command(args)
         sys.stdout.flush()
         return code
-    except ScenarioError as error:
-        _complain(str(error))
-        return USAGE
-    except (PlanError, ModelError, EngineConfigError, BadInput, FolderError) as error:
-        _complain(f"driftsched: {error}")
-        return USAGE
-    except BenchError as error:
-        _complain(f"driftsched: {error}")
-        return FAILED
-    except EngineError as error:
-        _complain(f"driftsched: engine failure: {error}")
-        return ENGINE
     except BrokenPipeError:
         _drop_output()
         return PIPE
@@ -63,8 +49,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         _complain(f"driftsched: {error}")
         return USAGE
+    except Exception as error:
+        if (told := _told(error)) is None:
+            raise
+        code, line = told
+        _complain(line)
+        return code
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _told(error: Exception) -> tuple[int, str] | None:
+    """The exit code and the line of an error that has both; None of a mistake of ours."""
+    from scheduler.bench.result import BadInput, BenchError
+    from scheduler.engines.engine import EngineConfigError, EngineError
+    from scheduler.load.yamlfile import ScenarioError
+    from scheduler.plan import PlanError
+    from scheduler.record.folders import FolderError
+
+    match error:
+        case ScenarioError():
+            return USAGE, str(error)
+        case PlanError() | EngineConfigError() | BadInput() | FolderError():
+            return USAGE, f"driftsched: {error}"
+        case BenchError():
+            return FAILED, f"driftsched: {error}"
+        case EngineError():
+            return ENGINE, f"driftsched: engine failure: {error}"
+        case _:
+            return None
 
 
 def _open_streams() -> None:
@@ -207,6 +220,9 @@ def _positive(text: str) -> float:
 
 
 def _plan(args: argparse.Namespace, clock: str | None) -> Plan:
+    from scheduler.load.scenario import load_scenario
+    from scheduler.plan import make_plan
+
     return make_plan(
         load_scenario(args.scenario),
         engine=args.engine,
@@ -218,6 +234,9 @@ def _plan(args: argparse.Namespace, clock: str | None) -> Plan:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from scheduler.headless import run_headless
+    from scheduler.record.report import summary
+
     plan = _plan(args, args.clock)
     clock = args.clock or ("virtual" if plan.simulated else "real")
     document = run_headless(plan, clock=clock, out=args.out, text=args.record_text)
@@ -288,6 +307,7 @@ def _check_run(folder: Path) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     from scheduler.gateway.config import default_config, load_config
+    from scheduler.plan import make_plan
     from scheduler.serve import keys_of, serve
 
     config = default_config() if args.config is None else load_config(args.config)
@@ -308,6 +328,9 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from scheduler.load.scenario import load_scenario
+    from scheduler.plan import make_plan
+
     scenario = load_scenario(args.scenario)
     make_plan(scenario, clock=None).scheduler()
     print(f"{args.scenario}: ok (tenants: {len(scenario.tenants)}, streams: {len(scenario.load)})")
@@ -315,12 +338,16 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _models_list(args: argparse.Namespace) -> int:
+    from scheduler.engines.models import available
+
     for model in available():
         print(f"{model.name:10} {model.state:14} {model.description}")
     return OK
 
 
 def _models_prepare(args: argparse.Namespace) -> int:
+    from scheduler.engines.models import prepare
+
     def tell(stage: str, share: float | None) -> None:
         print(stage if share is None else f"{stage} {share:4.0%}", file=sys.stderr, flush=True)
 
@@ -329,10 +356,14 @@ def _models_prepare(args: argparse.Namespace) -> int:
 
 
 def _policies(args: argparse.Namespace) -> int:
+    from scheduler.core.policies import POLICIES
+
     return _list(POLICIES)
 
 
 def _scenarios(args: argparse.Namespace) -> int:
+    from scheduler.load.scenario import shipped_scenarios
+
     return _list(shipped_scenarios())
 
 

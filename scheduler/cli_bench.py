@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scheduler.bench.result import Result
-
 if TYPE_CHECKING:
     from scheduler.bench.engine import Work
+    from scheduler.bench.result import Result
 
 
 def add_command(commands: Any, name: str, what: str, **more: Any) -> argparse.ArgumentParser:

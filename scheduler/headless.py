@@ -1,4 +1,4 @@
-"""``driftsched run``: a scenario without a screen, in real or virtual time."""
+"""``driftsched run``: a scenario without a screen, in real or virtual time (imported when it is wanted)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import inf
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from scheduler.live.heap import calm_collector
 from scheduler.live.output import Output, engine_output_to, log_path, printable
-from scheduler.live.run import LiveRun
 from scheduler.load.traces import scan
 from scheduler.plan import Plan
-from scheduler.virtual import VirtualRun
+
+if TYPE_CHECKING:
+    from scheduler.live.run import LiveRun
 
 
 def run_headless(plan: Plan, *, clock: str, out: Path | None, text: bool) -> dict[str, Any]:
@@ -57,6 +58,8 @@ def _tell_malformed(plan: Plan, stderr: TextIO) -> None:
 
 
 def _run_virtual(plan: Plan, out: Path | None, text: bool) -> dict[str, Any]:
+    from scheduler.virtual import VirtualRun
+
     total_s = plan.workload().total_s
     with _bar(f"{plan.scenario.name} in virtual time", sys.stderr, total_s) as bar:
         run = VirtualRun(plan, out=out, text=text, on_progress=bar.advance_to)
@@ -69,6 +72,8 @@ def _run_virtual(plan: Plan, out: Path | None, text: bool) -> dict[str, Any]:
 
 async def _run_live(plan: Plan, out: Path | None, text: bool, stderr: TextIO) -> dict[str, Any]:
     """Ctrl-C and SIGTERM abort what runs; what was done is written all the same."""
+    from scheduler.live.run import LiveRun
+
     loop = asyncio.get_running_loop()
     run = LiveRun(plan, out=out, text=text)
     interrupted = asyncio.Event()

@@ -1,14 +1,14 @@
 """What a run is made of: a scenario with the command line's wishes applied, resolved and checked.
 
-Everything that can be wrong before a run starts is found here, as a PlanError (exit code 2).
+Everything that can be wrong before a run starts is found here, as a PlanError (exit code 2). What only a run
+needs (numpy, asyncio) is imported when one is made: `driftsched check` is quicker for it.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scheduler.core.autopilot import Goal
 from scheduler.core.estimate import Counter, Estimator, count_words
@@ -17,23 +17,24 @@ from scheduler.core.events import Emit
 from scheduler.core.guard import GuardRule
 from scheduler.core.metrics import WindowMetrics
 from scheduler.core.policies import policy_from
+from scheduler.core.prior import NO_PRIOR
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.slots import MicroBatch
 from scheduler.core.types import Tenant
-from scheduler.engines.clock import Clock
 from scheduler.engines.engine import Engine, EngineConfigError
 from scheduler.engines.models import load_counter, resolve
-from scheduler.engines.simulated import SimulatedEngine
-from scheduler.load.embedding import EmbeddingError, embedding_model
-from scheduler.load.prior import shipped_prior
+from scheduler.engines.names import ENGINES
 from scheduler.load.scenario import Scenario
-from scheduler.load.workload import Workload
+from scheduler.record.version import package_version
 from scheduler.twin.profile import Profile
 from scheduler.twin.profile_file import load_profile, profiles
 
+if TYPE_CHECKING:
+    from scheduler.engines.clock import Clock
+    from scheduler.load.workload import Workload
+
 DEFAULT_CAPACITY = 32
 DEFAULT_PROFILE = "qwen1.5-1.8b-chat"
-ENGINES = ("auto", "sim", "vllm")
 
 
 class PlanError(ValueError):
@@ -85,6 +86,8 @@ class Plan:
         return "continuous" if batch is None else f"microbatch {batch.size}/{batch.wait_s * 1e3:g}ms"
 
     def workload(self, *, start_s: float = 0.0, prefix: str = "r") -> Workload:
+        from scheduler.load.workload import Workload
+
         return Workload(
             self.scenario, seed=self.seed, start_s=start_s, prefix=prefix, count_tokens=self.served_counter
         )
@@ -110,19 +113,23 @@ class Plan:
     def estimator(self, kind: str) -> Estimator:
         """A fresh one of this name, with the scenario's options. Raises ValueError."""
         options = self.scenario.estimator
-        embed = None
-        if options.embeddings and kind == "learned":
+        prior, embed = NO_PRIOR, None
+        if kind == "learned":
+            from scheduler.load.embedding import EmbeddingError, embedding_model
+            from scheduler.load.prior import shipped_prior
+
             try:
-                embed = embedding_model(options.embeddings)
+                embed = embedding_model(options.embeddings) if options.embeddings else None
             except EmbeddingError as error:
                 raise PlanError(f"estimator.embeddings: {error}") from None
+            prior = shipped_prior(embed is not None)
         return estimator_from(
             kind,
             counter=self.counter,
             calibrate=options.calibrate,
             faithful=self.scenario.paper,
             statistic=options.statistic,
-            prior=shipped_prior(embed is not None),
+            prior=prior,
             embed=embed,
         )
 
@@ -238,6 +245,8 @@ def make_engine(plan: Plan, clock: Clock, *, text: bool = False) -> Engine:
     ``text``: somebody wants to read the answers.
     """
     if plan.profile is not None:
+        from scheduler.engines.simulated import SimulatedEngine
+
         return SimulatedEngine(plan.profile, plan.capacity, clock, text=text)
     from scheduler.engines.vllm import VllmEngine
 
@@ -273,11 +282,3 @@ def run_header(plan: Plan, engine_detail: str, capacity: int, clock: str) -> dic
         "max_inflight_tokens": plan.max_inflight_tokens,
         "max_model_len": plan.max_model_len,
     }
-
-
-def package_version() -> str:
-    """Of the installed distribution."""
-    try:
-        return version("driftsched")
-    except PackageNotFoundError:
-        return "unknown"

@@ -76,6 +76,24 @@ def test_a_missed_expectation_exits_1_and_says_which(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
+    ("argv", "unneeded"),
+    [
+        (("--version",), {"asyncio", "numpy", "pydantic", "rich", "yaml"}),
+        (("policies",), {"asyncio", "numpy", "pydantic", "rich", "yaml"}),
+        (("check", "demo"), {"asyncio", "numpy", "rich"}),
+    ],
+)
+def test_a_quick_command_does_not_wait_for_what_it_does_not_use(
+    argv: tuple[str, ...], unneeded: set[str]
+) -> None:
+    tell = "import atexit, sys; atexit.register(lambda: print(*sys.modules))"
+    code = f"{tell}; from scheduler.cli import main; main({argv})"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "scheduler.cli" in told.split()
+    assert not unneeded & set(told.split())
+
+
+@pytest.mark.parametrize(
     ("argv", "says"),
     [
         (("run", "nowhere.yaml"), "no shipped scenario"),
