@@ -158,6 +158,32 @@ async def test_stop_drains_only_what_runs_while_dispatch_is_paused(tmp_path: Pat
     assert document["requests"]["cancelled"] == 36
 
 
+async def test_a_pause_while_it_drains_holds_nobody_up(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.run.start()
+    async with asyncio.timeout(20):
+        stopping = asyncio.create_task(bench.run.stop(drain_s=60.0))
+        await asyncio.sleep(0)
+        bench.feed.pause()
+        assert bench.run.scheduler.books.totals.queued == 0
+        bench.feed.resume()
+        document = await stopping
+    assert document["requests"]["finished"] == 4
+    assert document["requests"]["cancelled"] == 36
+
+
+async def test_what_an_engine_lost_in_a_paused_drain_is_not_waited_for(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.run.start()
+    bench.feed.pause()
+    async with asyncio.timeout(20):
+        stopping = asyncio.create_task(bench.run.stop(drain_s=60.0))
+        await asyncio.sleep(0)
+        bench.run.engine.crash()
+        document = await stopping
+    assert document["requests"]["cancelled"] == 40
+
+
 async def test_what_comes_while_it_stops_is_not_begun(tmp_path: Path) -> None:
     bench = Bench(tmp_path, count=1)
     await bench.run.start()

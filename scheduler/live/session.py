@@ -61,6 +61,7 @@ class Session:
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = inf  # when it goes off
         self._pumping = False
+        self._draining = False
         self._streams: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._answers: dict[str, Answer] = {}  # of requests that a client waits for
@@ -94,11 +95,11 @@ class Session:
         self.pump()
 
     async def stop(self, *, drain_s: float = 0.0) -> None:
-        """Stop loads, drain up to ``drain_s`` real seconds, abort what still runs, stop the engine."""
+        """Stop loads, drain up to ``drain_s`` real seconds, abort what still runs, stop the engine. What is
+        queued while dispatch is paused, at the beginning or later, is cancelled: it would wait in vain.
+        """
+        self._draining = True
         self.stop_loads()
-        if self.scheduler.paused:  # what is queued would wait in vain
-            for request in [request for request in self.scheduler.active() if request.state is QUEUED]:
-                self.cancel(request.id)
         if drain_s > 0 and not self.scheduler.idle and self.engine_state == "ready":
             self._loop.call_later(drain_s, self.skip_drain)
             await self.drained.wait()
@@ -142,6 +143,9 @@ class Session:
                     self._act(action, now)
         while (ready := scheduler.next_dispatch(now)) is not None:
             self._start_stream(ready)
+        if self._draining and scheduler.paused:
+            for request in [request for request in scheduler.active() if request.state is QUEUED]:
+                self.cancel(request.id)
         if scheduler.idle:
             for load in self.loads:
                 load.on_drained(now)
