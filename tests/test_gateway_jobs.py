@@ -103,6 +103,20 @@ async def test_delete_cancels_what_waits_and_what_runs(path: Path) -> None:
         assert served.run.scheduler.idle
 
 
+async def test_a_place_is_the_policys_and_asking_for_it_changes_nothing(path: Path) -> None:
+    async with serving(journal=path, policy="two-class") as served:
+        served.run.session.pause(by="test")
+        lengths = (40, 50, 500, 45)
+        jobs = [(await served.post(JOBS, completion(prompt="word " * n)))[1]["id"] for n in lengths]
+        for _ in range(2):
+            told = [(await served.get(f"{JOBS}/{job}"))[1] for job in jobs]
+            assert [(job["status"], job["place"]) for job in told] == [
+                ("queued", place) for place in (1, 2, 4, 3)
+            ]
+        sizes = served.run.scheduler.policy.sizes  # type: ignore[attr-defined]
+        assert len(sizes._sorted) == len(jobs), "each was ranked once"
+
+
 async def test_an_old_job_is_cancelled_before_it_is_taken_up(path: Path) -> None:
     async with serving(journal=path) as served:
         served.run.session.pause(by="test")

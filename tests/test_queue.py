@@ -110,6 +110,15 @@ class QueueMachine(RuleBasedStateMachine):
     def cancel(self, pick: int) -> None:
         self.bench.cancel(self.bench.waiting[pick % len(self.bench.waiting)])
 
+    @precondition(lambda self: self.bench.waiting)
+    @rule(pick=st.integers(0, 99))
+    def look(self, pick: int) -> None:
+        request = self.bench.waiting[pick % len(self.bench.waiting)]
+        mine = [each for each in self.bench.waiting if each.tenant == request.tenant]
+        first = [each for each in mine if each.attempts]
+        rest = sorted((each for each in mine if not each.attempts), key=self.bench.rank)
+        assert self.bench.queue.ahead(request) == [*first, *rest].index(request)
+
     @precondition(lambda self: self.bench.room)
     @rule(pick=st.integers(0, 9), room=st.integers(-1, 2))
     def set_room(self, pick: int, room: int) -> None:

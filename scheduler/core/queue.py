@@ -162,6 +162,19 @@ class ReadyQueue:
             heapify(heap)  # its top stays where it is
             group.dead[tenant] = 0
 
+    def ahead(self, request: Request) -> int:
+        """How many of its tenant's requests come before one that waits here; of those in its group, as the
+        policy alone knows in which order groups come. O(those).
+        """
+        tenant, before = request.tenant, 0
+        for retried in self.retried:
+            if retried is request:
+                return before
+            before += retried.tenant == tenant
+        heap = self._groups[self.policy.group(request)].tenants[tenant]
+        own = next(entry for entry in heap if entry[-1] is request)
+        return before + len([entry for entry in heap if entry < own and entry[-1].ticket == entry[-2]])
+
     def dismantle(self, max_items: int) -> bool:
         """Throw away up to ``max_items`` entries of a queue that orders no more; True once it is empty."""
         for group in self._groups.values():

@@ -55,6 +55,10 @@ class WaitingRoom:
         if self.swap is not None:
             self.swap.queue.forget(request)
 
+    def ahead(self, request: Request) -> int:
+        """How many of its tenant's requests go before one that waits: ``ReadyQueue.ahead``."""
+        return 0 if request in self.suspects else self.queue.ahead(request)
+
     # -- TTLs ----------------------------------------------------------------------------------------
 
     def expire_at(self, when_s: float, request: Request) -> None:

@@ -324,17 +324,9 @@ class Jobs:
         # Cancelled by a server that stops, it waits for the next one.
         waits = job is None or job.request.state in (State.NEW, State.QUEUED, State.CANCELLED)
         document["status"] = "queued" if waits else "running"
-        if job is not None and waits:
-            document["place"] = self._place(job.request)
+        if job is not None and job.request.state is State.QUEUED:
+            document["place"] = 1 + self._run.scheduler.waiting.ahead(job.request)
         return document
-
-    def _place(self, request: Request) -> int:
-        """1 for the next of its tenant's requests, by the policy's order."""
-        scheduler = self._run.scheduler
-        key: Any = scheduler.policy.key
-        own = key(request)
-        waiting = (r for r in scheduler.active() if r.tenant == request.tenant and r.state is State.QUEUED)
-        return 1 + sum(1 for other in waiting if key(other) < own)
 
     @asynccontextmanager
     async def _one_at_a_time(self, tenant: str, key: str | None) -> AsyncIterator[None]:
