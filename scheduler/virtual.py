@@ -61,6 +61,8 @@ class VirtualRun:
                 policy=lambda: self.scheduler.policy.name,
                 wait=True,
                 text=text,
+                # Its prompts are the scenario's, no client's: one seed gives one log.
+                key=f"{plan.scenario.name} {plan.seed}".encode(),
             )
         emit = None if self.recorder is None else self.recorder.on_event
         self.scheduler = plan.scheduler(emit=emit)

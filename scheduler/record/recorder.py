@@ -36,7 +36,10 @@ DEPTH_COLUMNS = ("elapsed_seconds", *(f"{tier}_queue" for tier in TIERS), "total
 
 
 class Recorder:
-    """Writes a run folder; give ``on_event`` every event. ``on_error`` hears once when the disk fails."""
+    """Writes a run folder; give ``on_event`` every event. ``on_error`` hears once when the disk fails.
+
+    ``key`` is what prompts are hashed with; without one, a random one that nobody knows.
+    """
 
     def __init__(
         self,
@@ -46,10 +49,11 @@ class Recorder:
         policy: Callable[[], str],
         wait: bool,
         text: bool = False,
+        key: bytes | None = None,
         on_error: Callable[[str], None] = lambda why: None,
     ) -> None:
         self._writer = FileWriter(folder, mode=0o600 if text else 0o644, wait=wait, on_error=on_error)
-        self._lines = LineMaker(os.urandom(16), text=text)
+        self._lines = LineMaker(os.urandom(16) if key is None else key, text=text)
         self._policy = policy
         self._tenants = tuple(tenants)
         self._pending: dict[str, list[str]] = {}
