@@ -50,7 +50,8 @@ class DriftApp(App[None]):
         auto_refresh: bool = True,
         driver_class: type[Driver] | None = None,
     ) -> None:
-        """``on_quit`` drains and stops the run while the screen says so; ``on_hurry`` skips the drain.
+        """``on_quit`` drains and stops the run while the screen says so; ``on_hurry`` skips the drain. A run
+        without ``on_quit`` goes on elsewhere, and leaving it asks nothing.
 
         Without ``auto_refresh`` nothing moves until ``tick`` is called (for tests).
         """
@@ -131,13 +132,14 @@ class DriftApp(App[None]):
         self.call_later(partial(self.run_action, command.action, self.main))
 
     async def action_quit(self) -> None:
-        """Leave; asked once more while requests are in flight, and hurried when asked again while leaving."""
-        view = self.feed.view()
+        """Leave; with a question while requests would be lost, and hurried when asked again while leaving."""
+        snapshot = self.feed.view().snapshot
+        stops_the_run = self._on_quit is not None
         if self.leaving:
             self.hurry()
         elif isinstance(self.screen, QuitScreen):
             return
-        elif view.snapshot.in_flight and not view.replay:
+        elif stops_the_run and (snapshot.in_flight or snapshot.queued):
             self.push_screen(QuitScreen())
         else:
             self.leave()

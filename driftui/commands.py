@@ -84,7 +84,9 @@ COMMANDS: tuple[Command, ...] = (
     Command("equals_sign", "widen", "longer window", "Charts show more time.", "main", "window(1)"),
     Command("question_mark", "help", "help", "Show every command.", "main", "help", True),
     Command("ctrl+p", "palette", "palette", "Find a command by its name.", "main", "app.command_palette"),
-    Command("q,ctrl+c,ctrl+q", "quit", "quit", "Stop the run and leave.", "main", "app.quit", True),
+    Command(
+        "q,ctrl+c,ctrl+q", "quit", "quit", "Leave; stops the run unless attached.", "main", "app.quit", True
+    ),
     Command("enter", "policy_apply", "apply", "Switch to the policy under the cursor.", "policy", "apply"),
     Command("slash", "policy_type", "type", "Type one, such as two-class q=0.4.", "policy", "type"),
     Command("u", "policy_undo", "undo last switch", "Back to the policy before.", "policy", "undo"),

@@ -34,13 +34,17 @@ async def running(
     feed: FakeFeed | None = None, size: tuple[int, int] = (160, 48), seconds: float = 3.0
 ) -> AsyncIterator[Run]:
     feed = feed or FakeFeed()
-    app = DriftApp(feed, auto_refresh=False)
+    app = DriftApp(feed, on_quit=_stay, auto_refresh=False)
     async with app.run_test(size=size, notifications=True) as pilot:
         for _ in range(int(4 * seconds)):
             feed.advance(0.25)
             app.tick()
         await pilot.pause()
         yield app, pilot, feed
+
+
+async def _stay() -> None:
+    raise AssertionError("the run was stopped")
 
 
 def text_of(app: DriftApp) -> str:
@@ -238,6 +242,28 @@ async def test_the_question_before_leaving_follows_the_run() -> None:
         screen._follow()
         await pilot.pause()
         assert "2 requests in flight, 3 queued" in text_of(app)
+
+
+async def test_quit_asks_while_requests_wait_for_a_paused_dispatch() -> None:
+    async with running() as (app, pilot, feed):
+        feed.changes["snapshot"] = replace(feed.view().snapshot, in_flight=0, queued=7, paused=True)
+        await pilot.press("q")
+        await pilot.pause()
+        assert "7 queued" in text_of(app)
+        assert "what is queued is cancelled" in text_of(app)
+        await pilot.press("escape")
+        assert isinstance(app.screen, MainScreen)
+
+
+async def test_leaving_a_run_that_goes_on_elsewhere_asks_nothing() -> None:
+    feed = FakeFeed()
+    feed.advance(5)
+    app = DriftApp(feed, auto_refresh=False)
+    async with app.run_test() as pilot:
+        assert feed.view().snapshot.in_flight
+        await pilot.press("q")
+        await app.workers.wait_for_complete()
+    assert app.return_code == 0
 
 
 @pytest.mark.parametrize("size", [(80, 24), (160, 48)])

@@ -1,4 +1,4 @@
-"""The question before leaving a run that has requests in flight."""
+"""The question before leaving a run that has requests in flight or queued."""
 
 from __future__ import annotations
 
@@ -33,4 +33,7 @@ class QuitScreen(Dialog):
 
 
 def _what(snapshot: Snapshot) -> str:
-    return f"{figures.number(snapshot.in_flight, 'request')} in flight, {snapshot.queued} queued."
+    what = f"{figures.number(snapshot.in_flight, 'request')} in flight, {snapshot.queued} queued."
+    if snapshot.paused and snapshot.queued:
+        what += "\nDispatch is paused: what is queued is cancelled."
+    return what
