@@ -1,0 +1,46 @@
+"""What the documents say can be typed in works, and what they point at is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from scheduler.load.scenario import load_scenario
+from scheduler.plan import make_plan
+from scheduler.virtual import VirtualRun
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = [
+    pytest.param(block, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.M | re.S))
+]
+REST = """\
+name: the-rest
+tenants: [{name: a, tier: premium}]
+load: [{tenant: a, arrivals: at-once, count: 3}]
+"""
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_does_what_it_expects(example: str, tmp_path: Path) -> None:
+    """One that shows some keys only is given the others."""
+    path = tmp_path / "example.yaml"
+    path.write_text(example if example.startswith("name:") else REST + example)
+    document = VirtualRun(make_plan(load_scenario(str(path)), clock="virtual")).run()
+    assert document["requests"]["finished"] > 0
+    assert [line for line in document["expect"] if not line["ok"]] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text())
+    missing = [
+        target
+        for target in targets
+        if not target.startswith(("http://", "https://")) and not (page.parent / target).exists()
+    ]
+    assert missing == []
