@@ -77,7 +77,7 @@ class Guess:
     """Believes that every answer has ``tokens`` tokens, and learns nothing."""
 
     name = "guess"
-    prepare = None
+    meanings = None
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from core_kit import TENANTS, Log, complete, dispatch_all, ids, make_request, make_scheduler, submit_all
 
-from scheduler.core.admission import REASONS
+from scheduler.core.admission import REASONS, is_full
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import Limits, State
 
@@ -49,6 +49,21 @@ def test_each_reason_is_reached_at_its_bound_and_not_before(reason: str) -> None
     assert scheduler.books.submitted == 3
     assert scheduler.books.tenants["acme"].ended[State.REJECTED] == 1
     scheduler.check()
+
+
+@pytest.mark.parametrize("reason", [r for r in REASONS if r != "too_long"])
+def test_that_it_is_full_is_known_before_and_asking_counts_nothing(reason: str) -> None:
+    scheduler = FULL[reason]()
+
+    def full(tenant: str) -> list[bool]:
+        books = scheduler.books
+        return [is_full(books.tenant(tenant), books.totals, scheduler.limits, 0.0) for _ in range(3)]
+
+    for name in ("1", "2"):
+        assert full("acme") == [False] * 3
+        submit_all(scheduler, [make_request(name)])
+    assert full("acme") == [True] * 3
+    assert full("globex") == [not reason.startswith("tenant_")] * 3
 
 
 @pytest.mark.parametrize("reason", [r for r in REASONS if r.endswith("_full")])

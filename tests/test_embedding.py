@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from pathlib import Path
 
 import pytest
-from gateway_kit import completion, serving
 
 from scheduler.core.estimators import estimator_from
-from scheduler.core.prior import NO_PRIOR
+from scheduler.core.prior import NO_PRIOR, Meanings
 from scheduler.core.types import Request
 from scheduler.load.embedding import EmbeddingError, Encoder, embedding_model
 from scheduler.load.prior import shipped_prior, train
@@ -55,22 +52,30 @@ def test_the_prior_weighs_what_the_embedding_says() -> None:
     )
 
 
-async def test_the_gateway_embeds_beside_the_loop() -> None:
-    """The embedding goes on when the loop has turned meanwhile, and is made once."""
-    turned, embedded = threading.Event(), list[str]()
+def test_a_prompt_that_was_done_without_is_embedded_once_there_is_time() -> None:
+    embedded = list[str]()
 
     def embed(prompt: str) -> list[float]:
-        assert turned.wait(5), "the loop stands still"
         embedded.append(prompt)
         return [1.0]
 
-    prior = NO_PRIOR._replace(embedding=(0.5,))
-    async with serving() as served:
-        served.run.scheduler.estimator = estimator_from("learned", prior=prior, embed=embed)
-        asyncio.get_running_loop().call_later(0.05, turned.set)
-        status, _, _ = await served.post("/v1/completions", completion(prompt="Is it new?"))
-    assert status == 200
-    assert embedded == ["Is it new?"]
+    meanings = Meanings(NO_PRIOR._replace(embedding=(0.5,)), embed)
+    meanings.forgo("new")
+    assert (meanings("new"), "new" in meanings, embedded) == (0.0, False, [])
+    meanings.prepare("new")
+    meanings.forgo("new")
+    assert (meanings("new"), "new" in meanings, embedded) == (0.5, True, ["new"])
+    assert meanings("newer") == 0.5
+    assert embedded == ["new", "newer"]
+
+
+def test_only_so_many_meanings_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scheduler.core.prior.KEPT_MEANINGS", 2)
+    meanings = Meanings(NO_PRIOR._replace(embedding=(0.5,)), lambda prompt: [1.0])
+    for prompt in "abc":
+        meanings.forgo(prompt)
+        meanings.prepare(prompt)
+    assert [prompt in meanings for prompt in "abc"] == [False, True, True]
 
 
 def test_a_prior_and_its_embedding_go_together() -> None:

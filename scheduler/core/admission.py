@@ -40,6 +40,19 @@ def admit(request: Request, tenant: TenantBooks, totals: Load, limits: Limits, n
     )
 
 
+def is_full(tenant: TenantBooks, totals: Load, limits: Limits, now: float) -> bool:
+    """Whether whatever this tenant sends would be turned away now. Nothing counts."""
+    own = tenant.config.limits
+    return _no_room(totals, limits) or _no_room(tenant, own) or tenant.pace.is_full(own, now)
+
+
+def _no_room(load: Load, limits: Limits) -> bool:
+    requests, tokens = limits.max_queued, limits.max_queued_tokens
+    return (requests is not None and load.queued >= requests) or (
+        tokens is not None and load.queued_tokens >= tokens
+    )
+
+
 def rejection(reason: str, tenant: TenantBooks, queued: int, dispatch_interval_s: float) -> Rejected:
     """Come back when about half of what waits now has been dispatched; when there is room in the minute;
     never for a prompt too long.

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import inf
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from scheduler.core.types import CATEGORIES, Estimate, Outcome, Request
+
+if TYPE_CHECKING:
+    from scheduler.core.prior import Meanings
 
 BASE_TOKENS: Mapping[str, int] = {"short_qa": 64, "summary": 256, "technical": 384, "report": 512}
 KEYWORDS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -99,8 +102,8 @@ class Estimator(Learned, Protocol):
     def name(self) -> str: ...
 
     @property
-    def prepare(self) -> Callable[[str], None] | None:
-        """Reads a prompt beforehand, in any thread, so that its estimate is quick; None: it is anyway."""
+    def meanings(self) -> Meanings | None:
+        """What it embeds, which is better done before it estimates; None for nothing."""
 
     def estimate(self, request: Request) -> Estimate: ...
 
@@ -122,7 +125,7 @@ class PaperEstimator:
     was cut raises the bias when it is longer than believed but never lowers it.
     """
 
-    prepare = None
+    meanings = None
 
     def __init__(
         self, *, counter: Counter = count_words, calibrate: bool = True, faithful: bool = False
@@ -208,7 +211,7 @@ class Oracle:
     """Knows the true lengths of simulated requests: the limit line, for virtual time only."""
 
     name = "oracle"
-    prepare = None
+    meanings = None
 
     def __init__(self, *, counter: Counter = count_words) -> None:
         self._read = prompt_reader(counter)
@@ -240,7 +243,7 @@ class Given:
     """Estimates made elsewhere, which the requests carry already: of a recorded run, of a played future."""
 
     name = "given"
-    prepare = None
+    meanings = None
 
     def estimate(self, request: Request) -> Estimate:
         return request.estimate

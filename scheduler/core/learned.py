@@ -72,7 +72,7 @@ class LearnedEstimator:
         self.prior = prior
         self.margin = Margin(1.28 * prior.spread)
         self._read = PromptReader(prior, counter, embed)
-        self.prepare = self._read.prepare if embed is not None else None
+        self.meanings = self._read.meanings
         self._weights = Weights((prior.level, SLOPE, 0.0), VARIANCE, WANDER)
         self._variance = prior.spread**2
         self._terms = [0.0] * TERMS

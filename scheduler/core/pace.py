@@ -31,6 +31,13 @@ class Pace:
     _requests: Bucket = field(default_factory=Bucket)
     _tokens: Bucket = field(default_factory=Bucket)
 
+    def is_full(self, limits: Limits, now: float) -> bool:
+        """Whether even a request of one token would be turned away. Nothing counts."""
+        requests, tokens = limits.requests_per_minute, limits.tokens_per_minute
+        return (requests is not None and self._requests.wait_s(requests, 1, now) > 0) or (
+            tokens is not None and self._tokens.wait_s(tokens, 1, now) > 0
+        )
+
     def admit(self, limits: Limits, tokens: float, now: float) -> str:
         """The reason to turn a request of so many tokens away, or "" and it counts."""
         requests_per_minute, tokens_per_minute = limits.requests_per_minute, limits.tokens_per_minute

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import copysign, log
 from operator import mul, sub
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from scheduler.core.types import Request
 BOUND = 3.0  # of a dense feature, in standard deviations: no single odd prompt may say everything
 TERMS = BUCKETS + len(DENSE)
 KEPT_PROMPTS, KEPT_CHARS = 2048, 2000
+KEPT_MEANINGS = 65_536  # of more prompts than ever wait: each is asked for again at its request's end
 
 Embed = Callable[[str], Sequence[float]]
 """A prompt's embedding, as long as 1, of its first ``MAX_CHARS`` characters; may be asked in any thread."""
@@ -67,6 +69,48 @@ class Seen(NamedTuple):
     score: float  # the prior's, beyond its level
 
 
+class Meanings:
+    """What the embeddings of prompts add to their scores. Each takes milliseconds and is worked out once,
+    when it is first asked for or before.
+    """
+
+    def __init__(self, prior: Prior, embed: Embed) -> None:
+        self._weights = prior.embedding
+        self._embed = embed
+        self._kept: OrderedDict[int, float] = OrderedDict()  # by the prompt's hash; 0.0: to be done without
+
+    def __call__(self, prompt: str) -> float:
+        kept = self._kept.get(_hash(prompt))
+        return self._work_out(prompt) if kept is None else kept
+
+    def __contains__(self, prompt: str) -> bool:
+        return bool(self._kept.get(_hash(prompt)))
+
+    def prepare(self, prompt: str) -> None:
+        """Before it is asked for; may be done in any thread."""
+        if prompt not in self:
+            self._work_out(prompt)
+
+    def forgo(self, prompt: str) -> None:
+        """Do without, unless it is there or until it is prepared."""
+        if _hash(prompt) not in self._kept:
+            self._keep(prompt, 0.0)
+
+    def _work_out(self, prompt: str) -> float:
+        worth = float(sum(map(mul, self._embed(prompt[:MAX_CHARS]), self._weights)))
+        self._keep(prompt, worth)
+        return worth
+
+    def _keep(self, prompt: str, worth: float) -> None:
+        self._kept[_hash(prompt)] = worth
+        if len(self._kept) > KEPT_MEANINGS:
+            self._kept.popitem(last=False)
+
+
+def _hash(prompt: str) -> int:
+    return hash(prompt[:MAX_CHARS])
+
+
 class PromptReader:
     """A request's prompt as the prior sees it; short ones that come again (a load's templates) are kept."""
 
@@ -75,7 +119,7 @@ class PromptReader:
             raise ValueError("an embedding model and a prior that was trained with it go together")
         self._prior = prior
         self._count = counter
-        self._meaning = None if embed is None else lru_cache(KEPT_PROMPTS)(partial(_meaning, prior, embed))
+        self.meanings = None if embed is None else Meanings(prior, embed)
         self._kept = lru_cache(KEPT_PROMPTS)(self._look)
         # What does not change with the prompt is worked out once. Most cue words are not in a prompt: their
         # worth when absent is in the constant.
@@ -93,12 +137,8 @@ class PromptReader:
         prompt = request.prompt
         if not prompt:
             return Seen(request.category or "short_qa", request.prompt_tokens, (), 0.0, 0.0)
-        return self._kept(prompt) if len(prompt) <= KEPT_CHARS else self._look(prompt)
-
-    def prepare(self, prompt: str) -> None:
-        """Embed it before it is asked for: that takes milliseconds, and may be done in any thread."""
-        if self._meaning is not None:
-            self._meaning(prompt[:MAX_CHARS])
+        seen = self._kept(prompt) if len(prompt) <= KEPT_CHARS else self._look(prompt)
+        return seen if self.meanings is None else seen._replace(score=seen.score + self.meanings(prompt))
 
     def _look(self, prompt: str) -> Seen:
         prior = self._prior
@@ -110,12 +150,5 @@ class PromptReader:
             + sum(map(self._worth.__getitem__, cues))
             + share * sum(map(prior.words.__getitem__, buckets))
         )
-        if self._meaning is not None:
-            score += self._meaning(prompt[:MAX_CHARS])
         terms = (*buckets, *map(BUCKETS.__add__, cues))
         return Seen(classify(prompt), self._count(prompt), terms, share, score)
-
-
-def _meaning(prior: Prior, embed: Embed, prompt: str) -> float:
-    """What the prompt's embedding adds to its score."""
-    return float(sum(map(mul, embed(prompt), prior.embedding)))

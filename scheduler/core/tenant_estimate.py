@@ -117,7 +117,7 @@ class TenantEstimator:
     """
 
     name = "tenant"
-    prepare = None
+    meanings = None
 
     def __init__(self, *, counter: Counter = count_words, statistic: str = "median") -> None:
         if statistic not in STATISTICS:

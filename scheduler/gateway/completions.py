@@ -16,10 +16,13 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
+from scheduler.core.admission import is_full
 from scheduler.core.durations import parse_duration
 from scheduler.core.estimate import Counter
+from scheduler.core.prior import Meanings
 from scheduler.core.types import TIER_RANK, TIERS, Request
 from scheduler.gateway.bodies import Bodies
+from scheduler.gateway.embedder import Embedder
 from scheduler.gateway.errors import ApiError, bad, ending, over_context, turned_away, unavailable
 from scheduler.gateway.keys import Keys
 from scheduler.gateway.params import CHAT_TOKENS, COMPLETION_TOKENS, Ask, read_ask, read_json
@@ -54,6 +57,7 @@ class Completions:
         self.draining = False
         self.model = model
         self.bodies = Bodies()
+        self.embedder = Embedder()
         self._run = run
         self._keys = keys
         self._count = count
@@ -136,15 +140,16 @@ class Completions:
                 raise bad("the model's chat template refuses these messages", "messages") from None
         count = self._count
         tokens = count(prompt) if len(prompt) < _LONG_PROMPT else await asyncio.to_thread(count, prompt)
-        if (prepare := self._run.scheduler.estimator.prepare) is not None:
-            await asyncio.to_thread(prepare, prompt)
+        max_tokens = self._max_tokens(ask, tokens)
+        if (meanings := self._run.scheduler.estimator.meanings) is not None:
+            await self._embed(meanings, prompt, tenant)
         return Request(
             id=f"{'chatcmpl' if ask.messages else 'cmpl'}-{self._id}{next(self._serial):08x}",
             tenant=tenant,
             tier=terms.tier,
             arrival_s=arrival_s,
             prompt_tokens=tokens,
-            max_tokens=(max_tokens := self._max_tokens(ask, tokens)),
+            max_tokens=max_tokens,
             prompt=prompt,
             form="chat" if ask.messages else "raw",
             forced_tokens=max_tokens if ask.ignore_eos else None,
@@ -154,6 +159,15 @@ class Completions:
             submitted_by="gateway",
             ttl_s=terms.ttl_s,
         )
+
+    async def _embed(self, meanings: Meanings, prompt: str, tenant: str) -> None:
+        """Raises UnknownTenant."""
+        scheduler = self._run.scheduler
+        books = scheduler.books
+        if is_full(books.tenant(tenant), books.totals, scheduler.limits, self._run.clock.now()):
+            meanings.forgo(prompt)  # it is about to be turned away
+        else:
+            await self.embedder.prepare(meanings, prompt)
 
     def _check_model(self, name: str | None) -> None:
         if name is not None and name != self.model:

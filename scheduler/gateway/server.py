@@ -99,6 +99,7 @@ class Gateway:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+        self.completions.embedder.close()
 
     async def _health(self, http: web.Request) -> web.Response:
         """The process answers; 503 once the engine has stopped for good."""
