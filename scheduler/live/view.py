@@ -33,7 +33,7 @@ class View:
 
     snapshot: Snapshot
     engine: EngineTelemetry
-    engine_kind: str  # sim, vllm, openai, ray
+    engine_kind: str  # sim or vllm
     engine_detail: str  # "simulated NVIDIA L4, Qwen1.5-1.8B-Chat"
     engine_state: str  # starting, ready, restarting, dead, stopping; unreachable when attached
     simulated: bool

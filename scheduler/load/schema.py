@@ -40,10 +40,10 @@ from scheduler.record.expect import parse_expect
 class Engine(Section):
     """What runs the requests."""
 
-    kind: Literal["sim", "vllm", "openai", "ray", "auto"] = "sim"
+    kind: Literal["sim", "vllm", "auto"] = "sim"
     """`auto` is vllm where a model is given and vLLM is installed, else sim."""
     gpu: Annotated[str, AfterValidator(profile_path)] = "l4"
-    """GPU profile of the simulated engine: a shipped name or a file."""
+    """Step model of the simulated engine: a shipped GPU, or a YAML file such as ``bench twin`` writes."""
     model: Annotated[str, AfterValidator(model_path)] | None = None
     """A folder, a Hugging Face name, or a prepared name such as smollm2."""
     capacity: Count | None = None
@@ -51,9 +51,7 @@ class Engine(Section):
     tokenizer: Annotated[str, AfterValidator(model_path)] | None = None
     """Folder of a tokenizer, or smollm2, where the simulated engine is to count real tokens."""
     args: dict[str, Any] = Field(default_factory=dict)
-    """Handed to the engine: vLLM's engine arguments, or those of the simulated one."""
-    profile: Annotated[str, AfterValidator(profile_path)] | None = None
-    """A calibrated step model instead of ``gpu``'s: a file or a shipped name."""
+    """vLLM's engine arguments; the simulated engine looks at ``max_model_len`` alone."""
 
 
 class Microbatch(Section):
