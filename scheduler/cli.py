@@ -233,11 +233,17 @@ def _plan(args: argparse.Namespace, clock: str | None) -> Plan:
     )
 
 
+def _tell_replaced(folder: Path | None) -> None:
+    if folder is not None and (folder / "run.json").is_file():
+        _complain(f"driftsched: {folder}: the run that is recorded there is replaced")
+
+
 def _run(args: argparse.Namespace) -> int:
     from scheduler.headless import run_headless
     from scheduler.record.report import summary
 
     plan = _plan(args, args.clock)
+    _tell_replaced(args.out)
     clock = args.clock or ("virtual" if plan.simulated else "real")
     document = run_headless(plan, clock=clock, out=args.out, text=args.record_text)
     if args.json:
@@ -257,7 +263,9 @@ def _live(args: argparse.Namespace) -> int:
         return USAGE
     from driftui.live import run_live
 
-    return run_live(_plan(args, "real"), speed=args.speed, record=args.record, listen=args.listen)
+    plan = _plan(args, "real")
+    _tell_replaced(args.record)
+    return run_live(plan, speed=args.speed, record=args.record, listen=args.listen)
 
 
 def _on_terminal(command: str, otherwise: str) -> bool:
@@ -313,6 +321,7 @@ def _serve(args: argparse.Namespace) -> int:
     config = default_config() if args.config is None else load_config(args.config)
     plan = make_plan(config, engine=args.engine, model=args.model, policy=args.policy)
     journal = args.journal or (Path(config.journal) if config.journal else None)
+    _tell_replaced(args.record)
     serve(plan, keys_of(config), args.listen, journal=journal, record=args.record)
     return OK
 

@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 def run_headless(plan: Plan, *, clock: str, out: Path | None, text: bool) -> dict[str, Any]:
     """Run to the end or to Ctrl-C; returns run.json. Raises EngineError, OSError (the run folder)."""
     _tell_malformed(plan, sys.stderr)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "engine.log").unlink(missing_ok=True)  # of an earlier run
     if clock == "virtual":
         return _run_virtual(plan, out, text)
     if plan.simulated:
         output: AbstractContextManager[Output] = nullcontext(Output(sys.stdout, sys.stderr))
     else:
         log = log_path() if out is None else out / "engine.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
         print(f"the engine's own output goes to {log}", file=sys.stderr)
         output = engine_output_to(log)
     with output as streams:

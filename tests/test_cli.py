@@ -75,6 +75,17 @@ def test_a_missed_expectation_exits_1_and_says_which(capsys: pytest.CaptureFixtu
     assert "requests.finished == 4 (it is 3)" in err
 
 
+def test_a_folder_may_be_used_again_which_is_told(capsys: pytest.CaptureFixture[str], fast: Path) -> None:
+    folder = fast.parent / "run"
+    assert "replaced" not in run(capsys, "run", str(fast), "--out", str(folder))[2]
+    (folder / "engine.log").write_text("of another engine")
+    code, out, err = run(capsys, "run", str(fast), "--out", str(folder), "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads((folder / "run.json").read_text())
+    assert f"{folder}: the run that is recorded there is replaced" in err
+    assert not (folder / "engine.log").exists()
+
+
 @pytest.mark.parametrize(
     ("argv", "unneeded"),
     [

@@ -249,6 +249,17 @@ def test_prompts_are_only_recorded_when_asked_for(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "text" / "events.jsonl").stat().st_mode) == 0o600
 
 
+def test_a_run_that_breaks_off_leaves_nothing_of_the_run_before_it(tmp_path: Path) -> None:
+    plan = make_plan(load_scenario("demo"), clock="virtual")
+    VirtualRun(plan, out=tmp_path).run()
+    (tmp_path / "mine.txt").write_text("kept")
+    run = VirtualRun(plan, out=tmp_path, text=True)  # never run
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    assert run.recorder is not None
+    run.recorder.close({})
+    assert stat.S_IMODE((tmp_path / "metrics.csv").stat().st_mode) == 0o600  # whatever it was before
+
+
 def _prompts(plan: Any) -> list[str]:
     workload = plan.workload()
     return [action.prompt for action in workload.take(3.0) if isinstance(action, Request)]

@@ -80,7 +80,7 @@ def read_folders(paths: Sequence[Path]) -> list[RunFolder]:
         )
         if not inside:
             raise FolderError(
-                f"{path}: no run.json in it or one level below; `--out DIR` of a run writes one"
+                f"{path}: no run.json in it or one level below; `--out DIR` of a run writes one at its end"
             )
         found.extend(map(read_folder, inside))
     return found

@@ -20,6 +20,7 @@ from scheduler.core.types import ENDED, TIERS, Request, State
 from scheduler.record.log import LineMaker
 from scheduler.record.writer import FileWriter
 
+FILES = ("run.json", "events.jsonl", "metrics.csv", "queue_depth.csv", "telemetry.csv")
 _BLOCK_LINES = 256
 
 METRICS_COLUMNS = (
@@ -38,6 +39,9 @@ DEPTH_COLUMNS = ("elapsed_seconds", *(f"{tier}_queue" for tier in TIERS), "total
 class Recorder:
     """Writes a run folder; give ``on_event`` every event. ``on_error`` hears once when the disk fails.
 
+    An earlier run in the folder is removed at once, and run.json is written at the end: what a crash leaves
+    behind is no run, never a mixture of two.
+
     ``key`` is what prompts are hashed with; without one, a random one that nobody knows.
     """
 
@@ -53,6 +57,8 @@ class Recorder:
         on_error: Callable[[str], None] = lambda why: None,
     ) -> None:
         self._writer = FileWriter(folder, mode=0o600 if text else 0o644, wait=wait, on_error=on_error)
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
         self._lines = LineMaker(os.urandom(16) if key is None else key, text=text)
         self._policy = policy
         self._tenants = tuple(tenants)

@@ -61,7 +61,9 @@ def read_recording(folder: Path) -> Recording:
     """Raises FolderError, with the file and the line."""
     document_file = folder / "run.json"
     if not document_file.is_file():
-        raise FolderError(f"{folder}: no run folder (no run.json in it); `--out DIR` of a run writes one")
+        raise FolderError(
+            f"{folder}: no run folder (no run.json in it); `--out DIR` of a run writes one at its end"
+        )
     try:
         document = _json(document_file.read_text(encoding="utf-8"))
         document["capacity"] = int(document["capacity"])
