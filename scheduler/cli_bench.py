@@ -61,7 +61,7 @@ def add_benches(commands: Any) -> None:
     )
     estimate.set_defaults(command=_bench_estimate)
 
-    policies = add_command(benches, "policies", "every policy under five loads in virtual time; minutes")
+    policies = add_command(benches, "policies", "the policies under thirteen loads in virtual time; minutes")
     policies.add_argument("--trace", type=Path, metavar="FILE", help="also an Azure trace (CSV)")
     policies.set_defaults(command=_bench_policies)
 
