@@ -92,23 +92,22 @@ async def _serve(
     shown = f"[{host}]" if ":" in host else host
     say(f"{gateway.completions.model} on http://{shown}:{port}, the engine is starting")
     try:
-        await _live(run, gateway, stopping, say)
+        await serve_until(stopping, run, gateway, say)
     finally:
         for name in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(name)
 
 
-async def _live(run: LiveRun, gateway: Gateway, stopping: asyncio.Event, say: Callable[[str], None]) -> None:
+async def serve_until(
+    stopping: asyncio.Event, run: LiveRun, gateway: Gateway, say: Callable[[str], None]
+) -> None:
     """Start the engine, serve, and stop in DESIGN's order whatever happens in between."""
-    starting = asyncio.create_task(run.start())
+    starting = asyncio.create_task(_start(run, gateway, say))
     given_up = asyncio.create_task(stopping.wait())
     try:
         await asyncio.wait([starting, given_up], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
-            if gateway.jobs is not None and (kept := await gateway.jobs.recover()):
-                say(f"{kept} jobs from before are taken up")
-            say(f"ready: {run.engine.detail}, {run.engine.capacity} requests at a time")
             await given_up
     finally:
         gateway.drain()
@@ -122,6 +121,14 @@ async def _live(run: LiveRun, gateway: Gateway, stopping: asyncio.Event, say: Ca
         if run.recorder is not None and not run.recorder.error:
             say(f"recorded in {printable(str(run.recorder.folder))}")
         say("stopped")
+
+
+async def _start(run: LiveRun, gateway: Gateway, say: Callable[[str], None]) -> None:
+    """The engine, then the jobs from before. Cancelled in the middle, it leaves the rest to the next server."""
+    await run.start()
+    if gateway.jobs is not None and (kept := await gateway.jobs.recover()):
+        say(f"{kept} jobs from before are taken up")
+    say(f"ready: {run.engine.detail}, {run.engine.capacity} requests at a time")
 
 
 def make_gateway(run: LiveRun, keys: Keys, journal: Journal | None = None) -> Gateway:

@@ -17,12 +17,15 @@ from gateway_kit import ACME, GLOBEX, Served, chat, completion, serving, two_key
 from kill_jobs import kills
 
 from scheduler.cli import main
+from scheduler.core.types import Rejected, Request
 from scheduler.engines.engine import EngineLost
 from scheduler.gateway.completions import DEADLINE, PRIORITY
 from scheduler.gateway.jobs import Jobs
 from scheduler.gateway.keys import Keys
+from scheduler.live.answer import Answer
 from scheduler.live.journal import Entry, Journal, JournalError
 from scheduler.load.schema import TenantSection
+from scheduler.serve import serve_until
 
 JOBS = "/v1/jobs"
 LONG = 8000  # tokens: still running when the test has done what it does to it
@@ -235,6 +238,33 @@ async def test_a_server_that_drains_takes_old_jobs_up_and_a_dead_one_leaves_them
         await served.gateway.jobs.recover()
         for job in jobs:
             assert (await ended(served, job))["status"] == "finished"
+
+
+async def test_a_server_that_stops_while_it_takes_jobs_up_leaves_the_rest(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(journal=path) as served:
+        served.run.session.pause(by="test")
+        left = [(await served.post(JOBS, completion()))[1]["id"] for _ in range(20)]
+    async with serving(journal=path, capacity=1, speed=1.0, start=False) as served:
+        stopping, said, taken = asyncio.Event(), list[str](), list[Request]()
+        submit = served.run.session.submit
+
+        def told_to_stop(request: Request, answer: Answer) -> Rejected | None:
+            taken.append(request)
+            if len(taken) == 3:
+                stopping.set()  # as a signal does, when the loop turns next
+            return submit(request, answer)
+
+        monkeypatch.setattr(served.run.session, "submit", told_to_stop)
+        monkeypatch.setattr("scheduler.serve.DRAIN_S", 0.0)
+        async with asyncio.timeout(5):
+            await serve_until(stopping, served.run, served.gateway, said.append)
+        assert said[0].startswith("stopping: ")
+        assert 3 <= len(taken) < len(left)
+        assert [notice.kind for notice in served.run.notices.after(0)].count("error") == 0
+    async with serving(journal=path) as served:
+        assert {(await ended(served, job))["status"] for job in left} == {"finished"}
 
 
 async def test_time_to_live_counts_the_downtime(path: Path) -> None:

@@ -104,31 +104,40 @@ class Jobs:
     # -- life ----------------------------------------------------------------------------------------
 
     async def recover(self) -> int:
-        """Take up what an earlier server has promised; returns how many jobs. Raises JournalError."""
+        """Take up what an earlier server has promised; returns how many jobs. Raises JournalError.
+
+        Cancelled in the middle, it leaves the rest as it is, for the next server.
+        """
         await self._relearn()
+        self._tidying = asyncio.create_task(self._tidy())
         entries = await self.journal.unfinished()
         now_s, wall = self._run.clock.now(), self._wall()
+        taken = 0
         for entry in entries:
             waited_s = max(0.0, wall - entry.accepted) * self._run.clock.speed
             try:
-                ask, terms = _ask_of(read_json(entry.body)), Terms(entry.tier, entry.ttl_s)
-                request = await self._request(entry.id, ask, entry.tenant, terms, arrival_s=now_s - waited_s)
-                request.acknowledged = True
-                if entry.id in self._live or entry.id in self._given_up:
-                    continue  # it has just come, or was cancelled, while we were reading
-                job, answer = _Job(request), Answer(request)
-                rejected = self._run.session.submit(request, answer)
-                if rejected is not None:
-                    raise turned_away(rejected, self._run.engine.max_model_len)
+                taken += await self._take_up(entry, now_s - waited_s)
             except ApiError as error:
-                await self.journal.finish(entry.id, "failed", _bytes(error.body()), self._wall())
-            except UnknownTenant:
-                gone = ApiError(403, "its tenant is gone", code="unknown_tenant")
-                await self.journal.finish(entry.id, "failed", _bytes(gone.body()), self._wall())
-            else:
-                self._follow(job, answer)
-        self._tidying = asyncio.create_task(self._tidy())
-        return len(entries)
+                await self.journal.finish(entry.id, State.FAILED, _bytes(error.body()), self._wall())
+            await asyncio.sleep(0)  # there may be many thousands
+        return taken
+
+    async def _take_up(self, entry: Entry, arrival_s: float) -> bool:
+        """False where it has just come again or was cancelled. Raises ApiError: it cannot run here any more."""
+        ask, terms = _ask_of(read_json(entry.body)), Terms(entry.tier, entry.ttl_s)
+        try:
+            request = await self._request(entry.id, ask, entry.tenant, terms, arrival_s=arrival_s)
+            if entry.id in self._live or entry.id in self._given_up:
+                return False
+            request.acknowledged = True
+            answer = Answer(request)
+            rejected = self._run.session.submit(request, answer)
+        except UnknownTenant:
+            raise ApiError(403, "its tenant is gone", code="unknown_tenant") from None
+        if rejected is not None:
+            raise turned_away(rejected, self._run.engine.max_model_len)
+        self._follow(_Job(request), answer)
+        return True
 
     async def _relearn(self) -> None:
         learned = await self.journal.learned()
@@ -143,14 +152,14 @@ class Jobs:
 
     async def close(self) -> None:
         """After the run has stopped: what has ended is written, the rest waits for the next server."""
-        recovered = self._tidying is not None
+        relearned = self._tidying is not None
         if self._tidying is not None:
             self._tidying.cancel()
             await asyncio.gather(self._tidying, return_exceptions=True)
         tasks = [job.task for job in self._live.values() if job.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=RETRY_S)
-        if recovered:  # else the estimator knows nothing yet, and the journal may
+        if relearned:  # else the estimator knows nothing yet, and the journal may
             await self._save_learned()
         await self.journal.close()
 
