@@ -40,8 +40,7 @@ class Bench:
         self.queue.forget(request)
 
     def rank(self, request: Request) -> tuple[float, ...]:
-        key = self.queue.policy.key(request)
-        return (*(key if isinstance(key, tuple) else (key,)), request.ticket)
+        return (*self.queue.policy.key(request), request.ticket)
 
     def expected(self) -> Request | None:
         """What a linear search through all that may run finds first."""

@@ -191,7 +191,8 @@ def picture(scheduler: Scheduler) -> dict[str, Any]:
     return copy.deepcopy(
         {
             "books": [
-                dataclasses.asdict(b) for b in (scheduler.books.totals, *scheduler.books.tenants.values())
+                scheduler.books.totals.queued,
+                *map(dataclasses.asdict, scheduler.books.tenants.values()),
             ],
             "requests": [dataclasses.asdict(r) for r in scheduler.active()],
             "queue": [r.id for r in scheduler.waiting.queue],

@@ -5,8 +5,9 @@ submitted = queued + in flight + ended holds for each tenant and in all after ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from scheduler.core.lifecycle import UnknownTenant
 from scheduler.core.pace import Pace
@@ -21,21 +22,26 @@ class TokenCost:
     output_weight: float = 2.0
 
 
-@dataclass(slots=True)
-class Load:
+class Load(Protocol):
     """What is queued and in flight; over all tenants, or of one."""
 
+    @property
+    def queued(self) -> int: ...
+    @property
+    def queued_tokens(self) -> float: ...
+    @property
+    def in_flight(self) -> int: ...
+
+
+@dataclass(slots=True)
+class TenantBooks:
+    """One tenant's counts, and what fairness is judged by (docs/metrics.md)."""
+
+    config: Tenant
+    limited: bool  # whether its limits bound anything at all
     queued: int = 0
     queued_tokens: float = 0.0  # estimated cost
     in_flight: int = 0
-
-
-@dataclass(slots=True)
-class TenantBooks(Load):
-    """One tenant's counts, and what fairness is judged by (docs/metrics.md)."""
-
-    config: Tenant = field(kw_only=True)
-    limited: bool = field(kw_only=True)  # whether its limits bound anything at all
     submitted: int = 0
     retried: int = 0
     ended: dict[State, int] = field(default_factory=lambda: dict.fromkeys(sorted(ENDED), 0))
@@ -50,13 +56,29 @@ class TenantBooks(Load):
         return self.backlogged_s + (0.0 if since is None else now - since)
 
 
+class Totals:
+    """Over all tenants. How many wait is counted, for drivers ask at every instant; the rest is added up."""
+
+    def __init__(self, tenants: Mapping[str, TenantBooks]) -> None:
+        self.queued = 0
+        self._tenants = tenants
+
+    @property
+    def queued_tokens(self) -> float:
+        return sum(tenant.queued_tokens for tenant in self._tenants.values())
+
+    @property
+    def in_flight(self) -> int:
+        return sum(tenant.in_flight for tenant in self._tenants.values())
+
+
 class Books:
     """Counts only: every method says which step of a request's life has just happened."""
 
     def __init__(self, cost: TokenCost) -> None:
         self.cost = cost
-        self.totals = Load()
         self.tenants: dict[str, TenantBooks] = {}
+        self.totals = Totals(self.tenants)
         self.configs: dict[str, Tenant] = {}  # as they are now; policies look here, too
 
     def tenant(self, name: str) -> TenantBooks:
@@ -68,7 +90,7 @@ class Books:
 
     def add_tenant(self, tenant: Tenant) -> None:
         limited = tenant.limits != Limits()
-        self.tenants[tenant.name] = TenantBooks(config=tenant, limited=limited)
+        self.tenants[tenant.name] = TenantBooks(tenant, limited)
         self.configs[tenant.name] = tenant
 
     def set_tenant(self, tenant: Tenant) -> TenantBooks:
@@ -86,22 +108,18 @@ class Books:
         return weights.prompt_weight * request.prompt_tokens + weights.output_weight * output
 
     def enqueued(self, request: Request, tenant: TenantBooks, now: float) -> None:
-        totals, cost = self.totals, request.cost
-        totals.queued += 1
-        totals.queued_tokens += cost
+        self.totals.queued += 1
         if not tenant.queued:
             tenant.backlogged_since_s = now
         tenant.queued += 1
-        tenant.queued_tokens += cost
+        tenant.queued_tokens += request.cost
 
     def dispatched(self, request: Request, now: float) -> bool:
         """From the queue into flight; returns whether its tenant has more waiting."""
-        totals, tenant, cost = self.totals, self.tenants[request.tenant], request.cost
-        totals.queued -= 1
-        totals.queued_tokens -= cost
-        totals.in_flight += 1
+        tenant = self.tenants[request.tenant]
+        self.totals.queued -= 1
         tenant.in_flight += 1
-        tenant.queued_tokens -= cost
+        tenant.queued_tokens -= request.cost
         tenant.queued = queued = tenant.queued - 1
         if not queued and tenant.backlogged_since_s is not None:
             tenant.backlogged_s += now - tenant.backlogged_since_s
@@ -110,12 +128,10 @@ class Books:
 
     def freed(self, tenant: TenantBooks) -> None:
         """One of its requests is in flight no longer."""
-        self.totals.in_flight -= 1
         tenant.in_flight -= 1
 
     def settled(self, request: Request, tenant: TenantBooks) -> float:
         """It is in flight no longer, and was served; returns its cost in tokens, by what was generated."""
-        self.totals.in_flight -= 1
         tenant.in_flight -= 1
         weights = self.cost
         cost = weights.prompt_weight * request.prompt_tokens + weights.output_weight * request.output_tokens
@@ -140,9 +156,7 @@ class Books:
     def reestimated(self, request: Request) -> None:
         """A queued request's estimate changed."""
         before, request.cost = request.cost, self.estimated_cost(request)
-        change = request.cost - before
-        self.totals.queued_tokens += change
-        self.tenants[request.tenant].queued_tokens += change
+        self.tenants[request.tenant].queued_tokens += request.cost - before
 
     def check(self, active: Iterable[Request]) -> None:
         """Raise AssertionError unless the counts agree with ``active``, everything queued or in flight."""

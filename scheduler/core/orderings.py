@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import ceil, inf, isfinite
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from scheduler.core.policy import Key, Policy
+from scheduler.core.policy import Entry, Key, Policy
 from scheduler.core.types import TIER_RANK, Request, Tenant
 
 if TYPE_CHECKING:
@@ -215,9 +215,9 @@ class Edf(Policy):
         due_s = request.arrival_s + (slo_s if slo_s < inf else DEFAULT_DEADLINE_S[request.tier])
         return (0, due_s) if due_s >= self.now else (1, request.arrival_s)
 
-    def lapsed(self, entry: tuple[Any, ...], now: float) -> bool:
+    def lapsed(self, entry: Entry, now: float) -> bool:
         self.now = now
-        return bool(entry[0] == 0 and entry[1] < now)
+        return entry[0] == 0 and entry[1] < now
 
 
 def _check_rate(rate: float, unit: str) -> None:

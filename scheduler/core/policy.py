@@ -1,21 +1,25 @@
 """The interface of a scheduling policy: an ordering (the key) and a sharing rule (groups, turns, charges).
 
-A stored key never changes with time, so no heap is ever re-sorted. Keys are numbers or flat tuples of
-numbers, smaller first; ties go to the earlier enqueueing.
+A stored key never changes with time, so no heap is ever re-sorted. Keys are pairs of numbers, smaller first;
+ties go to the earlier enqueueing.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from scheduler.core.types import Request, Tenant
 
 if TYPE_CHECKING:
     from scheduler.core.queue import ReadyQueue
 
-Key = float | tuple[float, ...]
+Key = tuple[float, float]
+Entry = tuple[float, float, int, Request]
+"""A request's place in a queue: its key, its ticket and itself. Tickets are unique, so a comparison never
+reaches the request. A heap is fast where entries are flat.
+"""
 
 
 class Policy:
@@ -36,21 +40,21 @@ class Policy:
 
     def key(self, request: Request) -> Key:
         """Place inside the group; asked once, at enqueue or swap, and again when it has lapsed."""
-        return request.arrival_s
+        return request.arrival_s, 0.0
 
     def group(self, request: Request) -> str:
         """The queue it shares a turn with: "" (one group), the tier, or the tenant."""
         return ""
 
-    def choose(self, heads: Mapping[str, tuple[Any, ...]]) -> str:
+    def choose(self, heads: Mapping[str, Entry]) -> str:
         """The group that goes next, among those with a request that may run; O(groups).
 
         Asking changes nothing: the same answer until something is enqueued, dispatched or settled.
         """
         return min(heads, key=heads.__getitem__)
 
-    def lapsed(self, entry: tuple[Any, ...], now: float) -> bool:
-        """Whether this head (its key, ticket and request) has lost its place by ``now`` and needs another."""
+    def lapsed(self, entry: Entry, now: float) -> bool:
+        """Whether this head has lost its place by ``now`` and needs another."""
         return False
 
     def on_backlogged(self, group: str) -> None:

@@ -1,12 +1,11 @@
 """ReadyQueue: one heap per tenant, groups above, lazy removal.
 
-An entry is the policy's key, flattened, then the request's ticket and the request itself. Tickets are
-unique, so a comparison never reaches the request. An entry is live while its ticket is still the
-request's; leaving the queue (dispatch, cancel, expiry) resets the ticket. Dead entries stay inside the
-tenants' heaps until they come to the top, and then are dropped at once: the top of a heap is always live.
+An entry is live while its ticket is still the request's; leaving the queue (dispatch, cancel, expiry)
+resets the ticket. Dead entries stay inside the tenants' heaps until they come to the top, and then are
+dropped at once: the top of a heap is always live.
 
-Above the tenants' heaps each group keeps a heap of their tops, lazily: an entry there that is its tenant's
-top no longer, or whose tenant may run nothing more, is dropped when it surfaces. What is left on top is the
+Above the tenants' heaps each group keeps a heap of their tops, lazily: what has been a top stays there. What
+is dead, or whose tenant may run nothing more, is dropped when it surfaces; what is left on top is the
 group's first, and ``_firsts`` holds those of all groups, ready for the policy to choose from.
 """
 
@@ -15,12 +14,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush, heapreplace
-from typing import Any
 
-from scheduler.core.policy import Policy
+from scheduler.core.policy import Entry, Policy
 from scheduler.core.types import Request
-
-Entry = tuple[Any, ...]
 
 _COMPACT_AT = 1024  # fewer dead entries are not worth a rebuild
 
@@ -67,24 +63,21 @@ class ReadyQueue:
             self.retried.append(request)
             return
         policy = self.policy
-        key = policy.key(request)
-        if type(key) is tuple:
-            entry: Entry = (*key, request.ticket, request)
-        else:
-            entry = (key, request.ticket, request)
+        major, minor = policy.key(request)
+        entry = (major, minor, request.ticket, request)
         name = policy.group(request) if self._grouped else ""
         tenant = request.tenant
-        first = self._firsts.get(name)
         try:
             group = self._groups[name]
             heap = group.tenants[tenant]
         except KeyError:
             group = self._groups.setdefault(name, _Group())
             heap = group.tenants.setdefault(tenant, [])
-        if first is None and not any(group.tenants.values()):
-            policy.on_backlogged(name)
         heappush(heap, entry)
         if heap[0] is entry:
+            first = self._firsts.get(name)
+            if first is None and sum(map(len, group.tenants.values())) == 1:
+                policy.on_backlogged(name)
             heappush(group.heads, entry)
             if first is None or entry < first:
                 self._find_first(name, group)
@@ -98,20 +91,20 @@ class ReadyQueue:
         firsts = self._firsts
         if not firsts:
             return None
-        name = self.policy.choose(firsts) if len(firsts) > 1 else next(iter(firsts))
+        name = self.policy.choose(firsts) if self._grouped else ""
         group = self._groups[name]
         heads = group.heads
-        request: Request = heads[0][-1]
+        request = heads[0][3]
+        request.ticket = -1
         heap = group.tenants[request.tenant]
         heappop(heap)
-        if heap and heap[0][-1].ticket != heap[0][-2]:
+        if heap and heap[0][3].ticket != heap[0][2]:
             _drop_dead(heap)
         if heap:
             heapreplace(heads, heap[0])
         else:
             heappop(heads)
         self._find_first(name, group)
-        request.ticket = -1
         return request
 
     def peek(self) -> Request | None:
@@ -119,8 +112,7 @@ class ReadyQueue:
         if self.retried and (retried := self._first_retried()) is not None:
             return retried
         firsts = self._firsts
-        request: Request | None = firsts[self.policy.choose(firsts)][-1] if firsts else None
-        return request
+        return firsts[self.policy.choose(firsts)][3] if firsts else None
 
     def pick(self, request: Request) -> bool:
         """Take this one out, wherever it stands; False when it may not run. For micro-batches."""
@@ -135,7 +127,7 @@ class ReadyQueue:
         firsts = self._firsts
         for name in list(firsts):
             while (entry := firsts.get(name)) is not None and self.policy.lapsed(entry, now):
-                request, ticket = entry[-1], entry[-2]
+                _, _, ticket, request = entry
                 request.ticket = -1
                 self.forget(request)
                 request.ticket = ticket
@@ -151,14 +143,14 @@ class ReadyQueue:
         heap = group.tenants.get(tenant) if group is not None else None
         if group is None or not heap:
             return
-        if heap[0][-1] is request:
+        if heap[0][3] is request:
             _drop_dead(heap)
             group.add_head(heap)
             self._find_first(name, group)
             return
         dead = group.dead[tenant] = group.dead.get(tenant, 0) + 1
         if dead >= _COMPACT_AT and dead * 2 > len(heap):
-            heap[:] = [entry for entry in heap if entry[-1].ticket == entry[-2]]
+            heap[:] = [entry for entry in heap if entry[3].ticket == entry[2]]
             heapify(heap)  # its top stays where it is
             group.dead[tenant] = 0
 
@@ -172,8 +164,8 @@ class ReadyQueue:
                 return before
             before += retried.tenant == tenant
         heap = self._groups[self.policy.group(request)].tenants[tenant]
-        own = next(entry for entry in heap if entry[-1] is request)
-        return before + len([entry for entry in heap if entry < own and entry[-1].ticket == entry[-2]])
+        own = next(entry for entry in heap if entry[3] is request)
+        return before + len([entry for entry in heap if entry < own and entry[3].ticket == entry[2]])
 
     def dismantle(self, max_items: int) -> bool:
         """Throw away up to ``max_items`` entries of a queue that orders no more; True once it is empty."""
@@ -198,19 +190,18 @@ class ReadyQueue:
         yield from self.retried
         for group in self._groups.values():
             for heap in group.tenants.values():
-                yield from (entry[-1] for entry in heap if entry[-1].ticket == entry[-2])
+                yield from (entry[3] for entry in heap if entry[3].ticket == entry[2])
 
     def _first_retried(self) -> Request | None:
         return next((r for r in self.retried if self._room.get(r.tenant, 1) > 0), None)
 
     def _find_first(self, name: str, group: _Group) -> None:
-        """The group's best entry that may run, left at heads[0]; what is stale or blocked drops out."""
+        """The group's best entry that may run, left at heads[0]; what is dead or blocked drops out."""
         heads, room = group.heads, self._room
         while heads:
             entry = heads[0]
-            tenant = entry[-1].tenant
-            heap = group.tenants[tenant]
-            if heap and heap[0] is entry and (not room or room.get(tenant, 1) > 0):
+            request = entry[3]
+            if request.ticket == entry[2] and (not room or room.get(request.tenant, 1) > 0):
                 self._firsts[name] = entry
                 return
             heappop(heads)
@@ -219,5 +210,5 @@ class ReadyQueue:
 
 def _drop_dead(heap: list[Entry]) -> None:
     """Down to the first that is live."""
-    while heap and heap[0][-1].ticket != heap[0][-2]:
+    while heap and heap[0][3].ticket != heap[0][2]:
         heappop(heap)

@@ -105,18 +105,10 @@ class Scheduler(Controls):
     def next_dispatch(self, now: float) -> Request | None:
         """The next request to start, on its ``replica``; it is running from now on. Call until None."""
         slots = self.slots
-        replica = slots.only
-        if replica is None:
-            if slots.handout:
-                return slots.handout.popleft()
-            replica = slots.pick()
-        if (
-            replica is None
-            or replica.running >= replica.room
-            or self.paused
-            or (self._limited and self._at_limit())
-        ):
-            slots.waiting_since_s = None  # no micro-batch waits to fill
+        if slots.batch is not None:
+            return self._next_of_batch(slots.batch, now)
+        replica = slots.only or slots.freest()
+        if replica.running >= replica.room or self.paused or (self._limited and self._at_limit()):
             return None
         waiting = self.waiting
         if waiting.suspects:
@@ -124,8 +116,6 @@ class Scheduler(Controls):
         queue = waiting.queue
         if queue.lapses:
             queue.lapse(now)
-        if slots.batch is not None:
-            return self._dispatch_batch(slots.batch, replica, now)
         if slots.max_inflight_tokens is not None:
             head = queue.peek()
             if head is not None and not slots.fits(head, replica):
@@ -142,8 +132,19 @@ class Scheduler(Controls):
         limit = self.limits.max_in_flight
         return limit is not None and self.books.totals.in_flight >= limit
 
-    def _dispatch_batch(self, full: MicroBatch, replica: Replica, now: float) -> Request | None:
+    def _next_of_batch(self, full: MicroBatch, now: float) -> Request | None:
+        """The next of the micro-batch that is being handed out, or the first of another."""
         slots, queue, totals = self.slots, self.waiting.queue, self.books.totals
+        if slots.handout:
+            return slots.handout.popleft()
+        replica = slots.idle()
+        if replica is None or self.paused or (self._limited and self._at_limit()):
+            slots.waiting_since_s = None  # no micro-batch waits to fill
+            return None
+        if self.waiting.suspects:
+            return self._dispatch_suspect(replica, now)
+        if queue.lapses:
+            queue.lapse(now)
         if not slots.batch_closes(totals.queued, now):
             return None
         limit = self.limits.max_in_flight

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from math import inf
 from random import Random
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from scheduler.core.orderings import Fifo
-from scheduler.core.policy import Key, Policy
+from scheduler.core.policy import Entry, Key, Policy
 from scheduler.core.types import TIER_RANK, Request, Tenant
 
 
@@ -37,7 +37,7 @@ class Sharing(Policy):
     def key(self, request: Request) -> Key:
         return self.inside.key(request)
 
-    def lapsed(self, entry: tuple[Any, ...], now: float) -> bool:
+    def lapsed(self, entry: Entry, now: float) -> bool:
         return self.inside.lapsed(entry, now)
 
     def params(self) -> dict[str, float]:
@@ -57,7 +57,7 @@ class StrictTiers(Sharing):
     def group(self, request: Request) -> str:
         return request.tier
 
-    def choose(self, heads: Mapping[str, tuple[Any, ...]]) -> str:
+    def choose(self, heads: Mapping[str, Entry]) -> str:
         return min(heads, key=TIER_RANK.__getitem__)
 
 
@@ -81,7 +81,7 @@ class Weighted(Sharing):
             turn = (turn + 1) % len(TURNS)
         return turn
 
-    def choose(self, heads: Mapping[str, tuple[Any, ...]]) -> str:
+    def choose(self, heads: Mapping[str, Entry]) -> str:
         return TURNS[self._next_turn(heads)]
 
     def on_dispatch(self, request: Request, cost: float) -> None:
@@ -115,7 +115,7 @@ class Fair(Sharing):
     def group(self, request: Request) -> str:
         return request.tenant
 
-    def choose(self, heads: Mapping[str, tuple[Any, ...]]) -> str:
+    def choose(self, heads: Mapping[str, Entry]) -> str:
         counters = self.counters
         return min(heads, key=lambda name: (counters[name], heads[name]))
 
@@ -164,7 +164,7 @@ class Lottery(Sharing):
     def group(self, request: Request) -> str:
         return request.tenant
 
-    def choose(self, heads: Mapping[str, tuple[Any, ...]]) -> str:
+    def choose(self, heads: Mapping[str, Entry]) -> str:
         names = sorted(heads)
         tenants = self.tenants
         sums = list(accumulate(tenants[name].weight if name in tenants else 1.0 for name in names))

@@ -43,8 +43,8 @@ class Slots:
         max_inflight_tokens: float | None = None,
     ) -> None:
         self.replicas = [Replica(index, capacity, capacity) for index, capacity in enumerate(capacities)]
-        # The one to look at under continuous dispatch on one replica, the case that has to be fast.
-        self.only = self.replicas[0] if len(self.replicas) == 1 and batch is None else None
+        # Where there is but one, nobody has to look for the freest.
+        self.only = self.replicas[0] if len(self.replicas) == 1 else None
         self.batch = batch
         self.max_inflight_tokens = max_inflight_tokens  # on each replica
         self.batches = 0
@@ -55,11 +55,13 @@ class Slots:
     def capacity(self) -> int:
         return sum(replica.capacity for replica in self.replicas)
 
-    def pick(self) -> Replica | None:
-        """The replica with the most free slots, which may be none; for a micro-batch an idle one."""
-        if self.batch is not None:
-            return next((replica for replica in self.replicas if replica.room and not replica.running), None)
+    def freest(self) -> Replica:
+        """The replica with the most free slots, which may be none."""
         return max(self.replicas, key=lambda replica: replica.room - replica.running)
+
+    def idle(self) -> Replica | None:
+        """A replica for a micro-batch."""
+        return next((replica for replica in self.replicas if replica.room and not replica.running), None)
 
     def fits(self, request: Request, replica: Replica) -> bool:
         """Whether its prompt and upper estimate can be reserved; alone anything may run."""
@@ -82,7 +84,7 @@ class Slots:
         replica.running -= 1
         if self.max_inflight_tokens is not None:
             replica.reserved_tokens -= request.prompt_tokens + request.estimate.upper
-        if replica.alone is request:
+        if replica.alone is not None:
             replica.alone, replica.room = None, replica.capacity
         return replica
 

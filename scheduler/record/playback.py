@@ -174,11 +174,11 @@ class Playback:
     def _move(self, request: Request, state: State) -> None:
         """From the queue into flight, back, or out."""
         tenant: TenantBooks = self.books.tenants[request.tenant]
-        for load in (self.books.totals, tenant):
-            queued = (state is State.QUEUED) - (request.state is State.QUEUED)
-            load.queued += queued
-            load.queued_tokens += queued * request.cost
-            load.in_flight += (state is State.RUNNING) - (request.state is State.RUNNING)
+        queued = (state is State.QUEUED) - (request.state is State.QUEUED)
+        self.books.totals.queued += queued
+        tenant.queued += queued
+        tenant.queued_tokens += queued * request.cost
+        tenant.in_flight += (state is State.RUNNING) - (request.state is State.RUNNING)
         request.state = state
 
 
