@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scheduler.core.estimate import Given
-from scheduler.core.types import Request
+from scheduler.core.types import Limits, Request
 from scheduler.live.run import LiveRun
 from scheduler.load.scenario import Scenario
 from scheduler.plan import Plan, make_plan
@@ -59,6 +59,35 @@ async def test_the_same_dispatch_order(policy: str, tmp_path: Path) -> None:
     kinds = [event["e"] for event in events(folder)]
     assert {"rejected", "aborting", "cancelled"} <= set(kinds)
     assert check(folder) == Redone(kinds.count("dispatched"))
+
+
+@pytest.mark.parametrize("policy", ["fifo", "weighted", "packed"])
+@pytest.mark.parametrize("size", [4, 24])
+async def test_the_same_micro_batches(policy: str, size: int, tmp_path: Path) -> None:
+    made = plan(policy, dispatch={"microbatch": {"size": size, "wait": "300ms"}})
+    folder = await record(made, tmp_path / "run")
+    kinds = [event["e"] for event in events(folder)]
+    assert {"aborting", "cancelled"} <= set(kinds)
+    assert check(folder) == Redone(kinds.count("dispatched"))
+    other = again(plan("sjf", dispatch={"microbatch": {"size": size, "wait": "300ms"}}), folder)
+    assert "the run dispatched" in other.difference
+
+
+async def test_through_changes_of_tenants_and_limits(tmp_path: Path) -> None:
+    made = plan("fair", timeline=({"at": "2s", "tenant": {"name": "blue", "weight": 9, "max_queued": 2}},))
+    run = LiveRun(made, out=tmp_path / "run")
+    await run.start()
+    run.clock.call_at(4.0, lambda: run.scheduler.set_limits(Limits(max_in_flight=5), run.clock.now()))
+    await run.session.drained.wait()
+    await run.stop()
+    kinds = [event["e"] for event in events(tmp_path / "run")]
+    assert check(tmp_path / "run") == Redone(kinds.count("dispatched"))
+    for kind, other in (("tenant", {"weight": 1}), ("limits", {"limits": {}})):
+        lines = [line | other if line["e"] == kind else line for line in events(tmp_path / "run")]
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "run.json").write_text((tmp_path / "run" / "run.json").read_text())
+        (tmp_path / kind / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert check(tmp_path / kind).difference, kind
 
 
 async def test_with_tokens_reserved_by_the_upper_estimate(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ The Scheduler's state lives here, too; ``scheduler.py`` adds what happens to req
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from math import inf
 from typing import Any
 
@@ -116,7 +117,7 @@ class Controls:
         """Change the overall limits; what already waits stays."""
         self.limits = limits
         self._limited = limits != Limits()
-        self._tell(now, Kind.LIMITS, {"by": by})
+        self._tell(now, Kind.LIMITS, {"limits": asdict(limits), "by": by})
 
     def add_tenant(self, tenant: Tenant) -> None:
         """A new tenant, from now on. Raises DuplicateTenant."""
@@ -132,7 +133,8 @@ class Controls:
         books = self.books.set_tenant(tenant)
         limit = tenant.limits.max_in_flight
         self.waiting.set_room(tenant.name, None if limit is None else limit - books.in_flight)
-        self._tell(now, Kind.TENANT, {"tenant": tenant.name, "weight": tenant.weight, "by": by})
+        detail = {"tenant": tenant.name, "weight": tenant.weight, "limits": asdict(tenant.limits), "by": by}
+        self._tell(now, Kind.TENANT, detail)
 
     def pause(self, now: float, *, by: str = "") -> None:
         """Dispatch nothing more; what runs goes on."""

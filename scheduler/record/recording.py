@@ -8,11 +8,11 @@ from __future__ import annotations
 import csv
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import floor, inf, nan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from scheduler.core.events import Kind
 from scheduler.core.types import ENDED, Estimate, Limits, Slo, State, Tenant
@@ -22,6 +22,8 @@ ENDINGS: Mapping[Kind, State] = {Kind(state.value): state for state in ENDED}
 _OF_REQUESTS = {*ENDINGS, Kind.QUEUED, Kind.DISPATCHED, Kind.FIRST_TOKEN, Kind.ABORTING, Kind.RETRIED}
 # int() of an infinity overflows; lines nested a thousand deep do, too, in their way.
 MALFORMED = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
+
+T = TypeVar("T")
 
 
 class Step(NamedTuple):
@@ -59,6 +61,18 @@ class Recording:
 
 def read_recording(folder: Path) -> Recording:
     """Raises FolderError, with the file and the line."""
+    document, tenants = read_document(folder)
+    steps = list(read_log(folder, _step))
+    steps += list(_tokens(steps))
+    # Stable: lines of one instant keep their order; a request's last tokens come before its end.
+    steps.sort(key=lambda step: (step.at_s, step.kind is not None))
+    return Recording(
+        folder.name, document, tenants, tuple(steps), tuple(_telemetry(folder / "telemetry.csv"))
+    )
+
+
+def read_document(folder: Path) -> tuple[dict[str, Any], tuple[Tenant, ...]]:
+    """run.json, and the tenants that it names. Raises FolderError."""
     document_file = folder / "run.json"
     if not document_file.is_file():
         raise FolderError(
@@ -71,23 +85,23 @@ def read_recording(folder: Path) -> Recording:
         tenants = tuple(_tenant(name, told) for name, told in document.get("tenants", {}).items())
     except (OSError, AttributeError, *MALFORMED) as error:
         raise FolderError(f"{document_file}: not a run document: {error!r:.200}") from error
-    steps: list[Step] = []
-    log_file = folder / "events.jsonl"
+    return document, tenants
+
+
+def read_log(folder: Path, read: Callable[[Mapping[str, Any]], T]) -> Iterator[T]:
+    """What ``read`` makes of each line of events.jsonl, one after the other. Raises FolderError, naming the line
+    that ``read`` cannot take (MALFORMED).
+    """
+    log_file, number = folder / "events.jsonl", 1
     try:
         with open(log_file, encoding="utf-8") as log:
             for line in log:
-                steps.append(_step(_json(line)))
+                yield read(_json(line))
+                number += 1
     except OSError as error:
         raise FolderError(f"{log_file}: {error.strerror}") from error
     except MALFORMED as error:
-        where = f"{log_file}:{len(steps) + 1}"
-        raise FolderError(f"{where}: not a line of an event log: {error!r:.200}") from error
-    steps += list(_tokens(steps))
-    # Stable: lines of one instant keep their order; a request's last tokens come before its end.
-    steps.sort(key=lambda step: (step.at_s, step.kind is not None))
-    return Recording(
-        folder.name, document, tenants, tuple(steps), tuple(_telemetry(folder / "telemetry.csv"))
-    )
+        raise FolderError(f"{log_file}:{number}: not a line of an event log: {error!r:.200}") from error
 
 
 def _whole(digits: str) -> int:

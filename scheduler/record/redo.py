@@ -1,19 +1,20 @@
 """A recorded run's decisions, made again: the inputs of its log, at their times, through a fresh Scheduler.
 
 The log says what came in (arrivals with their estimates, cancels, what the engine finished and when, swaps,
-pauses, crashes) and what was decided (rejections, dispatches). The inputs are given to a Scheduler in the
-order of the log; wherever the run dispatched, the Scheduler is asked for all that it would, and must name the
-same requests in the same order. Times are the log's own, so the engine of the run may be a real one.
+pauses, crashes, new limits) and what was decided (rejections, dispatches). The inputs are given to a
+Scheduler in the order of the log; wherever the run dispatched, the Scheduler is asked for all that it would,
+and must name the same requests in the same order. Times are the log's own, so the engine of the run may be a
+real one.
 
 ``driftsched replay DIR --check`` is this.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ from scheduler.core.events import Kind
 from scheduler.core.lifecycle import SchedulerError, UnknownTenant
 from scheduler.core.policies import Policy, policy_from
 from scheduler.core.scheduler import Scheduler
-from scheduler.core.types import Estimate, Limits, Outcome, Request
-from scheduler.record.recording import MALFORMED, Recording, read_recording
+from scheduler.core.slots import MicroBatch
+from scheduler.core.types import Estimate, Limits, Outcome, Request, Tenant
+from scheduler.record.recording import MALFORMED, read_document, read_log
 
 _EVERYTHING = 1 << 62
-_MICROBATCHES = "micro-batches close by a timer, which is not in the log"
 
 
 class NotRedoable(Exception):
@@ -46,11 +47,9 @@ def check(folder: Path) -> Redone:
 
     Raises FolderError, NotRedoable.
     """
-    recording = read_recording(folder)
-    if recording.document.get("dispatch") != "continuous":
-        raise NotRedoable(_MICROBATCHES)
+    document, tenants = read_document(folder)
     try:
-        scheduler = _scheduler(recording)
+        scheduler = _scheduler(document, tenants)
     except MALFORMED as error:
         raise NotRedoable(
             f"its run.json does not hold all that its decisions hung on: {error!r:.200}"
@@ -58,14 +57,15 @@ def check(folder: Path) -> Redone:
     return redo(folder, scheduler)
 
 
-def _scheduler(recording: Recording) -> Scheduler:
+def _scheduler(told: Mapping[str, Any], tenants: tuple[Tenant, ...]) -> Scheduler:
     """A new one as the run's was."""
-    told = recording.document
+    micro = re.match(r"microbatch (\d+)/", told["dispatch"])
     return Scheduler(
         policy_from(told["policy"]),
         Given(),
-        recording.tenants,
+        tenants,
         capacities=(told["capacity"],),
+        batch=None if micro is None else MicroBatch(int(micro[1])),
         limits=Limits(**told["limits"]),
         max_inflight_tokens=told["max_inflight_tokens"],
         max_model_len=told["max_model_len"],
@@ -75,40 +75,29 @@ def _scheduler(recording: Recording) -> Scheduler:
 def redo(folder: Path, scheduler: Scheduler) -> Redone:
     """``scheduler`` is a new one as the run's was, with ``core.estimate.Given`` for its estimator.
 
-    Raises NotRedoable, OSError.
+    Raises FolderError, NotRedoable.
     """
-    if scheduler.slots.batch is not None:
-        raise NotRedoable(_MICROBATCHES)
-    with (folder / "events.jsonl").open(encoding="utf-8") as lines:
-        return _Redo(scheduler).play([json.loads(line) for line in lines])
+    # request id -> tokens of its prompt and its answer as the engine counted them: its last line has them
+    counted = dict(filter(None, read_log(folder, _counted)))
+    return _Redo(scheduler, counted).play(folder)
 
 
-@contextmanager
-def _line(number: int) -> Iterator[None]:
-    """Raises NotRedoable for a line that does not hold what it must."""
-    try:
-        yield
-    except MALFORMED as error:
-        raise NotRedoable(f"events.jsonl:{number}: {error!r:.200}") from error
+def _counted(event: Mapping[str, Any]) -> tuple[str, tuple[int, int]] | None:
+    if "finish" not in event:
+        return None
+    return event["id"], (int(event["prompt_tokens"]), int(event["output_tokens"]))
 
 
 class _Redo:
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, counted: Mapping[str, tuple[int, int]]) -> None:
         self._scheduler = scheduler
-        # request id -> tokens of its prompt and its answer as the engine counted them: its last line has them
-        self._counted: dict[str, tuple[int, int]] = {}
+        self._counted = counted
         self._expected: list[str] = []  # dispatched one after the other, the last of them at ...
         self._at_s = 0.0
         self._dispatched = 0
 
-    def play(self, events: Sequence[Mapping[str, Any]]) -> Redone:
-        for number, event in enumerate(events, 1):
-            with _line(number):
-                if "finish" in event:
-                    self._counted[event["id"]] = int(event["prompt_tokens"]), int(event["output_tokens"])
-        for number, event in enumerate(events, 1):
-            with _line(number):
-                difference = self._follow(event)
+    def play(self, folder: Path) -> Redone:
+        for difference in read_log(folder, self._follow):
             if difference:
                 return Redone(self._dispatched, difference)
         return Redone(self._dispatched, self._decide())
@@ -134,6 +123,9 @@ class _Redo:
             return ""
         at_s, expected, self._expected = self._at_s, self._expected, []
         decided: list[str] = []
+        slots = self._scheduler.slots
+        if slots.batch is not None:
+            slots.waiting_since_s = -inf  # what closed it, a full batch or a timer, is the run's affair
         while (request := self._scheduler.next_dispatch(at_s)) is not None:
             decided.append(request.id)
         for logged, redone in zip(expected, decided, strict=False):
@@ -176,7 +168,12 @@ class _Redo:
                 scheduler.on_engine_lost(event.get("replica", 0), now)
             case Kind.ENGINE if event["what"] in ("started", "restarted"):
                 scheduler.on_engine_up(event.get("replica", 0))
-            case Kind.TENANT | Kind.LIMITS | Kind.ESTIMATOR as kind:
+            case Kind.TENANT if "limits" in event:
+                tenant = scheduler.books.tenant(event["tenant"]).config
+                scheduler.set_tenant(tenant.changed(event["weight"], Limits(**event["limits"])), now)
+            case Kind.LIMITS if "limits" in event:
+                scheduler.set_limits(Limits(**event["limits"]), now)
+            case Kind.ESTIMATOR | Kind.TENANT | Kind.LIMITS as kind:  # the last two by an earlier version
                 raise NotRedoable(f"at {now:.6f} s the {kind} was changed; the log does not say to what")
         return ""
 
