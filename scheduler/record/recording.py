@@ -62,7 +62,7 @@ class Recording:
 def read_recording(folder: Path) -> Recording:
     """Raises FolderError, with the file and the line."""
     document, tenants = read_document(folder)
-    steps = list(read_log(folder, _step))
+    steps = list(read_log(folder, as_step))
     steps += list(_tokens(steps))
     # Stable: lines of one instant keep their order; a request's last tokens come before its end.
     steps.sort(key=lambda step: (step.at_s, step.kind is not None))
@@ -89,8 +89,9 @@ def read_document(folder: Path) -> tuple[dict[str, Any], tuple[Tenant, ...]]:
 
 
 def read_log(folder: Path, read: Callable[[Mapping[str, Any]], T]) -> Iterator[T]:
-    """What ``read`` makes of each line of events.jsonl, one after the other. Raises FolderError, naming the line
-    that ``read`` cannot take (MALFORMED).
+    """What ``read`` makes of each line of events.jsonl, one after the other.
+
+    Raises FolderError, with the number of the line for which ``read`` raises one of MALFORMED.
     """
     log_file, number = folder / "events.jsonl", 1
     try:
@@ -143,8 +144,8 @@ def _tenant(name: str, told: Mapping[str, Any]) -> Tenant:
     return Tenant(name, str(told["tier"]), float(told["weight"]), Slo(**slo), Limits(**told["limits"]))
 
 
-def _step(line: Mapping[str, Any]) -> Step:
-    """Raises one of MALFORMED."""
+def as_step(line: Mapping[str, Any]) -> Step:
+    """Raises one of MALFORMED for what no log holds."""
     at_s, kind, request_id = _seconds(line["t"]), Kind(line["e"]), line.get("id", "")
     if not isinstance(request_id, str) or (kind in _OF_REQUESTS and not request_id):
         raise ValueError(f"{request_id!r:.40} is no request's id")

@@ -25,7 +25,7 @@ from scheduler.core.policies import Policy, policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.slots import MicroBatch
 from scheduler.core.types import Estimate, Limits, Outcome, Request, Tenant
-from scheduler.record.recording import MALFORMED, read_document, read_log
+from scheduler.record.recording import MALFORMED, as_step, read_document, read_log
 
 _EVERYTHING = 1 << 62
 
@@ -83,6 +83,7 @@ def redo(folder: Path, scheduler: Scheduler) -> Redone:
 
 
 def _counted(event: Mapping[str, Any]) -> tuple[str, tuple[int, int]] | None:
+    as_step(event)  # every line is looked at before the first decision
     if "finish" not in event:
         return None
     return event["id"], (int(event["prompt_tokens"]), int(event["output_tokens"]))
