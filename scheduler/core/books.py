@@ -1,6 +1,6 @@
 """The books: what is queued, in flight and ended, of each tenant and overall.
 
-submitted = queued + in flight + ended holds for each tenant and in all after every call; ``check`` proves it.
+What was submitted and neither waits nor has ended is in flight: ``check`` proves that it is.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ class TenantBooks:
     limited: bool  # whether its limits bound anything at all
     queued: int = 0
     queued_tokens: float = 0.0  # estimated cost
-    in_flight: int = 0
     submitted: int = 0
     retried: int = 0
     ended: dict[State, int] = field(default_factory=lambda: dict.fromkeys(sorted(ENDED), 0))
@@ -49,6 +48,10 @@ class TenantBooks:
     backlogged_since_s: float | None = None
     backlogged_s: float = 0.0  # time with something queued; closed intervals only
     served_by_weight: float = 0.0  # cost of requests dispatched out of a backlog, over the weight then
+
+    @property
+    def in_flight(self) -> int:
+        return self.submitted - self.queued - sum(self.ended.values())
 
     def backlogged_until(self, now: float) -> float:
         """Seconds with something queued, up to ``now``."""
@@ -114,25 +117,21 @@ class Books:
         tenant.queued += 1
         tenant.queued_tokens += request.cost
 
-    def dispatched(self, request: Request, now: float) -> bool:
-        """From the queue into flight; returns whether its tenant has more waiting."""
+    def dequeued(self, request: Request, now: float) -> bool:
+        """It waits no longer; returns whether its tenant has more waiting."""
         tenant = self.tenants[request.tenant]
         self.totals.queued -= 1
-        tenant.in_flight += 1
         tenant.queued_tokens -= request.cost
         tenant.queued = queued = tenant.queued - 1
-        if not queued and tenant.backlogged_since_s is not None:
+        if queued:
+            return True
+        if tenant.backlogged_since_s is not None:
             tenant.backlogged_s += now - tenant.backlogged_since_s
             tenant.backlogged_since_s = None
-        return queued > 0
+        return False
 
-    def freed(self, tenant: TenantBooks) -> None:
-        """One of its requests is in flight no longer."""
-        tenant.in_flight -= 1
-
-    def settled(self, request: Request, tenant: TenantBooks) -> float:
-        """It is in flight no longer, and was served; returns its cost in tokens, by what was generated."""
-        tenant.in_flight -= 1
+    def served(self, request: Request, tenant: TenantBooks) -> float:
+        """Its stream is over; returns its cost in tokens, by what was generated."""
         weights = self.cost
         cost = weights.prompt_weight * request.prompt_tokens + weights.output_weight * request.output_tokens
         if request.backlogged:
@@ -164,7 +163,6 @@ class Books:
         for name, books in self.tenants.items():
             mine = [r for r in everything if r.tenant == name]
             self._check(books, mine)
-            assert books.submitted == len(mine) + sum(books.ended.values()), name
         self._check(self.totals, everything)
 
     def _check(self, load: Load, active: Sequence[Request]) -> None:

@@ -63,8 +63,8 @@ def input_factor(input_tokens: int) -> float:
 _KEPT_PROMPTS, _KEPT_CHARS = 4096, 2000
 
 
-class _Readings(dict[str, T]):
-    """What was read of prompts that came before, the short ones; a hit costs one look-up in C."""
+class Readings(dict[str, T]):
+    """What was read of a prompt; of short ones it is kept. A hit costs one look-up in C."""
 
     def __init__(self, read: Callable[[str], T]) -> None:
         self._read = read
@@ -80,7 +80,7 @@ class _Readings(dict[str, T]):
 
 def reading_once(read: Callable[[str], T]) -> Callable[[str], T]:
     """The same function of a prompt, which reads short, repeated ones (a load's templates) once."""
-    return _Readings(read).__getitem__
+    return Readings(read).__getitem__
 
 
 def prompt_reader(count: Counter) -> Callable[[str], tuple[str, int]]:
@@ -132,7 +132,7 @@ class PaperEstimator:
     ) -> None:
         self.calibrate = calibrate
         self.faithful = faithful
-        self._read = reading_once(lambda prompt: self._formula(classify(prompt), counter(prompt)))
+        self._formulas = Readings(lambda prompt: self._formula(classify(prompt), counter(prompt)))
         self._bias = dict.fromkeys(CATEGORIES, 1.0)
 
     @property
@@ -142,7 +142,7 @@ class PaperEstimator:
     def estimate(self, request: Request) -> Estimate:
         """O(prompt length); a request without a prompt (a trace) goes by its own label and count."""
         if request.prompt:
-            formula = self._read(request.prompt)
+            formula = self._formulas[request.prompt]
         else:
             formula = self._formula(request.category or "short_qa", request.prompt_tokens)
         category, input_tokens, base, factor, uncorrected = formula
@@ -165,9 +165,9 @@ class PaperEstimator:
         )
 
     @staticmethod
-    def _formula(category: str, input_tokens: int) -> tuple[str, int, int, float, int]:
+    def _formula(category: str, input_tokens: int) -> tuple[str, int, float, float, int]:
         """What an estimate is made of, whoever asks and whatever was learned."""
-        base, factor = BASE_TOKENS[category], input_factor(input_tokens)
+        base, factor = float(BASE_TOKENS[category]), input_factor(input_tokens)
         return category, input_tokens, base, factor, int(base * factor)
 
     def observe(self, request: Request, outcome: Outcome) -> None:

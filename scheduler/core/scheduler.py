@@ -130,11 +130,11 @@ class Scheduler(Controls):
 
     def _at_limit(self) -> bool:
         limit = self.limits.max_in_flight
-        return limit is not None and self.books.totals.in_flight >= limit
+        return limit is not None and self.in_flight >= limit
 
     def _next_of_batch(self, full: MicroBatch, now: float) -> Request | None:
         """The next of the micro-batch that is being handed out, or the first of another."""
-        slots, queue, totals = self.slots, self.waiting.queue, self.books.totals
+        slots, queue = self.slots, self.waiting.queue
         if slots.handout:
             return slots.handout.popleft()
         replica = slots.idle()
@@ -145,10 +145,10 @@ class Scheduler(Controls):
             return self._dispatch_suspect(replica, now)
         if queue.lapses:
             queue.lapse(now)
-        if not slots.batch_closes(totals.queued, now):
+        if not slots.batch_closes(self.books.totals.queued, now):
             return None
         limit = self.limits.max_in_flight
-        size = min(full.size, replica.room, inf if limit is None else limit - totals.in_flight)
+        size = min(full.size, replica.room, inf if limit is None else limit - self.in_flight)
         batch = []
         for request in queue.policy.take(queue, int(size)):
             self._start(request, replica, now)
@@ -162,7 +162,7 @@ class Scheduler(Controls):
     def _dispatch_suspect(self, replica: Replica, now: float) -> Request | None:
         """A request that was aboard two crashes runs by itself, so that it can take nobody with it."""
         self.slots.waiting_since_s = None
-        if self.books.totals.in_flight:
+        if self.in_flight:
             return None
         request = self.waiting.pop_suspect()
         self.slots.isolate(request, replica)
@@ -177,7 +177,7 @@ class Scheduler(Controls):
             waiting.swap.queue.forget(request)
         if waiting.room:
             waiting.take_room(request.tenant)
-        request.backlogged = self.books.dispatched(request, now)
+        request.backlogged = self.books.dequeued(request, now)
         request.state = RUNNING  # what holds a place in the queue was queued
         self._dispatches += 1
         if not request.attempts:
@@ -256,13 +256,14 @@ class Scheduler(Controls):
         tenant = books.tenants[name]
         if waiting.room:
             waiting.give_room(name)
-        cost = books.settled(request, tenant)
+        cost = books.served(request, tenant)
         if waiting.queue.charges:
             waiting.queue.policy.on_settle(request, cost - request.charged)
         request.charged = cost
         request.state = state  # it was aborting or running, as found above
         estimator, category = self.estimator, request.estimate.category
-        request.bias_before = estimator.bias(name, category)
+        if self._emit is not None:  # only the log tells it
+            request.bias_before = estimator.bias(name, category)
         estimator.observe(request, outcome)
         request.bias_after = estimator.bias(name, category)
         if self.metrics is not None:
@@ -310,8 +311,7 @@ class Scheduler(Controls):
         tenant = self.books.tenants[request.tenant]
         move(request, state)
         self.waiting.remove(request)
-        self.books.dispatched(request, now)  # in the books it passes through flight
-        self.books.freed(tenant)
+        self.books.dequeued(request, now)
         if request.charged:  # it ran on an engine that was lost
             self.policy.on_settle(request, -request.charged)
             request.charged = 0.0
@@ -338,7 +338,6 @@ class Scheduler(Controls):
 
     def _retry(self, request: Request, now: float) -> None:
         tenant = self.books.tenants[request.tenant]
-        self.books.freed(tenant)
         self.waiting.give_room(request.tenant)
         if request.attempts == 1:  # counted once, however often it is tried
             tenant.retried += 1
@@ -364,6 +363,11 @@ class Scheduler(Controls):
     def idle(self) -> bool:
         """Nothing queued, nothing in flight."""
         return not self._active
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were dispatched and have not ended."""
+        return len(self._active) - self.books.totals.queued
 
     def get(self, request_id: str) -> Request | None:
         """The queued or running request of this id."""

@@ -126,7 +126,7 @@ class Request:
     reason: str = ""  # why it was rejected or failed
     attempts: int = 0  # times handed to an engine
     # Learned multiplier in force at the end, before and after learning from this request.
-    bias_before: float = 1.0
+    bias_before: float = 1.0  # 1 where no events are told
     bias_after: float = 1.0
     # Token gaps (ITL) as {bucket: count}, see metrics.gap_bucket; a histogram, not a list.
     gaps: dict[int, int] | None = None

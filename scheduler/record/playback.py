@@ -172,13 +172,12 @@ class Playback:
             self.metrics.on_observed(request, self.estimator)
 
     def _move(self, request: Request, state: State) -> None:
-        """From the queue into flight, back, or out."""
+        """Into the queue or out of it."""
         tenant: TenantBooks = self.books.tenants[request.tenant]
         queued = (state is State.QUEUED) - (request.state is State.QUEUED)
         self.books.totals.queued += queued
         tenant.queued += queued
         tenant.queued_tokens += queued * request.cost
-        tenant.in_flight += (state is State.RUNNING) - (request.state is State.RUNNING)
         request.state = state
 
 
