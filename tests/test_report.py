@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from scheduler.bench.experiment import Cell, run_cell
 from scheduler.cli import main
 from scheduler.load.scenario import load_scenario
 from scheduler.plan import make_plan
-from scheduler.record.folders import FolderError, read_folders
+from scheduler.record.folders import FolderError, Row, RunFolder, read_folders
 from scheduler.virtual import VirtualRun
 
 pytest.importorskip("matplotlib", reason="the `report` extra is not installed")
+from scheduler.record.figures import INK, _one_per_policy
 
 HOSTILE = """
 name: hostile
@@ -66,14 +68,14 @@ def test_one_page_with_every_figure_and_nothing_to_fetch(
     assert page.links
     assert all(link.startswith(("#", "data:")) for link in page.links)
     assert "@import" not in text
-    assert "#123456" not in text
+    assert INK not in text
     assert "prefers-color-scheme:dark" in text
     assert text.count("driftsched bench paper --paper-faithful --out DIR") >= 7
     names = {path.name for path in figures.iterdir()}
     assert {"figure-9-latency.png", "figure-9-latency.svg"} <= names
     assert len(names) == 14
     assert (figures / "figure-9-latency.png").read_bytes().startswith(b"\x89PNG")
-    assert "#123456" not in (figures / "figure-9-latency.svg").read_text(encoding="utf-8")
+    assert INK in (figures / "figure-9-latency.svg").read_text(encoding="utf-8")
 
 
 def test_hostile_tenant_names_are_shown_and_do_nothing(tmp_path: Path) -> None:
@@ -112,3 +114,24 @@ def test_a_folder_that_is_not_whole(
         read_folders([tmp_path])
     assert main(["report", str(tmp_path / "nowhere")]) == 2
     assert "no run.json" in capsys.readouterr().err
+
+
+def test_each_folder_once_under_a_name_that_tells_it_apart(folder: Path, tmp_path: Path) -> None:
+    one, two, *_ = sorted(folder.iterdir())
+    for place, source in (("a", one), ("b", two)):
+        shutil.copytree(source, tmp_path / place / "run")
+    given = [folder, one, tmp_path / "a", tmp_path / "b" / "run"]
+    names = [run.name for run in read_folders(given)]
+    assert names[-2:] == [str(tmp_path / place / "run") for place in ("a", "b")]
+    assert names[:-2] == sorted(path.name for path in folder.iterdir())
+
+
+def test_figures_show_the_regime_that_has_more_policies() -> None:
+    def ran(policy: str, dispatch: str) -> RunFolder:
+        row = Row("acme", "premium", "", "short_qa", 1.0, 1.0, 1.0, 9.0, 9, 5.0, 1.0)
+        return RunFolder(policy, {"policy": policy, "dispatch": dispatch}, [row], [], [])
+
+    micro = [ran(policy, "microbatch 32/10ms") for policy in ("sjf", "fifo")]
+    continuous = [ran(policy, "continuous") for policy in ("sjf", "fair", "fifo")]
+    assert _one_per_policy([*continuous[:2], *micro]) == micro[::-1]
+    assert [run.policy for run in _one_per_policy([*micro, *continuous])] == ["fifo", "sjf", "fair"]

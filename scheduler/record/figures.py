@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from scheduler.core.types import CATEGORIES, RUNTIME_CLASSES, TIERS
 from scheduler.record.folders import RunFolder
 
-INK = "#123456"  # stands for currentColor
+INK = "#000001"  # as good as black, and stands for currentColor
 COLOURS = ("#3b8ee0", "#e0812b", "#3aa657", "#c8559f", "#8b7cd8")  # readable on white and on near-black
 _STYLE: Any = {  # Any: matplotlib types the keys as literals
     "font.size": 9,
@@ -54,15 +54,7 @@ class Picture:
 
     def file(self, kind: str) -> bytes:
         """``svg`` or ``png``, black on white."""
-        data = self._save(kind, facecolor="white") if kind == "svg" else self._save_black_png()
-        return data.replace(INK.encode(), b"#000000") if kind == "svg" else data
-
-    def _save_black_png(self) -> bytes:
-        for item in self.figure.findobj(lambda artist: hasattr(artist, "set_color")):
-            colour = getattr(item, "get_color", lambda: None)()
-            if isinstance(colour, str) and colour == INK:
-                item.set_color("black")  # type: ignore[attr-defined]
-        return self._save("png", facecolor="white", dpi=150)
+        return self._save(kind, facecolor="white", dpi=150)
 
     def _save(self, kind: str, **options: Any) -> bytes:
         data = io.BytesIO()
@@ -110,12 +102,15 @@ def plain(text: str) -> str:
 
 
 def _one_per_policy(runs: Sequence[RunFolder]) -> list[RunFolder]:
-    """The paper's regime first: micro-batches where there are any; of several runs of a policy the first."""
-    regime = [run for run in runs if run.static] or list(runs)
-    first: dict[str, RunFolder] = {}
-    for run in regime:
+    """Of the regime that has more policies, else of the paper's (micro-batches). Of several runs of a policy
+    the first.
+    """
+    static: dict[str, RunFolder] = {}
+    continuous: dict[str, RunFolder] = {}
+    for run in runs:
         if run.rows:
-            first.setdefault(run.policy, run)
+            (static if run.static else continuous).setdefault(run.policy, run)
+    first = continuous if len(continuous) > len(static) else static
     order = ("fifo", "priority", "weighted", "sjf", "aging")
 
     def place(run: RunFolder) -> tuple[int, str]:
@@ -138,6 +133,22 @@ def _figure(columns: int, height: float = 2.6, rows: int = 1) -> tuple[Figure, l
     figure = Figure(figsize=(10.0, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     return figure, list(axes.flat)
+
+
+def _same_top(axes: Sequence[Axes], bottom: float | None = None) -> None:
+    """What stands side by side is compared."""
+    top = max(ax.get_ylim()[1] for ax in axes)
+    for ax in axes:
+        ax.set_ylim(bottom, top)
+
+
+def _name_below(ax: Axes, places: Sequence[int], runs: Sequence[RunFolder]) -> None:
+    """Policies below an axis: a few in lines, many aslant."""
+    names = [plain(run.policy) for run in runs]
+    if len(names) <= 4:
+        ax.set_xticks(places, [name.replace(" ", "\n") for name in names])
+    else:
+        ax.set_xticks(places, names, rotation=25, ha="right", rotation_mode="anchor")
 
 
 def _names(runs: Sequence[RunFolder]) -> list[str]:
@@ -217,6 +228,7 @@ def _by_policy(
         draw(ax, run)
         ax.set_title(plain(run.policy))
         ax.set_xlabel("run time, s")
+    _same_top(axes[: len(shown)])
     for ax in axes[len(shown) :]:
         ax.set_axis_off()
     handles, labels = axes[0].get_legend_handles_labels()
@@ -278,14 +290,10 @@ def _latency(runs: Sequence[RunFolder]) -> Iterator[Picture]:
                 marker="_",
                 label="p99" if not index else None,
             )
-        ax.set_xticks(
-            range(len(shown)), [plain(run.policy) for run in shown], rotation=30 if len(shown) > 6 else 0
-        )
+        _name_below(ax, range(len(shown)), shown)
         ax.set_ylabel("end to end, s")
         ax.set_title(title)
-    top = max(ax.get_ylim()[1] for ax in axes)
-    for ax in axes:
-        ax.set_ylim(0, top)
+    _same_top(axes, 0.0)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6)
     used = [run for _, mine in regimes for run in mine]
@@ -349,7 +357,7 @@ def _engine_time(runs: Sequence[RunFolder]) -> Iterator[Picture]:
     )
     for index, box in enumerate(boxes["boxes"]):
         box.set_facecolor(COLOURS[index % len(COLOURS)])
-    ax.set_xticks(range(1, len(shown) + 1), [plain(run.policy) for run in shown])
+    _name_below(ax, range(1, len(shown) + 1), shown)
     ax.set_ylabel("on the engine, s")
     caption = "Dispatch to the end: box from P25 to P75, whiskers from P1 to P99."
     yield Picture("12-engine", "Figure 12: time on the engine by policy", caption, figure, _names(shown))

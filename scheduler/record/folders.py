@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +73,8 @@ class RunFolder:
 
 
 def read_folders(paths: Sequence[Path]) -> list[RunFolder]:
-    """Each path is a run folder, or holds some; in order of their names. Raises FolderError."""
-    found: list[RunFolder] = []
+    """Each path is a run folder, or holds some; in order of their names, each once. Raises FolderError."""
+    found: dict[Path, Path] = {}  # where it really is -> as it was given
     for path in paths:
         inside = (
             [path] if (path / "run.json").is_file() else sorted(p.parent for p in path.glob("*/run.json"))
@@ -82,11 +83,15 @@ def read_folders(paths: Sequence[Path]) -> list[RunFolder]:
             raise FolderError(
                 f"{path}: no run.json in it or one level below; `--out DIR` of a run writes one at its end"
             )
-        found.extend(map(read_folder, inside))
-    return found
+        found |= {folder.resolve(): folder for folder in inside}
+    names = Counter(place.name for place in found)
+    return [
+        read_folder(folder, place.name if names[place.name] == 1 else str(folder))
+        for place, folder in found.items()
+    ]
 
 
-def read_folder(path: Path) -> RunFolder:
+def read_folder(path: Path, name: str) -> RunFolder:
     """Raises FolderError."""
     try:
         document = json.loads((path / "run.json").read_text(encoding="utf-8"))
@@ -94,7 +99,7 @@ def read_folder(path: Path) -> RunFolder:
             rows = list(_rows(csv.DictReader(file)))
         with open(path / "queue_depth.csv", newline="", encoding="utf-8") as file:
             columns, *depth = csv.reader(file)
-        return RunFolder(path.name, document, rows, columns, [[float(cell) for cell in row] for row in depth])
+        return RunFolder(name, document, rows, columns, [[float(cell) for cell in row] for row in depth])
     except (OSError, ValueError, KeyError) as error:
         raise FolderError(f"{path}: not a whole run folder: {error!r:.200}") from error
 
