@@ -20,6 +20,7 @@ from scheduler.live.replay import FASTEST, ReplayFeed
 from scheduler.live.view import CommandError
 from scheduler.load.scenario import load_scenario
 from scheduler.plan import make_plan
+from scheduler.record.playback import Playback
 from scheduler.record.recording import Recording, read_recording
 from scheduler.virtual import VirtualRun
 
@@ -95,9 +96,9 @@ async def test_at_high_speed_the_charts_have_more_than_the_frames(recording: Rec
 
 def test_a_seek_shows_the_same_wherever_it_comes_from(recording: Recording) -> None:
     feeds = [ReplayFeed(recording, clock=Wall()) for _ in range(2)]
-    list(feeds[0].seek(95.0, 60.0))
+    list(feeds[0].seek(95.0, 35.0))
     for at_s in (140.0, 10.0, 95.0):
-        views = list(feeds[1].seek(at_s, 60.0))
+        views = list(feeds[1].seek(at_s, at_s - 60.0))
         assert len(views) == 240
     one, other = (feed.view().snapshot for feed in feeds)
     assert (one.now, one.counts, one.queued, one.e2e) == (other.now, other.counts, other.queued, other.e2e)
@@ -154,6 +155,21 @@ async def test_seeking_by_keys_fills_the_charts_and_the_events(recording: Record
         assert feed.position_s == recording.duration_s - 46
         assert "REPLAY HELD" in text_of(app)
         assert "×2.00" in text_of(app)
+
+
+async def test_going_on_does_not_begin_anew(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with replaying(recording) as (app, pilot, feed, wall):
+        for _ in range(60):
+            wall.now_s += 0.5
+            app.tick()
+        monkeypatch.setattr(Playback, "restart", None)
+        await pilot.press("space", "right", "right")
+        assert feed.position_s == 50.0
+        queue = app.history.buckets("queue", Grid.ending(50.0, 48.0, 48), "checkout-assistant")
+        assert np.isfinite(queue).all()
+        while feed.state != "over":  # past the end, too
+            await pilot.press("right")
+        assert feed.position_s == recording.duration_s
 
 
 async def test_the_machine_is_in_the_status_line(recording: Recording) -> None:

@@ -44,8 +44,12 @@ class ReplayScreen(MainScreen, inherit_bindings=False):
         self._go(self._feed.position_s)
 
     def _go(self, at_s: float) -> None:
-        history = History()
-        for view in self._feed.seek(at_s, WINDOWS_S[self.shown.window]):
-            history.sample(view)
-        self.drift.history = history
+        since_s, now_s = at_s - WINDOWS_S[self.shown.window], self._feed.position_s
+        if since_s < now_s < at_s:
+            self.drift.tick()  # all that led up to now is there then
+            since_s = now_s
+        else:
+            self.drift.history = History()
+        for view in self._feed.seek(at_s, since_s):
+            self.drift.history.sample(view)
         self.drift.tick()

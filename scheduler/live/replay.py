@@ -56,16 +56,16 @@ class ReplayFeed:
         self._rebase(self.position_s)
         self.speed = min(FASTEST, max(SLOWEST, speed))
 
-    def seek(self, at_s: float, lead_s: float) -> Iterator[View]:
-        """Go to an instant; gives views of the ``lead_s`` seconds before it, for who draws the past."""
+    def seek(self, at_s: float, since_s: float) -> Iterator[View]:
+        """Go to an instant; gives views of the time from ``since_s`` to it, for who draws the past."""
         at_s = min(max(0.0, at_s), self.recording.duration_s)
-        lead_s = min(at_s, lead_s)
+        since_s = min(max(0.0, since_s), at_s)
         self._rebase(at_s)
-        if at_s - lead_s < self._playback.now:
+        if since_s < self._playback.now:
             self._notices = Notices()
             self._playback.restart()
         for number in range(LEAD_VIEWS):
-            self._playback.play_to(at_s - lead_s * (1 - number / LEAD_VIEWS))
+            self._playback.play_to(since_s + (at_s - since_s) * number / LEAD_VIEWS)
             yield self._view()
         self._rebase(at_s)  # the time that it took is no time of the recording
 
