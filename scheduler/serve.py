@@ -124,7 +124,7 @@ async def serve_until(
 
 
 async def _start(run: LiveRun, gateway: Gateway, say: Callable[[str], None]) -> None:
-    """The engine, then the jobs from before. Cancelled in the middle, it leaves the rest to the next server."""
+    """The engine, then the jobs from before."""
     await run.start()
     if gateway.jobs is not None and (kept := await gateway.jobs.recover()):
         say(f"{kept} jobs from before are taken up")

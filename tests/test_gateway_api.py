@@ -134,13 +134,13 @@ async def test_the_official_client_raises_what_it_should() -> None:
         assert await refused(ACME, "word " * 40_000) == (openai.APIStatusError, "context_length_exceeded")
         assert await refused(GLOBEX) == (openai.RateLimitError, "tenant_queue_full")
         served.gateway.drain()
-        assert await refused(ACME) == (openai.InternalServerError, "draining")
+        assert await refused(ACME) == (openai.InternalServerError, "shutting_down")
 
 
 async def test_the_official_client_comes_back_when_it_was_told_to(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served.gateway.drain()
+    served.gateway.completions.draining = True
     slept = []
 
     async def sleep(seconds: float) -> None:

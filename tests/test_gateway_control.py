@@ -15,6 +15,7 @@ from gateway_kit import ACME, OPERATOR, Served, bearer, completion, serving, two
 
 from driftui.app import DriftApp
 from scheduler.core.types import Limits
+from scheduler.engines.engine import EngineLost
 from scheduler.gateway.control import Control
 from scheduler.gateway.remote import AttachError, RemoteFeed
 from scheduler.gateway.wire import WireError, notices_from_json, view_from_json, view_to_json
@@ -168,7 +169,52 @@ async def test_events_stream(served: Served) -> None:
             if b"paused by carol" in line:
                 assert json.loads(line.removeprefix(b"data: "))["kind"] == "pause"
                 break
-    await until(lambda: not served.run.notices.listeners)
+    await until(lambda: not served.gateway.control._bells)
+
+
+async def test_events_go_on_to_the_last_even_where_the_engine_dies_while_it_stops(served: Served) -> None:
+    url = f"{served.url}/control/events"
+    async with asyncio.timeout(3), served.http.get(url, headers=bearer(OPERATOR)) as answer:
+        await answer.content.readuntil(b"\n\n")
+        stop = served.run.engine.stop
+
+        async def dies() -> None:
+            served.run.session.fail(EngineLost("gone"))
+            await stop()
+
+        served.run.engine.stop = dies  # type: ignore[method-assign]
+        await served.run.stop()
+        await served.gateway.close()
+        told = (await answer.read()).decode().rstrip().splitlines()
+        assert "engine stopped for good: gone" in told[-4]
+        assert json.loads(told[-1].removeprefix("data: "))["text"] == "engine stopped"
+
+
+async def test_who_does_not_read_events_is_dropped(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scheduler.gateway.response.STALL_S", 0.05)
+    _, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rpartition(":")[2]), limit=1)
+    head = f"GET /control/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {OPERATOR}\r\n\r\n"
+    writer.write(head.encode())
+    await until(lambda: served.gateway.control._bells)
+    for _ in range(100):
+        served.run.notices.add(0.0, "scenario", "x" * 100_000)
+    await until(lambda: not served.gateway.control._bells)
+    writer.close()
+
+
+async def test_a_server_that_stops_does_not_change_its_mind(served: Served) -> None:
+    served.gateway.drain()
+    for path, body in (
+        ("/control/drain", {"draining": False}),
+        ("/control/pause", {}),
+        ("/control/scenario", {"scenario": "demo"}),
+        ("/control/burst", BURST),
+    ):
+        assert await refusal(served, path, body) == (503, "shutting_down", True), path
+    status, told, headers = await served.post("/v1/completions", completion(), ACME)
+    assert (status, told["error"]["code"]) == (503, "shutting_down")
+    assert headers["Connection"] == "close", "its next connection may find another server"
+    assert await ask(served, "POST", "/control/policy", {"policy": "sjf"}) == 200
 
 
 async def test_attached_a_run_looks_and_is_steered_as_at_home(served: Served) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from itertools import count as count_up
 from secrets import token_hex
 from typing import Any, NamedTuple
@@ -26,18 +26,15 @@ from scheduler.gateway.embedder import Embedder
 from scheduler.gateway.errors import ApiError, bad, ending, over_context, turned_away, unavailable
 from scheduler.gateway.keys import Keys
 from scheduler.gateway.params import CHAT_TOKENS, COMPLETION_TOKENS, Ask, read_ask, read_json
-from scheduler.gateway.response import event_stream, json_response
+from scheduler.gateway.response import json_response, send_events
 from scheduler.gateway.shapes import DONE, Events, whole_answer
-from scheduler.live.answer import Answer, SlowReader
+from scheduler.live.answer import Answer
 from scheduler.live.run import LiveRun
 
 PRIORITY = "X-DriftSched-Priority"
 """Header: a tier at or below the tenant's own, for this request."""
 DEADLINE = "X-DriftSched-Deadline"
 """Header: how long it may wait in the queue ("30s"); past that it ends with 429."""
-
-STALL_S = 30.0
-"""Seconds that a client may read nothing of its stream before it is dropped."""
 
 _LONG_PROMPT = 16_384  # characters; longer ones are counted in a thread
 
@@ -54,7 +51,8 @@ class Completions:
 
     def __init__(self, run: LiveRun, keys: Keys, *, model: str, count: Counter) -> None:
         """``model`` is the name that clients use; ``count`` counts a prompt's tokens."""
-        self.draining = False
+        self.draining = False  # by the operator, who may take it back
+        self.stopping = False  # for good
         self.model = model
         self.bodies = Bodies()
         self.embedder = Embedder()
@@ -112,14 +110,20 @@ class Completions:
     def check_up(self) -> None:
         """Raises ApiError 503 unless requests make sense now."""
         state = self._run.session.engine_state
-        if state == "stopping":
-            raise unavailable("the server is shutting down", "shutting_down")
+        if state == "ready" and not (self.draining or self.stopping):
+            return
+        self.check_staying()
         if self.draining:
             raise unavailable("the server accepts no new requests: it is draining", "draining")
         if state == "starting":
             raise unavailable("the engine is starting", "engine_starting")
         if state == "dead":
             raise unavailable("there is no engine: it has stopped for good", "no_engine")
+
+    def check_staying(self) -> None:
+        """Raises ApiError 503 once this server is about to stop."""
+        if self.stopping or self._run.session.engine_state == "stopping":
+            raise unavailable("the server is shutting down", "shutting_down", close=True)
 
     def terms(self, headers: Mapping[str, str], tenant: str) -> Terms:
         """Raises ApiError: 400, 403 (a tier above the tenant's own)."""
@@ -195,46 +199,23 @@ class Completions:
 
     async def _stream(self, http: web.Request, ask: Ask, answer: Answer) -> web.StreamResponse:
         """Server-sent events. The status waits for the first token: what fails before has its own."""
-        request = answer.request
         await answer.begun()
-        if answer.ended and (error := ending(request)) is not None:
+        if answer.ended and (error := ending(answer.request)) is not None:
             raise error
-        response = event_stream()
-        try:
-            await response.prepare(http)
-            if http.transport is None:
-                raise ConnectionError
-            await self._write_events(response, http.transport, ask, answer)
-            await response.write_eof()
-        except (SlowReader, TimeoutError):
-            if http.transport is not None:
-                http.transport.abort()
-        except ConnectionError:
-            pass  # it went away between two tokens
-        return response
+        return await send_events(http, self._events(ask, answer))
 
-    async def _write_events(
-        self, response: web.StreamResponse, transport: asyncio.Transport, ask: Ask, answer: Answer
-    ) -> None:
-        """Raises SlowReader, TimeoutError, ConnectionError."""
+    async def _events(self, ask: Ask, answer: Answer) -> AsyncGenerator[bytes]:
+        """Raises SlowReader."""
         request = answer.request
-
-        async def write(data: bytes) -> None:
-            if not transport.get_write_buffer_size():
-                await response.write(data)  # it takes some at once
-                return
-            async with asyncio.timeout(STALL_S):
-                await response.write(data)
-
         events = Events(request, self.model, usage=ask.include_usage, continuous=ask.continuous_usage)
         opening = events.first()
         async for text in answer:
-            await write(opening + events.text(text))
+            yield opening + events.text(text)
             opening = b""
         if (error := ending(request)) is not None:
-            await write(opening + b"data: " + json.dumps(error.body()).encode() + b"\n\n" + DONE)
+            yield opening + b"data: " + json.dumps(error.body()).encode() + b"\n\n" + DONE
         else:
-            await write(opening + events.last() + DONE)
+            yield opening + events.last() + DONE
 
 
 def _priority(asked: str | None, own: str) -> str:

@@ -56,9 +56,7 @@ class Connection(web.RequestHandler):
             raise ConnectionError("an error in the middle of an answer")
         if isinstance(exc, ApiError):
             return exc.response()
-        response = _unexpected(status, exc).response()
-        response.force_close()
-        return response
+        return _unexpected(status, exc).response()
 
     def finish_response(
         self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
@@ -70,16 +68,17 @@ class Connection(web.RequestHandler):
 
 def _unexpected(status: int, exc: BaseException | None) -> ApiError:
     if isinstance(exc, HttpProcessingError):
-        return ApiError(status, "this is no HTTP/1.1 request, or its headers are too long", code="bad_http")
+        what = "this is no HTTP/1.1 request, or its headers are too long"
+        return ApiError(status, what, code="bad_http", close=True)
     if isinstance(exc, ConnectionError | RequestPayloadError):
-        return ApiError(400, "the body broke off")
+        return ApiError(400, "the body broke off", close=True)
     # The last line: said to the client and, without the error's words, in the log.
     what = "TimeoutError"  # which aiohttp keeps to itself
     if exc is not None:
         frame = traceback.extract_tb(exc.__traceback__)[-1]
         what = f"{type(exc).__name__} in {frame.name}, line {frame.lineno}"
     log.error("%s", what)
-    return ApiError(500, "an error in the server", code="internal_error")
+    return ApiError(500, "an error in the server", code="internal_error", close=True)
 
 
 def _refused(error: web.HTTPException) -> ApiError:

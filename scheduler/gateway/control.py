@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Annotated, TypeVar
 
 from aiohttp import web
@@ -19,7 +19,7 @@ from scheduler.gateway.completions import Completions
 from scheduler.gateway.errors import ApiError, bad
 from scheduler.gateway.keys import Keys
 from scheduler.gateway.params import read_json
-from scheduler.gateway.response import event_stream
+from scheduler.gateway.response import send_events
 from scheduler.gateway.wire import notices_to_json, preview_to_json, view_to_json
 from scheduler.live.feed import LocalFeed
 from scheduler.live.run import LiveRun
@@ -104,6 +104,9 @@ class Control:
         self._keys = keys
         self._completions = completions
         self._feed = feed
+        self._bells: set[asyncio.Event] = set()  # one of each stream of events
+        self._closed = False
+        run.notices.listeners.append(self._ring)
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -142,32 +145,35 @@ class Control:
     async def events(self, http: web.Request) -> web.StreamResponse:
         """Notices as server-sent events, from ``after`` (or Last-Event-ID) on, while somebody reads."""
         self._operator(http)
-        seen = _after(http)
-        response = event_stream()
+        return await send_events(http, self._notices(_after(http)))
+
+    async def _notices(self, seen: int) -> AsyncGenerator[bytes]:
         bell = asyncio.Event()
-
-        def ring(notice: Notice) -> None:
-            bell.set()
-
-        listeners = self._run.notices.listeners
-        listeners.append(ring)
+        self._bells.add(bell)
         try:
-            await response.prepare(http)
-            while self._run.session.engine_state != "stopping":
+            while True:
                 bell.clear()
                 for notice in notices_to_json(self._feed.notices(seen)):
                     seen = notice["seq"]
-                    await response.write(f"id: {seen}\ndata: {json.dumps(notice)}\n\n".encode())
+                    yield f"id: {seen}\ndata: {json.dumps(notice)}\n\n".encode()
+                if self._closed:
+                    return
                 try:
                     async with asyncio.timeout(KEEP_ALIVE_S):
                         await bell.wait()
                 except TimeoutError:
-                    await response.write(b": still here\n\n")
-        except ConnectionError:
-            pass  # nobody reads any more
+                    yield b": still here\n\n"
         finally:
-            listeners.remove(ring)
-        return response
+            self._bells.remove(bell)
+
+    def _ring(self, notice: Notice | None = None) -> None:
+        for bell in self._bells:
+            bell.set()
+
+    def close(self) -> None:
+        """After the run has stopped: who listens to its events gets what is left of them, and the end."""
+        self._closed = True
+        self._ring()
 
     async def policies(self, http: web.Request) -> web.Response:
         self._operator(http)
@@ -208,6 +214,7 @@ class Control:
 
     async def pause(self, http: web.Request) -> web.Response:
         verb = await self._read(http, Verb)
+        self._completions.check_staying()  # what drains would wait in vain
         return self._do(lambda: self._feed.pause(by=verb.by))
 
     async def resume(self, http: web.Request) -> web.Response:
@@ -248,6 +255,7 @@ class Control:
 
     async def drain(self, http: web.Request) -> web.Response:
         verb = await self._read(http, SetDraining)
+        self._completions.check_staying()
         self._completions.draining = verb.draining
         return self._tell(Kind.SCENARIO, "draining" if verb.draining else "accepting requests again", verb)
 

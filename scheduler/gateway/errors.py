@@ -50,6 +50,7 @@ class ApiError(Exception):
         code: str | None = None,
         retry_after_s: float | None = None,
         allow: str | None = None,
+        close: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -58,6 +59,7 @@ class ApiError(Exception):
         self.code = code
         self.retry_after_s = retry_after_s
         self.allow = allow  # the methods that there are
+        self.close = close  # the connection, after it
 
     def body(self) -> dict[str, Any]:
         """{"error": {...}} as OpenAI shapes it."""
@@ -72,12 +74,15 @@ class ApiError(Exception):
             headers["Allow"] = self.allow
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return web.Response(
+        response = web.Response(
             status=self.status,
             body=json.dumps(self.body()).encode(),
             content_type="application/json",
             headers=headers,
         )
+        if self.close:
+            response.force_close()
+        return response
 
 
 def bad(message: str, param: str | None = None, code: str | None = None) -> ApiError:
@@ -85,9 +90,9 @@ def bad(message: str, param: str | None = None, code: str | None = None) -> ApiE
     return ApiError(400, message, param=param, code=code)
 
 
-def unavailable(what: str, code: str) -> ApiError:
+def unavailable(what: str, code: str, *, close: bool = False) -> ApiError:
     """503: there is no engine to wait for, or not yet."""
-    return ApiError(503, what, code=code, retry_after_s=LATER_S)
+    return ApiError(503, what, code=code, retry_after_s=LATER_S, close=close)
 
 
 def over_context(max_model_len: int | None) -> ApiError:

@@ -123,7 +123,7 @@ class Jobs:
         return taken
 
     async def _take_up(self, entry: Entry, arrival_s: float) -> bool:
-        """False where it has just come again or was cancelled. Raises ApiError: it cannot run here any more."""
+        """False where it has just come again or was cancelled. Raises ApiError where it cannot run here."""
         ask, terms = _ask_of(read_json(entry.body)), Terms(entry.tier, entry.ttl_s)
         try:
             request = await self._request(entry.id, ask, entry.tenant, terms, arrival_s=arrival_s)

@@ -27,6 +27,8 @@ _NOT_NOW = {
     ("post", "preview"): " 409",
     ("post", "scenario"): " 503",
     ("post", "burst"): " 503",
+    ("post", "pause"): " 503",
+    ("post", "drain"): " 503",
 }
 """Of the control API's verbs: how they are refused when it is not their time."""
 

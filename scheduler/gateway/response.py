@@ -6,6 +6,8 @@ request costs here. All other answers are aiohttp's own.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator
 from email.utils import formatdate
 from functools import lru_cache
 from time import time
@@ -15,6 +17,11 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import SERVER_SOFTWARE
 from aiohttp.web_request import BaseRequest
 
+from scheduler.live.answer import SlowReader
+
+STALL_S = 30.0
+"""Seconds that a client may read nothing of a stream before it is dropped."""
+
 
 def json_response(http: web.Request, body: bytes) -> web.StreamResponse:
     """200, with a body that is JSON."""
@@ -23,11 +30,33 @@ def json_response(http: web.Request, body: bytes) -> web.StreamResponse:
     return _Written(b"%sContent-Length: %d\r\n\r\n%s" % (_head(int(time())), len(body), body))
 
 
-def event_stream() -> web.StreamResponse:
-    """200, for server-sent events."""
-    return web.StreamResponse(
+async def send_events(http: web.Request, events: AsyncGenerator[bytes]) -> web.StreamResponse:
+    """200, server-sent events as they come; they end where the client goes away or reads too slowly, for
+    which they may raise SlowReader.
+    """
+    response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
     )
+    transport = http.transport
+    try:
+        await response.prepare(http)
+        if transport is None:
+            raise ConnectionError
+        async for event in events:
+            if not transport.get_write_buffer_size():
+                await response.write(event)  # it takes some at once
+                continue
+            async with asyncio.timeout(STALL_S):
+                await response.write(event)
+        await response.write_eof()
+    except (SlowReader, TimeoutError):
+        if transport is not None:
+            transport.abort()
+    except ConnectionError:
+        pass  # it went away between two events
+    finally:
+        await events.aclose()
+    return response
 
 
 class _Written(web.StreamResponse):

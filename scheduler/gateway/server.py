@@ -61,7 +61,8 @@ class Gateway:
             ]
         )
 
-        self.app.add_routes(Control(run, keys, self.completions, self.feed).routes())
+        self.control = Control(run, keys, self.completions, self.feed)
+        self.app.add_routes(self.control.routes())
         self.jobs = None if journal is None else Jobs(run, keys, self.completions, journal)
         if self.jobs is not None:
             self.app.add_routes(self.jobs.routes())
@@ -86,8 +87,8 @@ class Gateway:
         return int(self._listening.sockets[0].getsockname()[1])
 
     def drain(self) -> None:
-        """Accept no further requests; what is here goes on."""
-        self.completions.draining = True
+        """Accept no further requests, for good; what is here goes on."""
+        self.completions.stopping = True
 
     async def close(self) -> None:
         """After the run has stopped."""
@@ -96,6 +97,7 @@ class Gateway:
         if self._listening is not None:
             self._listening.close()
             self._listening = None
+        self.control.close()
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
