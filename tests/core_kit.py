@@ -83,7 +83,7 @@ class Guess:
         self.tokens = tokens
 
     def estimate(self, request: Request) -> Estimate:
-        return Estimate(request.prompt_tokens, self.tokens, self.tokens, "short_qa", "short", self.tokens)
+        return Estimate(request.prompt_tokens, self.tokens, self.tokens, "short_qa", self.tokens)
 
     def observe(self, request: Request, outcome: Outcome) -> None:
         """A guess stays a guess."""

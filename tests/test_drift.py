@@ -90,7 +90,7 @@ def test_the_operator_is_told_of_a_change_once() -> None:
     for number in range(200):
         tokens = round((100 if number < 100 else 250) * math.exp(rng.gauss(0, 0.3)))
         request = Request(str(number), "acme", "standard", 0.0, 3, 4096)
-        request.estimate = Estimate(3, 100.0, 4096.0, "short_qa", "short", 100.0)
+        request.estimate = Estimate(3, 100.0, 4096.0, "short_qa", 100.0)
         request.finish, request.output_tokens, request.ended_s = "stop", tokens, float(number)
         watch.on_ended(request)
         told += list(watch.look(scheduler, float(number)))
@@ -106,7 +106,7 @@ def test_what_never_ended_by_itself_is_no_change() -> None:
     scheduler = Scheduler(policy_from("fifo"), estimator_from("paper"), [Tenant("acme")])
     for number in range(100):
         request = Request(str(number), "acme", "standard", 0.0, 3, 4096)
-        request.estimate = Estimate(3, 100.0, 4096.0, "short_qa", "short", 100.0)
+        request.estimate = Estimate(3, 100.0, 4096.0, "short_qa", 100.0)
         request.finish, request.output_tokens = ("stop", 100) if number < 50 else ("abort", 1)
         watch.on_ended(request)
     assert list(watch.look(scheduler, 1.0)) == []

@@ -17,10 +17,9 @@ from scheduler.core.estimate import (
     count_words,
     input_factor,
     reading_once,
-    runtime_class,
 )
 from scheduler.core.estimators import ESTIMATORS, estimator_from
-from scheduler.core.types import CATEGORIES, Outcome, Request
+from scheduler.core.types import CATEGORIES, Outcome, Request, runtime_class
 
 # A prompt of each category, by its label; ten words each.
 PROMPTS = {

@@ -45,7 +45,7 @@ TENANTS = (Tenant("acme", "premium", 5.0), Tenant("lab", "batch", 2.0))
 
 def pending(number: int, point: float = 100.0, upper: float = 400.0, **changes: Any) -> Pending:
     tenant = TENANTS[number % 2]
-    estimate = Estimate(20, point, upper, "summary", "short", point)
+    estimate = Estimate(20, point, upper, "summary", point)
     made = Pending(tenant.name, tenant.tier, 0.1 * number, 20, 400, estimate, None, 0)
     return made._replace(**changes)
 

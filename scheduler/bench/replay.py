@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import inf
 from typing import cast
 
-from scheduler.core.estimate import Given, runtime_class
+from scheduler.core.estimate import Given
 from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import Estimate, Request, Tenant
@@ -67,4 +67,4 @@ def play(requests: Sequence[Request], points: Sequence[float], policy: str) -> l
 
 def _estimate(request: Request, point: float) -> Estimate:
     tokens = request.prompt_tokens
-    return Estimate(tokens, point, point, "short_qa", runtime_class(tokens + point), point)
+    return Estimate(tokens, point, point, "short_qa", point)

@@ -25,7 +25,6 @@ KEYWORDS: tuple[tuple[str, tuple[str, ...]], ...] = (
 _CATEGORY_OF = {word: category for category, words in KEYWORDS for word in words}
 SAFETY_FACTOR: Mapping[str, float] = {"premium": 1.2, "standard": 1.0, "batch": 0.8}
 MAX_INPUT_FACTOR = 1.5
-SHORT_TOKENS, MEDIUM_TOKENS = 128, 512
 BIAS_MEMORY = 0.9
 NEWS = 1 - BIAS_MEMORY
 MEASURED_RANGE = LEAST_MEASURED, MOST_MEASURED = (0.25, 3.0)
@@ -48,11 +47,6 @@ def classify(prompt: str) -> str:
 def count_words(prompt: str) -> int:
     """Whitespace words, the paper's first token counter."""
     return len(prompt.split())
-
-
-def runtime_class(budget: float) -> str:
-    """short <= 128 < medium <= 512 < long, of a total token budget (input + output tokens)."""
-    return "short" if budget <= SHORT_TOKENS else "medium" if budget <= MEDIUM_TOKENS else "long"
 
 
 def input_factor(input_tokens: int) -> float:
@@ -154,15 +148,7 @@ class PaperEstimator:
             point = int(base * self._bias[category] * factor)
             if point > request.max_tokens:
                 point = request.max_tokens
-        budget = input_tokens + point
-        return Estimate(
-            input_tokens,
-            point,
-            request.max_tokens,
-            category,
-            "short" if budget <= SHORT_TOKENS else "medium" if budget <= MEDIUM_TOKENS else "long",
-            uncorrected,
-        )
+        return Estimate(input_tokens, point, request.max_tokens, category, uncorrected)
 
     @staticmethod
     def _formula(category: str, input_tokens: int) -> tuple[str, int, float, float, int]:
@@ -223,7 +209,7 @@ class Oracle:
         category, input_tokens = request.category or "short_qa", request.prompt_tokens
         if request.prompt:
             category, input_tokens = self._read(request.prompt)
-        return Estimate(input_tokens, point, point, category, runtime_class(input_tokens + point), point)
+        return Estimate(input_tokens, point, point, category, point)
 
     def observe(self, request: Request, outcome: Outcome) -> None:
         """Nothing is left to learn."""

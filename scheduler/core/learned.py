@@ -19,7 +19,7 @@ from typing import Any
 
 from scheduler.core.conformal import Margin
 from scheduler.core.drift import Cusum
-from scheduler.core.estimate import Counter, count_words, runtime_class
+from scheduler.core.estimate import Counter, count_words
 from scheduler.core.features import DENSE
 from scheduler.core.kalman import Offset, Three, Weights
 from scheduler.core.prior import NO_PRIOR, TERMS, Embed, Prior, PromptReader, Seen
@@ -98,7 +98,6 @@ class LearnedEstimator:
             point,
             upper if upper < cap else cap,
             seen.category,
-            runtime_class(seen.input_tokens + point),
             uncorrected if uncorrected < cap else cap,
         )
 

@@ -14,7 +14,6 @@ from scheduler.core.estimate import (
     count_words,
     input_factor,
     reading_once,
-    runtime_class,
 )
 from scheduler.core.types import CATEGORIES, Estimate, Outcome, Request
 
@@ -115,7 +114,6 @@ class TenantEstimator:
             point,
             upper if upper < cap else cap,
             category,
-            runtime_class(input_tokens + point),
             uncorrected,
         )
 

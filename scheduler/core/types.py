@@ -17,6 +17,12 @@ TIER_RANK: Mapping[str, int] = {"premium": 1, "standard": 2, "batch": 3}
 
 CATEGORIES = ("short_qa", "summary", "technical", "report")
 RUNTIME_CLASSES = ("short", "medium", "long")
+SHORT_TOKENS, MEDIUM_TOKENS = 128, 512
+
+
+def runtime_class(budget: float) -> str:
+    """short <= 128 < medium <= 512 < long, of a total token budget (input + output tokens)."""
+    return "short" if budget <= SHORT_TOKENS else "medium" if budget <= MEDIUM_TOKENS else "long"
 
 
 class State(StrEnum):
@@ -49,7 +55,6 @@ class Estimate:
     point: float  # the value for ranking
     upper: float  # a bound to reserve KV cache by
     category: str  # one of CATEGORIES
-    runtime_class: str  # one of RUNTIME_CLASSES, of the total token budget
     uncorrected: float  # the same formula with nothing learned
 
     @property
@@ -57,8 +62,13 @@ class Estimate:
         """Total token budget: input tokens + estimated output tokens (PAPER)."""
         return self.input_tokens + self.point
 
+    @property
+    def runtime_class(self) -> str:
+        """One of RUNTIME_CLASSES."""
+        return runtime_class(self.budget)
 
-NO_ESTIMATE = Estimate(0, 0.0, 0.0, "short_qa", "short", 0.0)
+
+NO_ESTIMATE = Estimate(0, 0.0, 0.0, "short_qa", 0.0)
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scheduler.core.estimate import runtime_class
+from scheduler.core.types import runtime_class
 
 
 class FolderError(ValueError):

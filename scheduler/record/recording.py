@@ -189,7 +189,6 @@ def _arrival(line: Mapping[str, Any]) -> dict[str, Any]:
         point=float(line["estimate"]),
         upper=float(line.get("upper", nan)),  # not in the logs of earlier versions
         category=str(line["category"]),
-        runtime_class=str(line["class"]),
         uncorrected=float(line["uncorrected"]),
     )
     return {
@@ -217,7 +216,6 @@ def _ending(line: Mapping[str, Any]) -> dict[str, Any]:
         "bias_after": float(line["bias_after"]),
         "estimated": {
             "point": float(line["estimate"]),
-            "runtime_class": str(line["class"]),
             "uncorrected": float(line["uncorrected"]),
             **({"upper": float(line["upper"])} if "upper" in line else {}),  # not in earlier versions' logs
         },

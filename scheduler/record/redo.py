@@ -209,7 +209,6 @@ def _request(event: Mapping[str, Any]) -> Request:
         point=event["estimate"],
         upper=event.get("upper", event["estimate"]),  # logs made before it was kept
         category=event["category"],
-        runtime_class=event["class"],
         uncorrected=event["uncorrected"],
     )
     return request

@@ -15,9 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.books import TenantBooks
-from scheduler.core.estimate import MEDIUM_TOKENS, SHORT_TOKENS
 from scheduler.core.metrics import gap_value, jain
-from scheduler.core.types import CATEGORIES, FINISHED, RUNTIME_CLASSES, TIERS, Request, Slo, State
+from scheduler.core.types import (
+    CATEGORIES,
+    FINISHED,
+    MEDIUM_TOKENS,
+    RUNTIME_CLASSES,
+    SHORT_TOKENS,
+    TIERS,
+    Request,
+    Slo,
+    State,
+)
 
 NUMBERS = (
     "tenant",
@@ -33,12 +42,10 @@ NUMBERS = (
     "uncorrected",
     "upper",
     "input_tokens",
-    "estimated_class",
     "capped",
 )
 """What is kept of each finished request."""
 LATENCIES = ("e2e", "ttft", "engine_ttft", "queue_wait", "tpot")
-_CLASS_INDEX = {name: float(index) for index, name in enumerate(RUNTIME_CLASSES)}
 _pack = Struct(f"{len(NUMBERS)}d").pack
 
 Column = NDArray[np.float64]
@@ -82,7 +89,6 @@ class Tally:
             estimate.uncorrected,
             estimate.upper,
             estimate.input_tokens,
-            _CLASS_INDEX[estimate.runtime_class],
             request.finish == "length",
         )
         self.bias[estimate.category] = request.bias_after
@@ -113,6 +119,7 @@ class Tally:
             "estimate": np.minimum(n["point"], cap),
             "uncorrected": np.minimum(n["uncorrected"], cap),
             "covered": output <= n["upper"],
+            "estimated_class": _classes(n["input_tokens"] + n["point"]),
             "actual_class": _classes(n["input_tokens"] + output),
             "slo_met": (ttft <= slo[0]) & (e2e <= slo[1]) & ~(tpot > slo[2]),
             "gap_sum": n["last"] - n["first"],
@@ -254,11 +261,8 @@ def _estimate_figures(column: Mapping[str, Column]) -> dict[str, Any]:
         "capped_share": float(column["capped"].mean()),
         "class_accuracy": float((guessed == true).mean()),
         "class_confusion": {
-            row: {
-                name: int(((guessed == _CLASS_INDEX[row]) & (true == _CLASS_INDEX[name])).sum())
-                for name in RUNTIME_CLASSES
-            }
-            for row in RUNTIME_CLASSES
+            row: {name: int(((guessed == r) & (true == n)).sum()) for n, name in enumerate(RUNTIME_CLASSES)}
+            for r, row in enumerate(RUNTIME_CLASSES)
         },
     }
 

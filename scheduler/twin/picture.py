@@ -147,7 +147,6 @@ def _columns(requests: Sequence[Pending]) -> tuple[Columns, Columns]:
         [estimate.point for estimate in made],
         [estimate.upper for estimate in made],
         [estimate.category for estimate in made],
-        [estimate.runtime_class for estimate in made],
         [estimate.uncorrected for estimate in made],
     ]
     return columns, estimates
