@@ -150,6 +150,7 @@ class DriftApp(App[None]):
             self.hurry()
             return
         self.leaving = "STOPPING"
+        self.main.shown.frozen = None  # the way out is to be seen
         while len(self.screen_stack) > 1:
             self.pop_screen()
         self.tick()

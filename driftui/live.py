@@ -9,8 +9,8 @@ from pathlib import Path
 from driftui.app import run_dashboard
 from driftui.terminal import own_terminal
 from scheduler.engines.engine import EngineError
-from scheduler.gateway.keys import Keys, check_open
-from scheduler.gateway.server import parse_listen
+from scheduler.gateway.keys import Keys
+from scheduler.gateway.listen import check_open, parse_listen
 from scheduler.live.feed import LocalFeed
 from scheduler.live.heap import calm_collector
 from scheduler.live.output import engine_output_to, log_path, printable

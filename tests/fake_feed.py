@@ -129,7 +129,11 @@ class FakeFeed:
             queue_wait=latency(mean_s - 1.0),
             drift_ratio=1.1,
             tokens_per_s=131.0 * in_flight,
-            counts={"submitted": sum(lane.submitted for lane in self.lanes), "finished": finished},
+            counts={
+                "submitted": sum(lane.submitted for lane in self.lanes),
+                "finished": finished,
+                "rejected": 0,
+            },
         )
         view = View(
             snapshot=snapshot,

@@ -567,6 +567,25 @@ async def test_quit_asks_nothing_when_nothing_runs_and_hurries_when_asked_again(
     assert app.return_code == 0
 
 
+async def test_the_way_out_is_seen_though_the_display_was_frozen() -> None:
+    release = asyncio.Event()
+
+    async def stop() -> None:
+        await release.wait()
+
+    feed = FakeFeed()
+    app = DriftApp(feed, on_quit=stop, auto_refresh=False)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("space", "q")
+        await pilot.pause()
+        feed.advance(20)
+        app.tick()
+        assert app.main.shown.frozen is None
+        assert app.main.tenants.selected in feed.view().snapshot.tenants
+        release.set()
+        await app.workers.wait_for_complete()
+
+
 async def test_a_run_that_cannot_be_stopped_is_seen() -> None:
     async def stop() -> None:
         raise OSError("the engine does not stop")

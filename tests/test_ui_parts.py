@@ -283,6 +283,15 @@ def test_status_never_overflows_and_says_simulated() -> None:
             assert word in text
 
 
+@pytest.mark.parametrize(("width", "said"), [(80, "rej 1.2k"), (160, "rejected 1.2k")])
+def test_who_is_turned_away_is_counted(width: int, said: str) -> None:
+    view = FakeFeed().view()
+    assert "rej" not in status_text(fields(view, False, "", Cost(6, 0.02)), width)
+    counts = {**view.snapshot.counts, "rejected": 1234}
+    view = replace(view, snapshot=replace(view.snapshot, counts=counts))
+    assert said in status_text(fields(view, False, "", Cost(6, 0.02)), width)
+
+
 @pytest.mark.parametrize("width", [80, 160])
 @pytest.mark.parametrize("state", ["starting", "restarting", "dead", "stopping"])
 def test_the_engine_s_state_is_said_plainly(state: str, width: int) -> None:

@@ -14,6 +14,7 @@ from textual.widget import Widget
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from driftui import palette
 from driftui.clean import clean, pad
 from driftui.commands import hints
 
@@ -92,7 +93,7 @@ def entry(name: str, summary: str, mark: str = "") -> Text:
     """A line of a list: a name, what it is, and a mark such as "● now"; cleaned, never parsed."""
     line = Text(no_wrap=True, overflow="ellipsis", end="")
     line.append(pad(name, 16) + " ")
-    line.append(clean(summary, 58) if mark else clean(summary), style="#8fa5cc")
+    line.append(clean(summary, 58) if mark else clean(summary), style=palette.TITLE)
     if mark:
-        line.append(f"   {mark}", style="#7ee787")
+        line.append(f"   {mark}", style=palette.GOOD)
     return line

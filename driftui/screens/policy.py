@@ -10,7 +10,7 @@ from textual.widget import Widget
 from textual.widgets import Input
 from textual.widgets.option_list import Option
 
-from driftui import figures
+from driftui import figures, palette
 from driftui.clean import clean, pad
 from driftui.commands import bindings
 from driftui.screens.dialog import FOLLOW_S, Choices, Dialog, entry, field, plain
@@ -170,15 +170,17 @@ class PolicyScreen(Dialog):
         line = Text(pad(name, NAME), no_wrap=True, overflow="ellipsis", end="")
         line.append(_seconds(p50))
         change = (p50 / before - 1) * 100 if before else nan
-        style = "#7ee787" if change < -1 else "#ff7b72" if change > 1 else "#8fa5cc"
+        style = (
+            palette.GOOD if change <= -1.5 else palette.BAD if change >= 1.5 else palette.TITLE
+        )  # from 2 % on
         text = "" if mark or change != change else f"{change:+.0f}%" if abs(change) >= 0.5 else "0%"
         line.append(text.rjust(FIGURE - 1), style=style)
         if self._wide:
-            line.append(_band(row, "e2e.p50"), style="#8fa5cc")
+            line.append(_band(row, "e2e.p50"), style=palette.TITLE)
         for figure in ("e2e.p99", "tiers.premium.e2e.p99", "longest_wait_s"):
             line.append(_seconds(row.figures.get(figure, nan)))
         if mark:
-            line.append(f" {mark}", style="#7ee787")
+            line.append(f" {mark}", style=palette.GOOD)
         return line
 
     # -- what the operator does ----------------------------------------------------------------------

@@ -147,6 +147,14 @@ def _policy(view: View) -> Field:
     return Field([(38, (word, name, since)), (70, (word, name)), (99, (name,))])
 
 
+def _rejected(count: int) -> Field:
+    """Who is turned away stands in no queue."""
+    if not count:
+        return Field([(0, ())])
+    figure = Part(figures.count(count), palette.WARN)
+    return Field([(46, (Part("rejected "), figure)), (52, (Part("rej "), figure)), (99, ())])
+
+
 def _scenario(view: View) -> Field:
     if not view.scenario:
         return Field([(0, ())])
@@ -221,6 +229,7 @@ def fields(view: View, frozen: bool, leaving: str, cost: Cost) -> list[Field]:
         Field([(40, kv_figure), (99, ())]),
         Field([(80, (Part("run "), run)), (99, (run,))]),
         Field([(80, (Part("wait "), wait)), (99, (wait,))]),
+        _rejected(snapshot.counts["rejected"]),
         Field([(42, (Part("tok/s "), rate)), (99, ())]),
         _scenario(view),
         _recording(view),

@@ -54,7 +54,7 @@ def _line(event: Event) -> tuple[str, str, bool] | None:
         case Kind.PAUSED:
             return "pause", f"dispatch paused{by}", True
         case Kind.RESUMED:
-            return "pause", f"dispatch goes on{by}", True
+            return "pause", f"dispatch resumed{by}", True
         case Kind.TENANT:
             return "tenant", f"{detail['tenant']}: weight {detail['weight']:g}, limits set{by}", False
         case Kind.LIMITS:
