@@ -15,7 +15,8 @@ from scheduler.core.estimate import Counter
 from scheduler.engines.models import load_counter, resolve
 from scheduler.gateway.config import ServeConfig
 from scheduler.gateway.keys import Keys
-from scheduler.gateway.server import Gateway, parse_listen
+from scheduler.gateway.listen import parse_listen
+from scheduler.gateway.server import Gateway
 from scheduler.live.heap import calm_collector
 from scheduler.live.journal import Journal
 from scheduler.live.output import Output, engine_output_to, log_path, printable

@@ -18,7 +18,7 @@ from scheduler.core.types import Limits
 from scheduler.engines.engine import EngineLost
 from scheduler.gateway.control import Control
 from scheduler.gateway.remote import AttachError, RemoteFeed
-from scheduler.gateway.wire import WireError, notices_from_json, view_from_json, view_to_json
+from scheduler.gateway.wire import WireError, notices_from_json, to_json, view_from_json
 from scheduler.live.view import CommandError
 
 
@@ -42,7 +42,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 def test_a_view_survives_the_wire() -> None:
     view = FakeFeed().view()
-    sent = json.loads(json.dumps(view_to_json(view), allow_nan=False))
+    sent = json.loads(json.dumps(to_json(view), allow_nan=False))
     assert repr(view_from_json(sent)) == repr(view)
 
 
@@ -57,7 +57,7 @@ def test_what_is_no_view_is_refused() -> None:
 def test_nan_and_infinity_are_text_on_the_wire() -> None:
     from dataclasses import replace
 
-    sent = view_to_json(replace(FakeFeed().view(), speed=inf, loop_lag_p99_ms=nan))
+    sent = to_json(replace(FakeFeed().view(), speed=inf, loop_lag_p99_ms=nan))
     assert (sent["speed"], sent["loop_lag_p99_ms"]) == ("inf", "nan")
     assert isnan(view_from_json(sent).loop_lag_p99_ms)
 

@@ -91,7 +91,7 @@ async def test_a_repeat_is_read_like_any_request_and_known_in_every_state(path: 
         status, again, _ = await served.post(JOBS, completion(), headers=headers)
         assert (status, again["id"]) == (202, job["id"])
         status, body, _ = await served.post(JOBS, completion())
-        assert (status, body["error"]["code"]) == (503, "draining")
+        assert (status, body["error"]["code"]) == (503, "shutting_down")
 
 
 async def test_delete_cancels_what_waits_and_what_runs(path: Path) -> None:

@@ -12,8 +12,8 @@ from gateway_kit import ACME, ENVIRON, GLOBEX, OPERATOR, bearer, completion, ser
 from scheduler.cli import main
 from scheduler.gateway.config import load_config
 from scheduler.gateway.errors import ApiError
-from scheduler.gateway.keys import BadKey, Keys, ListenError, is_loopback
-from scheduler.gateway.server import parse_listen
+from scheduler.gateway.keys import BadKey, Keys
+from scheduler.gateway.listen import ListenError, is_loopback, parse_listen
 from scheduler.load.scenario import ScenarioError
 
 COMPLETIONS = "/v1/completions"

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from gateway_kit import Served, chat, completion, serving
 
+from scheduler.gateway.bodies import MAX_PARTS, read_json
 from scheduler.gateway.errors import ApiError
-from scheduler.gateway.params import MAX_PARTS, NEUTRAL, read_ask, read_json
+from scheduler.gateway.params import NEUTRAL, read_ask
 
 UNSUPPORTED = {
     "audio": {"voice": "x"},

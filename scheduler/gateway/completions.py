@@ -21,11 +21,11 @@ from scheduler.core.durations import parse_duration
 from scheduler.core.estimate import Counter
 from scheduler.core.prior import Meanings
 from scheduler.core.types import TIER_RANK, TIERS, Request
-from scheduler.gateway.bodies import Bodies
+from scheduler.gateway.bodies import Bodies, read_json
 from scheduler.gateway.embedder import Embedder
 from scheduler.gateway.errors import ApiError, bad, ending, over_context, turned_away, unavailable
 from scheduler.gateway.keys import Keys
-from scheduler.gateway.params import CHAT_TOKENS, COMPLETION_TOKENS, Ask, read_ask, read_json
+from scheduler.gateway.params import CHAT_TOKENS, COMPLETION_TOKENS, Ask, read_ask
 from scheduler.gateway.response import json_response, send_events
 from scheduler.gateway.shapes import DONE, Events, whole_answer
 from scheduler.live.answer import Answer

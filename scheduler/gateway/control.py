@@ -14,13 +14,12 @@ from aiohttp import web
 from pydantic import Field, ValidationError
 
 from scheduler.core.events import Event, Kind
-from scheduler.core.lifecycle import UnknownTenant
+from scheduler.gateway.bodies import read_json
 from scheduler.gateway.completions import Completions
 from scheduler.gateway.errors import ApiError, bad
 from scheduler.gateway.keys import Keys
-from scheduler.gateway.params import read_json
 from scheduler.gateway.response import send_events
-from scheduler.gateway.wire import notices_to_json, preview_to_json, view_to_json
+from scheduler.gateway.wire import notices_to_json, to_json
 from scheduler.live.feed import LocalFeed
 from scheduler.live.run import LiveRun
 from scheduler.live.view import CommandError, Notice, NotNow
@@ -139,7 +138,7 @@ class Control:
         """The whole picture, and the notices since ``after``."""
         self._operator(http)
         notices = self._feed.notices(_after(http))
-        body = {"view": view_to_json(self._feed.view()), "notices": notices_to_json(notices)}
+        body = {"view": to_json(self._feed.view()), "notices": notices_to_json(notices)}
         return web.json_response(body)
 
     async def events(self, http: web.Request) -> web.StreamResponse:
@@ -192,7 +191,7 @@ class Control:
         """The latest preview, as far as it is; null before the first."""
         self._operator(http)
         latest = self._feed.previewed()
-        return web.json_response({"preview": None if latest is None else preview_to_json(latest)})
+        return web.json_response({"preview": None if latest is None else to_json(latest)})
 
     # -- steering ------------------------------------------------------------------------------------
 
@@ -247,10 +246,9 @@ class Control:
     async def set_tenant(self, http: web.Request) -> web.Response:
         verb = await self._read(http, SetTenant)
         name, limits = http.match_info["name"], verb.limits.limits if verb.limits else None
-        try:
-            self._run.scheduler.books.tenant(name)
-        except UnknownTenant:
-            raise ApiError(404, "there is no such tenant", code="unknown_tenant") from None
+        known = self._run.scheduler.books.tenants
+        if name not in known:
+            raise ApiError(404, f"tenant must be one of {', '.join(known)}", code="unknown_tenant")
         return self._do(lambda: self._feed.set_tenant(name, weight=verb.weight, limits=limits, by=verb.by))
 
     async def drain(self, http: web.Request) -> web.Response:

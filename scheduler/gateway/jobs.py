@@ -20,10 +20,11 @@ from aiohttp import web
 
 from scheduler.core.lifecycle import UnknownTenant
 from scheduler.core.types import Request, State
+from scheduler.gateway.bodies import Body, read_json
 from scheduler.gateway.completions import Completions, Terms
 from scheduler.gateway.errors import ApiError, bad, ending, turned_away, unavailable
 from scheduler.gateway.keys import Keys
-from scheduler.gateway.params import Ask, Body, read_ask, read_json
+from scheduler.gateway.params import Ask, read_ask
 from scheduler.gateway.shapes import whole_answer
 from scheduler.live.answer import Answer
 from scheduler.live.journal import Entry, Journal, JournalError
@@ -204,35 +205,38 @@ class Jobs:
             raise bad(f"{IDEMPOTENCY_KEY} must be 1 to 128 visible ASCII characters", IDEMPOTENCY_KEY)
         digest = sha256(json.dumps(body, sort_keys=True).encode()).digest()
         async with self._one_at_a_time(tenant, key):
-            if (
-                key is not None
-                and (known := await self._kept(self.journal.find_by_key(tenant, key))) is not None
-            ):
-                if known.body_digest != digest:
-                    raise ApiError(
-                        409,
-                        f"this {IDEMPOTENCY_KEY} came with another body before",
-                        code="idempotency_conflict",
-                    )
-                return web.json_response(self._document(known), status=202)
-            self._completions.check_up()
-            request = await self._request(f"job-{uuid4().hex}", ask, tenant, terms, arrival_s=arrival_s)
-            entry = Entry(request.id, tenant, key, digest, raw, request.tier, request.ttl_s, self._wall())
-            answer = Answer(request)
-            rejected = self._run.session.submit(request, answer)
-            if rejected is not None:
-                raise turned_away(rejected, self._run.engine.max_model_len)
-            # In this order: a job that ends at once is written after it was promised.
-            promised = self.journal.add(entry)
-            job = _Job(request)
-            try:
-                # A client that goes away now has a job all the same; its key finds it.
-                await asyncio.shield(self._promise(promised, job, answer))
-            except JournalError:
-                raise unavailable(
-                    "jobs cannot be kept now: the journal cannot be written", "journal"
-                ) from None
+            entry = await self._known(tenant, key, digest)
+            if entry is None:
+                self._completions.check_up()
+                request = await self._request(f"job-{uuid4().hex}", ask, tenant, terms, arrival_s=arrival_s)
+                entry = Entry(request.id, tenant, key, digest, raw, request.tier, request.ttl_s, self._wall())
+                await self._accept(request, entry)
         return web.json_response(self._document(entry), status=202)
+
+    async def _known(self, tenant: str, key: str | None, digest: bytes) -> Entry | None:
+        """The job that came with this key before. Raises ApiError 409 where its body was another."""
+        if key is None:
+            return None
+        known = await self._kept(self.journal.find_by_key(tenant, key))
+        if known is not None and known.body_digest != digest:
+            raise ApiError(
+                409, f"this {IDEMPOTENCY_KEY} came with another body before", code="idempotency_conflict"
+            )
+        return known
+
+    async def _accept(self, request: Request, entry: Entry) -> None:
+        """Let it run; returns once it is on disk. Raises ApiError 429, 503."""
+        answer = Answer(request)
+        rejected = self._run.session.submit(request, answer)
+        if rejected is not None:
+            raise turned_away(rejected, self._run.engine.max_model_len)
+        # In this order: a job that ends at once is written after it was promised.
+        promised = self.journal.add(entry)
+        try:
+            # A client that goes away now has a job all the same; its key finds it.
+            await asyncio.shield(self._promise(promised, _Job(request), answer))
+        except JournalError:
+            raise unavailable("jobs cannot be kept now: the journal cannot be written", "journal") from None
 
     async def _promise(self, promised: asyncio.Future[None], job: _Job, answer: Answer) -> None:
         self._live[job.request.id] = job

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from hmac import compare_digest
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from aiohttp import hdrs
 
 from scheduler.gateway.errors import ApiError
+from scheduler.gateway.listen import is_loopback
 from scheduler.plan import PlanError
 
 DEFAULT_TENANT = "default"
@@ -122,28 +122,5 @@ def _is_local(url: str) -> bool:
     """Of "//localhost:8000", "http://127.0.0.1", "//[::1]:8000"."""
     try:
         return is_loopback(urlsplit(url).hostname or "")
-    except ValueError:
-        return False
-
-
-class ListenError(OSError):
-    """This address cannot be listened on as asked."""
-
-
-def check_open(host: str) -> None:
-    """Raise ListenError for an address that others can reach, where there are no keys."""
-    if not is_loopback(host):
-        raise ListenError(
-            f"listening on {host!a} lets others in: give the tenants keys (`keys:` in serve --config FILE), "
-            "or listen on 127.0.0.1"
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether this address to listen on can only be reached from the same machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
     except ValueError:
         return False

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
-from itertools import islice
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from scheduler.core.types import Sampling
-from scheduler.gateway.errors import ApiError, bad
+from scheduler.gateway.bodies import Body
+from scheduler.gateway.errors import bad
 
-Body = Mapping[str, Any]
 Reader = Callable[[Any, str], Any]
 """Of a parameter's value and name; returns the value as we use it. Raises ApiError 400."""
 
@@ -57,63 +55,6 @@ class Ask(NamedTuple):
     stream: bool
     include_usage: bool  # a last chunk with the usage
     continuous_usage: bool  # every chunk with the usage so far
-
-
-MAX_PARTS = 100_000
-"""Strings, commas and brackets of a body. Megabytes of empty lists take half a second of the event loop."""
-
-
-def read_json(raw: bytes) -> Body:
-    """A JSON object out of a body. Raises ApiError 400, 413; no part of the body is in the message."""
-    if len(raw) > MAX_PARTS and _crowded(raw):
-        raise ApiError(413, f"the body has more than {MAX_PARTS} parts", code="body_too_large")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise bad(f"the body is not UTF-8 (byte {error.start})", code="invalid_utf8") from None
-    try:
-        data = _DECODER.decode(text)
-    except RecursionError:
-        raise bad("the body is nested too deeply", code="invalid_json") from None
-    except json.JSONDecodeError as error:
-        raise bad(
-            f"the body is not JSON (line {error.lineno}, column {error.colno})", code="invalid_json"
-        ) from None
-    except _Twice:
-        raise bad("an object in the body has the same name twice", code="invalid_json") from None
-    except ValueError:  # a number of thousands of digits, NaN, Infinity
-        raise bad("the body holds a number that JSON does not have", code="invalid_json") from None
-    if not isinstance(data, dict):
-        raise bad("the body must be a JSON object", code="invalid_json")
-    return data
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(name)
-
-
-# A string that does not end goes to the end of the body: looked for again at each quote, it would take hours.
-_PART = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?+|[\[{,]', re.DOTALL)
-
-
-def _crowded(raw: bytes) -> bool:
-    if sum(raw.count(each) for each in (b"[", b"{", b",")) <= MAX_PARTS:
-        return False  # wherever they are
-    return next(islice(_PART.finditer(raw), MAX_PARTS, None), None) is not None
-
-
-class _Twice(ValueError):
-    """Which of the two is meant?"""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise _Twice
-    return found
-
-
-_DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_once)
 
 
 def read_ask(body: Body, *, chat: bool) -> Ask:

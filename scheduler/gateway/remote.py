@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +25,10 @@ _KEPT = 500
 
 _NO_WORD = (aiohttp.ClientError, TimeoutError, CommandError, WireError, KeyError, TypeError)
 """What a server does that is away, refuses, or is of another version."""
+
+
+def _why(error: Exception) -> str:
+    return str(error) or type(error).__name__  # a TimeoutError says nothing
 
 
 class AttachError(OSError):
@@ -62,8 +66,7 @@ class RemoteFeed:
             self._scenarios: dict[str, str] = await self._ask("GET", "/control/scenarios")
         except _NO_WORD as error:
             await self._http.close()
-            why = str(error) or type(error).__name__
-            raise AttachError(f"cannot attach to {self._url}: {why}") from error
+            raise AttachError(f"cannot attach to {self._url}: {_why(error)}") from error
         self._spawn(self._follow())
         return self
 
@@ -102,7 +105,7 @@ class RemoteFeed:
             except _NO_WORD as error:
                 if not self._lost:
                     self._lost = True
-                    self._note("error", f"no word from {self._url}: {str(error) or type(error).__name__}")
+                    self._note("error", f"no word from {self._url}: {_why(error)}")
                 await asyncio.sleep(RETRY_S)
             else:
                 if self._lost:
@@ -121,7 +124,7 @@ class RemoteFeed:
         now_s = self._view.snapshot.now
         self._notices.append(Notice(self._seq, now_s, time.time(), kind, text, False))
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -131,7 +134,7 @@ class RemoteFeed:
             try:
                 await self._ask(method, path, body)
             except (aiohttp.ClientError, TimeoutError, CommandError) as error:
-                self._note("error", f"refused: {str(error) or type(error).__name__}")
+                self._note("error", f"refused: {_why(error)}")
 
         self._spawn(send())
 
@@ -181,7 +184,7 @@ class RemoteFeed:
                 self._no_preview(str(error))
                 await asyncio.sleep(RETRY_S)
             except _NO_WORD as error:
-                self._no_preview(f"no preview: {str(error) or type(error).__name__}")
+                self._no_preview(f"no preview: {_why(error)}")
                 return
 
     def _no_preview(self, why: str) -> None:

@@ -15,20 +15,12 @@ from scheduler.gateway.connection import Connection
 from scheduler.gateway.control import Control
 from scheduler.gateway.errors import ApiError
 from scheduler.gateway.jobs import Jobs
-from scheduler.gateway.keys import DEFAULT_TENANT, Keys, ListenError, check_open
+from scheduler.gateway.keys import DEFAULT_TENANT, Keys
+from scheduler.gateway.listen import ListenError, check_open
 from scheduler.gateway.metrics import CONTENT_TYPE, Metrics
 from scheduler.live.feed import LocalFeed
 from scheduler.live.journal import Journal
 from scheduler.live.run import LiveRun
-
-
-def parse_listen(text: str) -> tuple[str, int]:
-    """("127.0.0.1", 8000) of "127.0.0.1:8000", ":8000" or "[::1]:8000". Raises ListenError."""
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
-    if not colon or not (port.isascii() and port.isdigit() and int(port) < 65536):
-        raise ListenError(f"--listen {text!a}: HOST:PORT is needed, such as 127.0.0.1:8000")
-    return host, int(port)
 
 
 class Gateway:

@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 from math import isfinite
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from scheduler.live.view import Notice, Preview, View
 
+T = TypeVar("T")
 _VIEW = TypeAdapter(View)
 _PREVIEW = TypeAdapter(Preview)
 _NOTICES = TypeAdapter(list[Notice])
 
 
 class WireError(ValueError):
-    """What came is not a view or notices of this version."""
+    """What came is not a view, a preview or notices of this version."""
 
 
-def view_to_json(view: View) -> dict[str, Any]:
+def to_json(told: View | Preview) -> dict[str, Any]:
     """Numbers that JSON does not have (NaN, infinity) become the strings "nan", "inf", "-inf"."""
-    plain: dict[str, Any] = _finite(asdict(view))
+    plain: dict[str, Any] = _finite(asdict(told))
     return plain
 
 
@@ -30,33 +31,26 @@ def notices_to_json(notices: Iterable[Notice]) -> list[dict[str, Any]]:
     return [_finite(notice._asdict()) for notice in notices]
 
 
-def preview_to_json(preview: Preview) -> dict[str, Any]:
-    plain: dict[str, Any] = _finite(asdict(preview))
-    return plain
+def view_from_json(data: object) -> View:
+    """Raises WireError."""
+    return _read(_VIEW, data)
 
 
 def preview_from_json(data: object) -> Preview:
     """Raises WireError."""
-    try:
-        return _PREVIEW.validate_python(data)
-    except ValidationError as error:
-        raise WireError(f"not a preview of this version: {error.error_count()} fields do not fit") from None
-
-
-def view_from_json(data: object) -> View:
-    """Raises WireError."""
-    try:
-        return _VIEW.validate_python(data)
-    except ValidationError as error:
-        raise WireError(f"not a view of this version: {error.error_count()} fields do not fit") from None
+    return _read(_PREVIEW, data)
 
 
 def notices_from_json(data: object) -> list[Notice]:
     """Raises WireError."""
+    return _read(_NOTICES, data)
+
+
+def _read(kind: TypeAdapter[T], data: object) -> T:
     try:
-        return _NOTICES.validate_python(data)
+        return kind.validate_python(data)
     except ValidationError as error:
-        raise WireError(f"not notices of this version: {error.error_count()} fields do not fit") from None
+        raise WireError(f"of another version: {error.error_count()} fields do not fit") from None
 
 
 def _finite(value: Any) -> Any:
