@@ -25,7 +25,7 @@ class _Group:
     __slots__ = ("dead", "heads", "tenants")
 
     def __init__(self) -> None:
-        self.dead: dict[str, int] = {}  # tenant -> dead entries, an upper bound
+        self.dead: dict[str, int] = {}  # tenant -> dead entries in its heap, an upper bound; empty for none
         self.heads: list[Entry] = []
         self.tenants: dict[str, list[Entry]] = {}
 
@@ -78,9 +78,10 @@ class ReadyQueue:
             first = self._firsts.get(name)
             if first is None and sum(map(len, group.tenants.values())) == 1:
                 policy.on_backlogged(name)
-            heappush(group.heads, entry)
-            if first is None or entry < first:
-                self._find_first(name, group)
+            if not self._room or self._room.get(tenant, 1) > 0:
+                heappush(group.heads, entry)
+                if first is None or entry < first:
+                    self._firsts[name] = entry
 
     def pop(self) -> Request | None:
         """The next request that may run, or None; it has no ticket any more."""
@@ -98,13 +99,13 @@ class ReadyQueue:
         request.ticket = -1
         heap = group.tenants[request.tenant]
         heappop(heap)
-        if heap and heap[0][3].ticket != heap[0][2]:
+        if group.dead and heap and heap[0][3].ticket != heap[0][2]:
             _drop_dead(heap)
         if heap:
             heapreplace(heads, heap[0])
         else:
             heappop(heads)
-        self._find_first(name, group)
+        self._find_first(name, heads)
         return request
 
     def peek(self) -> Request | None:
@@ -146,13 +147,13 @@ class ReadyQueue:
         if heap[0][3] is request:
             _drop_dead(heap)
             group.add_head(heap)
-            self._find_first(name, group)
+            self._find_first(name, group.heads)
             return
         dead = group.dead[tenant] = group.dead.get(tenant, 0) + 1
         if dead >= _COMPACT_AT and dead * 2 > len(heap):
             heap[:] = [entry for entry in heap if entry[3].ticket == entry[2]]
             heapify(heap)  # its top stays where it is
-            group.dead[tenant] = 0
+            del group.dead[tenant]
 
     def ahead(self, request: Request) -> int:
         """How many of its tenant's requests come before one that waits here; of those in its group, as the
@@ -183,7 +184,7 @@ class ReadyQueue:
         for name, group in self._groups.items():
             if heap := group.tenants.get(tenant):
                 group.add_head(heap)  # it may have been dropped as blocked
-                self._find_first(name, group)
+                self._find_first(name, group.heads)
 
     def __iter__(self) -> Iterator[Request]:
         """Every live request, in no particular order; for checks and previews."""
@@ -195,9 +196,9 @@ class ReadyQueue:
     def _first_retried(self) -> Request | None:
         return next((r for r in self.retried if self._room.get(r.tenant, 1) > 0), None)
 
-    def _find_first(self, name: str, group: _Group) -> None:
+    def _find_first(self, name: str, heads: list[Entry]) -> None:
         """The group's best entry that may run, left at heads[0]; what is dead or blocked drops out."""
-        heads, room = group.heads, self._room
+        room = self._room
         while heads:
             entry = heads[0]
             request = entry[3]

@@ -348,7 +348,10 @@ class Scheduler(Controls):
         request.cost = self.books.estimated_cost(request)  # its prompt may have been counted anew
         request.state = QUEUED
         self.books.enqueued(request, tenant, now)
-        self.waiting.enter(request)
+        if request.attempts == 1:
+            self.waiting.enter(request)
+        else:
+            self.waiting.suspect(request)
         self._bound_wait(request, tenant, now)  # the time that it ran is not held against it
         if self._emit is not None:
             self._emit(about(request, Kind.RETRIED, now))

@@ -33,12 +33,14 @@ class WaitingRoom:
     def enter(self, request: Request) -> None:
         """Give it a ticket and a place."""
         self._tickets = request.ticket = self._tickets + 1
-        if request.attempts > 1:
-            self.suspects.append(request)
-            return
         self.queue.push(request)
         if self.swap is not None:
             self.swap.queue.push(request)
+
+    def suspect(self, request: Request) -> None:
+        """Give it a ticket, and a place of its own."""
+        self._tickets = request.ticket = self._tickets + 1
+        self.suspects.append(request)
 
     def pop_suspect(self) -> Request:
         """The first suspect, whatever its tenant's limit."""
