@@ -37,7 +37,6 @@ class Command:
 
 
 _LABELS = {
-    "space": "space",
     "enter": "⏎",
     "escape": "esc",
     "minus": "-",
@@ -51,8 +50,6 @@ _LABELS = {
     "down": "↓",
     "pageup": "PgUp",
     "pagedown": "PgDn",
-    "tab": "tab",
-    "ctrl+s": "^s",
     "left": "←",
     "right": "→",
     "home": "Home",

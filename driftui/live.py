@@ -24,7 +24,7 @@ DRAIN_S = 10.0
 def run_live(plan: Plan, *, speed: float | None, record: Path | None, listen: str | None = None) -> int:
     """Returns the exit code; ``listen`` lets clients in beside the scenario's load.
 
-    Raises EngineConfigError for what can be known before the screen opens.
+    Raises EngineError: before the screen opens where it can be known then, else once the run is over.
     """
     address = None if listen is None else parse_listen(listen)
     if address is not None:
@@ -72,8 +72,7 @@ async def _run(plan: Plan, speed: float | None, record: Path | None, listen: tup
     if run.recorder is not None and not run.recorder.error:
         print(f"recorded in {printable(str(run.recorder.folder))}", file=sys.__stderr__)
     if run.session.failure is not None:
-        print(f"driftsched: engine failure: {run.session.failure}", file=sys.__stderr__)
-        return 3
+        raise run.session.failure
     return code
 
 

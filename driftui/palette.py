@@ -38,8 +38,13 @@ GOOD = GREEN
 WARN = YELLOW
 BAD = RED
 
-# A tenant keeps the colour of its place in the order of first appearance.
 TENANTS = (CYAN, PINK, YELLOW, GREEN, ORANGE, VIOLET, TEAL, SALMON, BLUE, LIME)
+
+
+def tenant(place: int) -> str:
+    """A tenant keeps the colour of its place in the order of first appearance."""
+    return TENANTS[place % len(TENANTS)]
+
 
 # Symbol and colour of each kind of notice.
 KINDS: dict[str, tuple[str, str]] = {

@@ -166,7 +166,7 @@ class MainScreen(Screen[None]):
                             key,
                             tenant.name,
                             tenant.name,
-                            palette.TENANTS[history.colour_index(tenant.name) % len(palette.TENANTS)],
+                            palette.tenant(history.colour_index(tenant.name)),
                             tenant is selected,
                         )
                         for tenant in tenants

@@ -233,8 +233,7 @@ def _full_name(spec: str) -> str:
 
 
 def _seconds(value: float) -> str:
-    digits = 2 if value < 0.995 else 1 if value < 99.95 else 0
-    text = figures.NOTHING if value != value else f"{value:.{digits}f} s"
+    text = figures.NOTHING if value != value else f"{value:.{_digits(value)}f} s"
     return text.rjust(FIGURE)
 
 
@@ -242,5 +241,10 @@ def _band(row: Predicted, figure: str) -> str:
     if figure not in row.low:
         return " " * BAND
     low, high = row.low[figure], row.high[figure]
-    digits = 2 if high < 0.995 else 1 if high < 99.95 else 0
+    digits = _digits(high)
     return f"{low:.{digits}f}-{high:.{digits}f}".rjust(BAND)
+
+
+def _digits(value_s: float) -> int:
+    """Behind the point: three figures or fewer."""
+    return 2 if value_s < 0.995 else 1 if value_s < 99.95 else 0

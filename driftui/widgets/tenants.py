@@ -113,7 +113,7 @@ class TenantsTable(Panel):
         for tenant in visible:
             row = Row(
                 tenant,
-                palette.TENANTS[history.colour_index(tenant.name) % len(palette.TENANTS)],
+                palette.tenant(history.colour_index(tenant.name)),
                 self.latency,
                 history.buckets("queue", queue_grid, tenant.name),
                 history.buckets("drift", drift_grid, tenant.name),
