@@ -22,9 +22,13 @@ from scheduler.plan import Plan
 if TYPE_CHECKING:
     from scheduler.live.run import LiveRun
 
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
 
 def run_headless(plan: Plan, *, clock: str, out: Path | None, text: bool) -> dict[str, Any]:
-    """Run to the end or to Ctrl-C; returns run.json. Raises EngineError, OSError (the run folder)."""
+    """Run to the end, to Ctrl-C or to SIGTERM; returns run.json. Raises EngineError, and OSError where the run
+    folder cannot be made.
+    """
     _tell_malformed(plan, sys.stderr)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -65,11 +69,15 @@ def _run_virtual(plan: Plan, out: Path | None, text: bool) -> dict[str, Any]:
     total_s = plan.workload().total_s
     with _bar(f"{plan.scenario.name} in virtual time", sys.stderr, total_s) as bar:
         run = VirtualRun(plan, out=out, text=text, on_progress=bar.advance_to)
-        before = signal.signal(signal.SIGINT, lambda *_: run.simulation.stop())
+        before = {name: signal.signal(name, lambda *_: run.simulation.stop()) for name in _ENDING}
         try:
-            return run.run()
+            document = run.run()
         finally:
-            signal.signal(signal.SIGINT, before)
+            for name, handler in before.items():
+                signal.signal(name, handler)
+        if run.recorder is not None and run.recorder.error:
+            bar.say(f"record: {printable(run.recorder.error)}")
+        return document
 
 
 async def _run_live(plan: Plan, out: Path | None, text: bool, stderr: TextIO) -> dict[str, Any]:
@@ -79,7 +87,7 @@ async def _run_live(plan: Plan, out: Path | None, text: bool, stderr: TextIO) ->
     loop = asyncio.get_running_loop()
     run = LiveRun(plan, out=out, text=text)
     interrupted = asyncio.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
+    for name in _ENDING:
         loop.add_signal_handler(name, interrupted.set)
     with _bar(f"{plan.scenario.name} on {run.engine.detail}", stderr, run.load.total_s) as bar:
         starting = loop.create_task(run.start())
@@ -94,7 +102,7 @@ async def _run_live(plan: Plan, out: Path | None, text: bool, stderr: TextIO) ->
             giving_up.cancel()
             await asyncio.gather(starting, giving_up, return_exceptions=True)
             document = await run.stop(interrupted=interrupted.is_set())
-            for name in (signal.SIGINT, signal.SIGTERM):
+            for name in _ENDING:
                 loop.remove_signal_handler(name)
     if run.session.failure is not None:
         raise run.session.failure

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -289,11 +290,17 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert "driftsched" in capsys.readouterr().out
 
 
-def test_ctrl_c_ends_cleanly_and_writes_what_was_done(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("clock", "count", "name"),
+    [("real", 500, signal.SIGINT), ("real", 500, signal.SIGTERM), ("virtual", 200_000, signal.SIGTERM)],
+)
+def test_a_signal_ends_it_cleanly_and_what_was_done_is_written(
+    clock: str, count: int, name: signal.Signals, tmp_path: Path
+) -> None:
     scenario = tmp_path / "long.yaml"
-    scenario.write_text(FAST.replace("count: 3", "count: 500"))
+    scenario.write_text(FAST.replace("count: 3", f"count: {count}"))
     folder = tmp_path / "run"
-    argv = [sys.executable, "-m", "scheduler.cli", "run", str(scenario), "--clock", "real", "--json"]
+    argv = [sys.executable, "-m", "scheduler.cli", "run", str(scenario), "--clock", clock, "--json"]
     with subprocess.Popen(
         [*argv, "--out", str(folder)],
         stdout=subprocess.PIPE,
@@ -301,16 +308,36 @@ def test_ctrl_c_ends_cleanly_and_writes_what_was_done(tmp_path: Path) -> None:
         text=True,
         env=os.environ,
     ) as process:
-        assert process.stderr is not None
         assert process.stdout is not None
-        for line in process.stderr:  # it has begun
-            if "started" in line:
-                break
-        process.send_signal(signal.SIGINT)
+        for _ in range(2000):
+            if (folder / "events.jsonl").exists():
+                break  # it has begun
+            time.sleep(0.01)
+        process.send_signal(name)
         out = process.stdout.read()
         assert process.wait(30) == 130
     document = json.loads(out)
     assert document["interrupted"] is True
     assert json.loads((folder / "run.json").read_text()) == document
     counts = document["requests"]
-    assert counts["submitted"] == 500 == sum(counts[k] for k in ("finished", "failed", "cancelled"))
+    assert counts["submitted"] <= count
+    if clock == "real":
+        assert counts["submitted"] == count == sum(counts[k] for k in ("finished", "failed", "cancelled"))
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_run(tmp_path: Path, fast: Path) -> None:
+    limited = ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh"]  # files of 512 bytes; pipes are no files
+    command = [
+        sys.executable,
+        "-m",
+        "scheduler.cli",
+        "run",
+        str(fast),
+        "--json",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run([*limited, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["requests"]["finished"] == 3
+    assert "File too large; recording has stopped" in done.stderr
