@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,10 +21,11 @@ class Embedding:
     """Embeds nothing until it is ``allowed`` to, as it would in a rush; what it did is in ``prompts``."""
 
     def __init__(self) -> None:
-        self.allowed = threading.Event()
+        self.asked, self.allowed = threading.Event(), threading.Event()
         self.prompts = list[str]()
 
     def __call__(self, prompt: str) -> list[float]:
+        self.asked.set()
         assert self.allowed.wait(5), "the loop stands still"
         self.prompts.append(prompt)
         return [1.0]
@@ -40,57 +41,59 @@ class Embedding:
                 self.allowed.set()
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scheduler.gateway.embedder.MAX_WAIT_S", 5.0)
+
+
 def ask(served: Served, prompt: str) -> asyncio.Task[tuple[int, Any, Any]]:
     return asyncio.create_task(served.post("/v1/completions", completion(prompt=prompt)))
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until_they_wait(served: Served, prompts: int) -> None:
+    """Behind the one that is being embedded."""
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 (nothing rings for a test)
+        while served.gateway.completions.embedder._thread._work_queue.qsize() < prompts:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
+@pytest.mark.usefixtures("patient")
 async def test_the_gateway_embeds_beside_the_loop_and_a_prompt_once() -> None:
     embed, ended = Embedding(), list[Request]()
     async with embed.serving() as served:
         served.run.observers.append(ended.append)
         asked = [ask(served, "Is it new?"), ask(served, "Is it new?")]
-        waiting = served.gateway.completions.embedder
-        await until(lambda: waiting._waiting == 2)
+        await until_they_wait(served, 1)
         came_s = served.run.clock.now()
         assert (await served.get("/health"))[0] == 200
         embed.allowed.set()
         assert [(await each)[0] for each in asked] == [200, 200]
     assert embed.prompts == ["Is it new?"]
-    assert all(request.arrival_s < came_s for request in ended), "what it waited for its embedding counts"
+    assert all(request.arrival_s < came_s for request in ended), "its wait for the embedding is in its TTFT"
 
 
+@pytest.mark.usefixtures("patient")
 async def test_shared_threads_are_free_while_prompts_are_embedded() -> None:
     embed = Embedding()
     async with embed.serving() as served:
         asked = [ask(served, f"new {n}") for n in range(20)]
-        waiting = served.gateway.completions.embedder
-        await until(lambda: waiting._waiting == 20)
+        await until_they_wait(served, 19)
         async with asyncio.timeout(5), served.http.get(f"{served.url}/metrics") as answer:
             assert answer.status == 200
         embed.allowed.set()
         assert {(await each)[0] for each in asked} == {200}
 
 
-async def test_in_a_rush_the_rest_is_estimated_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scheduler.gateway.embedder.MAX_WAITING", 1)
+async def test_what_waits_too_long_is_estimated_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scheduler.gateway.embedder.MAX_WAIT_S", 0.01)
     embed = Embedding()
     async with embed.serving() as served:
-        first = ask(served, "one")
-        waiting = served.gateway.completions.embedder
-        await until(lambda: waiting._waiting == 1)
-        for _ in range(2):
-            assert (await ask(served, "another"))[0] == 200, "estimated, run and learned from without"
+        for prompt in ("one", "another", "another"):
+            assert (await ask(served, prompt))[0] == 200, "estimated, run and learned from without"
+        monkeypatch.setattr("scheduler.gateway.embedder.MAX_WAIT_S", 5.0)
         embed.allowed.set()
-        assert (await first)[0] == 200
-        assert embed.prompts == ["one"]
         assert (await ask(served, "another"))[0] == 200
-        assert embed.prompts == ["one", "another"]
+        assert embed.prompts == ["one", "another"], "the one that was under way; and what comes again"
 
 
 async def test_what_will_be_turned_away_is_not_embedded() -> None:
@@ -104,14 +107,21 @@ async def test_what_will_be_turned_away_is_not_embedded() -> None:
     assert embed.prompts == []
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_client_that_leaves_is_not_embedded() -> None:
     embed = Embedding()
     async with embed.serving() as served:
-        waiting = served.gateway.completions.embedder
-        first, second = ask(served, "stays"), ask(served, "leaves")
-        await until(lambda: waiting._waiting == 2)
+        first = ask(served, "stays")
+        assert await asyncio.to_thread(embed.asked.wait, 5)
+        second = ask(served, "leaves")
+        await until_they_wait(served, 1)
         second.cancel()
-        await until(lambda: waiting._waiting == 1)
+        assert served.gateway._runner is not None
+        assert (server := served.gateway._runner.server) is not None
+        async with asyncio.timeout(5):
+            while len(server.connections) > 1:  # noqa: ASYNC110 (nothing rings for a test)
+                await asyncio.sleep(0.005)
         embed.allowed.set()
         assert (await first)[0] == 200
-    assert embed.prompts == ["stays"]
+        assert (await ask(served, "later"))[0] == 200
+    assert embed.prompts == ["stays", "later"]

@@ -1,4 +1,4 @@
-"""Prompts are embedded before they are estimated: in a thread of their own, and as long as it is no rush."""
+"""Prompts are embedded before they are estimated: in a thread of their own, and not for long."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from scheduler.core.prior import Meanings
 
-MAX_WAITING = 25
-"""Prompts that wait to be embedded: half a second of one core. Further ones are estimated without."""
+MAX_WAIT_S = 0.5
+"""A prompt whose embedding is not there by then is estimated without: in a rush, that is most of them."""
 
 
 class Embedder:
@@ -16,20 +16,16 @@ class Embedder:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "embedder")  # begins with the first prompt
-        self._waiting = 0
 
     async def prepare(self, meanings: Meanings, prompt: str) -> None:
         """Return once an estimate of this prompt is quick."""
         if prompt in meanings:
             return
-        if self._waiting >= MAX_WAITING:
-            meanings.forgo(prompt)
-            return
-        self._waiting += 1
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, meanings.prepare, prompt)
-        finally:
-            self._waiting -= 1
+            async with asyncio.timeout(MAX_WAIT_S):
+                await asyncio.get_running_loop().run_in_executor(self._thread, meanings.prepare, prompt)
+        except TimeoutError:
+            meanings.forgo(prompt)
 
     def close(self) -> None:
         """When no request is left that could wait for it."""
