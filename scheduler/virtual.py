@@ -70,7 +70,7 @@ class VirtualRun:
         # Only a recorded run needs the gaps of each single request.
         self._log = None if recorded or plan.batch else StepLog(plan.profile)
         track_gaps = recorded and not plan.batch
-        gpu = Gpu(
+        gpu: Gpu[Request] = Gpu(
             plan.profile, plan.capacity, first_token_events=recorded, track_gaps=track_gaps, log=self._log
         )
         self._steered: Steered | None = None

@@ -5,17 +5,19 @@ The same interface, without ``next_event``. Tests hold the real one to it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
+from typing import Any, Literal, NamedTuple
 
 from scheduler.core.metrics import gap_bucket
-from scheduler.twin.gpu import GpuEvent, GpuState
+from scheduler.twin.gpu import GpuState
 from scheduler.twin.profile import Profile
 
 
 @dataclass(eq=False)
 class Sequence:
-    id: str
+    key: str
     prompt: int
     output: int
     generated: int = 0
@@ -26,6 +28,29 @@ class Sequence:
     decoding: bool = False
     cancelled: bool = False
     gaps: dict[int, int] = field(default_factory=dict)
+
+
+Event = tuple[Literal["first", "done"], Sequence]
+
+
+class Told(NamedTuple):
+    """What an event of either model says, in plain figures."""
+
+    at_s: float
+    key: str
+    kind: str
+    tokens: int
+    first_s: float
+    gaps: dict[int, int] | None
+
+
+def told(events: Iterable[tuple[str, Any]]) -> list[Told]:
+    return [
+        Told(s.first_s, s.key, kind, 1, s.first_s, None)
+        if kind == "first"
+        else Told(s.last_s, s.key, kind, s.output, s.first_s, s.gaps)
+        for kind, s in events
+    ]
 
 
 class SteppingGpu:
@@ -39,13 +64,13 @@ class SteppingGpu:
         self.step_s = 0.0
         self.steps = self.preemptions = 0
 
-    def start(self, request_id: str, prompt_tokens: int, output_tokens: int, now: float) -> None:
+    def start(self, key: str, prompt_tokens: int, output_tokens: int, now: float) -> None:
         if not self.running and not self.waiting:
             self.boundary_s = now
-        self.waiting.append(Sequence(request_id, prompt_tokens, output_tokens))
+        self.waiting.append(Sequence(key, prompt_tokens, output_tokens))
 
-    def cancel(self, request_id: str, now: float) -> int:
-        (sequence,) = (s for s in self.running + self.waiting if s.id == request_id and not s.cancelled)
+    def cancel(self, key: str, now: float) -> int:
+        (sequence,) = (s for s in self.running + self.waiting if s.key == key and not s.cancelled)
         sequence.cancelled = True
         if sequence in self.waiting:
             self.waiting.remove(sequence)
@@ -53,8 +78,8 @@ class SteppingGpu:
             self.running.remove(sequence)
         return sequence.generated
 
-    def tokens(self, request_id: str, now: float) -> int:
-        (sequence,) = (s for s in self.running + self.waiting if s.id == request_id and not s.cancelled)
+    def tokens(self, key: str, now: float) -> int:
+        (sequence,) = (s for s in self.running + self.waiting if s.key == key and not s.cancelled)
         return sequence.generated
 
     def state(self, now: float) -> GpuState:
@@ -68,12 +93,12 @@ class SteppingGpu:
         )
 
     def crash(self, now: float) -> list[str]:
-        lost = [s.id for s in self.running + self.waiting if not s.cancelled]
+        lost = [s.key for s in self.running + self.waiting if not s.cancelled]
         self.running, self.waiting, self.end_s = [], [], None
         return lost
 
-    def advance(self, now: float) -> list[GpuEvent]:
-        events: list[GpuEvent] = []
+    def advance(self, now: float) -> list[Event]:
+        events: list[Event] = []
         while True:
             if self.end_s is None:
                 if self.boundary_s >= now or not (self.running or self.waiting):
@@ -118,13 +143,14 @@ class SteppingGpu:
         self.step_s = self.profile.step_s(len(self.running), context, prefill)
         self.end_s = self.boundary_s + self.step_s
 
-    def end_step(self) -> list[GpuEvent]:
+    def end_step(self) -> list[Event]:
         assert self.end_s is not None
         now = self.boundary_s = self.end_s
         self.end_s = None
         self.steps += 1
         self.running = [s for s in self.running if not s.cancelled]
-        firsts, dones = [], []
+        firsts: list[Event] = []
+        dones: list[Event] = []
         for sequence in list(self.running):
             sequence.computed += sequence.chunk
             sequence.chunk = 0
@@ -134,14 +160,12 @@ class SteppingGpu:
             sequence.decoding = True
             if sequence.generated == 1:
                 sequence.first_s = now
-                firsts.append(GpuEvent(now, sequence.id, "first", 1, now))
+                firsts.append(("first", sequence))
             else:
                 bucket = gap_bucket(now - sequence.last_s)
                 sequence.gaps[bucket] = sequence.gaps.get(bucket, 0) + 1
             sequence.last_s = now
             if sequence.generated == sequence.output:
                 self.running.remove(sequence)
-                dones.append(
-                    GpuEvent(now, sequence.id, "done", sequence.output, sequence.first_s, sequence.gaps)
-                )
+                dones.append(("done", sequence))
         return firsts + dones

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+from stepping_gpu import Told, told
 
 from scheduler.core.types import Request
 from scheduler.engines.clock import Clock, PlannedClock
 from scheduler.engines.engine import Chunk, Engine, EngineLost
 from scheduler.engines.simulated import SimulatedEngine
-from scheduler.twin.gpu import Gpu, GpuEvent
+from scheduler.twin.gpu import Gpu
 from scheduler.twin.profile_file import load_profile
 
 PROFILE = load_profile("l4", "qwen1.5-1.8b-chat")
@@ -207,24 +208,24 @@ async def test_instants_and_gaps_are_the_gpus_own_however_late_the_loop_wakes_up
     arrivals = {"a": 0.0, "b": 0.1, "c": 0.4}
     lengths = {"a": 40, "b": 25, "c": 30}
     gpu = Gpu(PROFILE, 2, track_gaps=True)
-    expected: list[GpuEvent] = []
+    expected: list[Told] = []
     streams = []
     for request_id, arrival_s in arrivals.items():
-        expected += gpu.advance(arrival_s)
+        expected += told(gpu.advance(arrival_s))
         gpu.start(request_id, 5, lengths[request_id], arrival_s)
         clock.turn(arrival_s)
         streams.append(asyncio.ensure_future(read(engine, request_id, tokens=lengths[request_id])))
         await asyncio.sleep(0)
-    expected += gpu.advance(100.0)
+    expected += told(gpu.advance(100.0))
     clock.turn(0.9)
     await asyncio.sleep(0)
     while clock.timers:
         clock.turn(clock.now_s + 7.0)
         await asyncio.sleep(0)
 
-    exact: dict[str, dict[str, GpuEvent]] = {request_id: {} for request_id in arrivals}
+    exact: dict[str, dict[str, Told]] = {request_id: {} for request_id in arrivals}
     for event in expected:
-        exact[event.request_id][event.kind] = event
+        exact[event.key][event.kind] = event
     for request_id, chunks in zip(arrivals, await asyncio.gather(*streams), strict=True):
         assert tokens_of(chunks) == lengths[request_id]
         assert chunks[0].at_s == exact[request_id]["first"].at_s

@@ -121,11 +121,11 @@ def test_gaps_of_the_log_are_those_of_the_requests(kv_tokens: int) -> None:
     now = 0.0
     for number in range(400):
         now += rng.expovariate(8.0)
-        ended = [[event for event in gpu.advance(now) if event.kind == "done"] for gpu in both]
-        assert [event[:2] for event in ended[0]] == [event[:2] for event in ended[1]]
-        for event in ended[0]:
-            mine = gaps[live.pop(event.request_id)]
-            for bucket, count in (event.gaps or {}).items():
+        ended = [[sequence for kind, sequence in gpu.advance(now) if kind == "done"] for gpu in both]
+        assert [(s.last_s, s.key) for s in ended[0]] == [(s.last_s, s.key) for s in ended[1]]
+        for sequence in ended[0]:
+            mine = gaps[live.pop(sequence.key)]
+            for bucket, count in (sequence.gaps or {}).items():
                 mine[bucket] = mine.get(bucket, 0) + count
         if live and rng.random() < 0.1:
             gone = rng.choice(sorted(live))

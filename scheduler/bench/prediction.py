@@ -27,24 +27,24 @@ TOLERANCES = {
 GAPS = 1.5  # times the gap between repeats of the real run are forgiven, where that is more
 
 
-class Distant(Gpu):
+class Distant(Gpu[Request]):
     """A GPU that hears of a request some time after it was sent."""
 
     def __init__(self, profile: Profile, max_num_seqs: int, delay_s: float) -> None:
         super().__init__(profile, max_num_seqs, first_token_events=False)
         self._delay_s = delay_s
-        self._coming: deque[tuple[float, str, int, int]] = deque()
+        self._coming: deque[tuple[float, Request, int, int]] = deque()
 
     def start(
-        self, request_id: str, prompt_tokens: int, output_tokens: int, now: float, group: str = ""
+        self, key: Request, prompt_tokens: int, output_tokens: int, now: float, group: str = ""
     ) -> None:
-        self._coming.append((now + self._delay_s, request_id, prompt_tokens, output_tokens))
+        self._coming.append((now + self._delay_s, key, prompt_tokens, output_tokens))
 
     def next_event(self) -> float:
         event_s = super().next_event()
         return min(event_s, self._coming[0][0]) if self._coming else event_s
 
-    def advance(self, now: float) -> list[GpuEvent]:
+    def advance(self, now: float) -> list[GpuEvent[Request]]:
         events = super().advance(now)
         while self._coming and self._coming[0][0] <= now:
             super().start(*self._coming.popleft()[1:], now)

@@ -195,7 +195,8 @@ class _Switched(Watched):
     def __init__(self, what: Scenario, case: Case, target: str) -> None:
         plan = make_plan(what, engine="sim", policy=case.policy, seed=case.seed, clock="virtual")
         assert plan.profile is not None
-        scheduler, gpu = plan.scheduler(), Gpu(plan.profile, plan.capacity, first_token_events=False)
+        scheduler = plan.scheduler()
+        gpu: Gpu[Request] = Gpu(plan.profile, plan.capacity, first_token_events=False)
         super().__init__(plan.workload(), scheduler, gpu)
         self._due_s, self._target = case.at_s, target
         self._outlook: Outlook | None = None

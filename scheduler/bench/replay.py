@@ -59,7 +59,7 @@ def play(requests: Sequence[Request], points: Sequence[float], policy: str) -> l
         [Tenant(name) for name in dict.fromkeys(request.tenant for request in requests)],
         capacities=(SLOTS,),
     )
-    gpu = Gpu(load_profile("l4", "qwen1.5-1.8b-chat"), SLOTS)
+    gpu: Gpu[Request] = Gpu(load_profile("l4", "qwen1.5-1.8b-chat"), SLOTS)
     workload = cast(Workload, ReadyMade(burst))  # all of it that a Simulation asks for
     Simulation(scheduler, [gpu], workload, on_ended=ended.append).run()
     return [(request.ended_s or 0.0) - request.arrival_s for request in ended]

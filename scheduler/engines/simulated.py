@@ -18,7 +18,7 @@ from scheduler.core.types import Request
 from scheduler.engines.clock import Clock
 from scheduler.engines.engine import Chunk, EngineLost, EngineTelemetry
 from scheduler.twin.answer import answer
-from scheduler.twin.gpu import Gpu, GpuEvent, NeverFits
+from scheduler.twin.gpu import Gpu, NeverFits
 from scheduler.twin.profile import Profile
 
 # How often a stream hands over what came since, real seconds.
@@ -59,20 +59,19 @@ class _Stream:
         self._words = words
         self._waiter: asyncio.Future[None] | None = None
 
-    def tell(self, tokens: int, finish: str = "", at_s: float | None = None) -> None:
+    def tell(
+        self,
+        tokens: int,
+        finish: str = "",
+        at_s: float | None = None,
+        gaps: dict[int, int] | None = None,
+    ) -> None:
         """Make a chunk of what is new when ``tokens`` have been generated in all."""
         new = tokens - self.told
         text = "".join(islice(self._words, new)) if self._words else ""
         self.told = tokens
-        self.chunks.append(Chunk(new, finish, text, at_s=at_s))
+        self.chunks.append(Chunk(new, finish, text, at_s=at_s, gaps=gaps))
         self.wake()
-
-    def on_event(self, event: GpuEvent) -> None:
-        if event.kind == "first":
-            self.tell(1, at_s=event.at_s)
-        else:
-            self.tell(event.tokens, self.finish, event.at_s)
-            self.chunks[-1] = self.chunks[-1]._replace(gaps=event.gaps)
 
     def wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -113,7 +112,7 @@ class SimulatedEngine:
         self._start_delay_s = start_delay_s
         self._restart_delay_s = restart_delay_s
         self._text = text
-        self._gpu: Gpu | None = None  # None while it is down
+        self._gpu: Gpu[str] | None = None  # None while it is down
         self._crashed = False
         self._stopped = False
         self._streams: dict[str, _Stream] = {}
@@ -216,7 +215,7 @@ class SimulatedEngine:
             step_ms=state.step_s * 1e3,
         )
 
-    def _arm(self, gpu: Gpu) -> None:
+    def _arm(self, gpu: Gpu[str]) -> None:
         due_s = gpu.next_event()
         if due_s == self._due_s:
             return
@@ -227,30 +226,31 @@ class SimulatedEngine:
         if due_s < inf:
             self._timer = self._clock.call_at(due_s, self._on_due, gpu)
 
-    def _on_due(self, gpu: Gpu) -> None:
+    def _on_due(self, gpu: Gpu[str]) -> None:
         self._due_s = inf
         self._timer = None
         self._collect(gpu)
         self._arm(gpu)
 
-    def _collect(self, gpu: Gpu) -> float:
+    def _collect(self, gpu: Gpu[str]) -> float:
         """Hand the streams what the GPU has done by now; returns now."""
         now = self._clock.now()
-        for event in gpu.advance(now):
-            stream = self._streams[event.request_id]
-            stream.on_event(event)
-            if event.kind == "done":
-                del self._streams[event.request_id]
+        for kind, sequence in gpu.advance(now):
+            if kind == "first":
+                self._streams[sequence.key].tell(1, at_s=sequence.first_s)
+            else:
+                stream = self._streams.pop(sequence.key)
+                stream.tell(sequence.output, stream.finish, sequence.last_s, sequence.gaps)
         return now
 
-    def _progress(self, gpu: Gpu, stream: _Stream) -> None:
+    def _progress(self, gpu: Gpu[str], stream: _Stream) -> None:
         now = self._collect(gpu)
         if stream.id in self._streams:
             tokens = gpu.tokens(stream.id, now)
             if tokens > stream.told:
                 stream.tell(tokens)
 
-    def _end(self, gpu: Gpu, stream: _Stream) -> None:
+    def _end(self, gpu: Gpu[str], stream: _Stream) -> None:
         """Take a stream out, unless it has come to its end by itself."""
         if self._streams.get(stream.id) is not stream:
             return

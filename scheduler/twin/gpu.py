@@ -22,12 +22,12 @@ from bisect import insort
 from collections import deque
 from math import inf
 from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple
 
 from scheduler.core.metrics import gap_bucket
 from scheduler.twin.phase import Phase
 from scheduler.twin.profile import Profile
-from scheduler.twin.sequence import Sequence
+from scheduler.twin.sequence import K, Sequence
 
 if TYPE_CHECKING:
     from scheduler.twin.steplog import StepLog
@@ -37,18 +37,8 @@ class NeverFits(ValueError):
     """A sequence is longer than the whole KV cache: it would wait for ever."""
 
 
-class GpuEvent(NamedTuple):
-    """A sequence got its first or its last token at ``at_s``."""
-
-    at_s: float
-    request_id: str
-    kind: str  # "first" or "done"
-    tokens: int  # generated so far
-    first_token_s: float
-    gaps: dict[int, int] | None = None  # with "done" where gaps are tracked: {metrics.gap_bucket: count}
-
-
-_event = tuple.__new__  # without the call in Python that GpuEvent(...) makes: there is one for each request
+# A sequence got its first token, at its ``first_s``, or its last one, at its ``last_s``.
+GpuEvent = tuple[Literal["first", "done"], Sequence[K]]
 
 
 class GpuState(NamedTuple):
@@ -62,8 +52,9 @@ class GpuState(NamedTuple):
     step_s: float  # duration of the step under way, else of the latest; 0 before the first
 
 
-class Gpu:
-    """One simulated GPU. Times are seconds on the caller's origin and must never decrease.
+class Gpu(Generic[K]):
+    """One simulated GPU. Times are seconds on the caller's origin and must never decrease. A sequence goes by
+    the key that its caller gives it: a request, its id, whatever can be a key of a dict.
 
     At one instant, call ``advance`` first, then ``cancel`` and ``start``, then ``next_event``: that fixes
     the step which begins there. A ``start`` after it still joins that step, a ``cancel`` waits for its end.
@@ -92,47 +83,44 @@ class Gpu:
         self._kv_tokens = profile.kv_tokens
         self._step_tokens = profile.max_num_batched_tokens
         self._now = -inf
-        self._events: list[GpuEvent] = []
+        self._events: list[GpuEvent[K]] = []
         self._preemptions = self._admissions = 0
         self._step = 0  # steps done at the boundary below
-        self._phase = Phase(profile)
+        self._phase = Phase(profile, max_num_seqs)
         self._step_gaps: dict[int, int] = {}  # durations of all steps so far, as {gap_bucket: count}
         self._clear()
 
     def _clear(self) -> None:
-        self._sequences: dict[str, Sequence] = {}
-        self._waiting: deque[Sequence] = deque()
-        self._finishing: list[tuple[int, int, Sequence]] = []  # sorted: (step it ends at, order, sequence)
-        self._partial: Sequence | None = None  # the one whose prefill takes more steps
-        self._leaving: list[Sequence] = []  # cancelled in a step that is under way
+        self._sequences: dict[K, Sequence[K]] = {}
+        self._waiting: deque[Sequence[K]] = deque()
+        self._finishing: list[tuple[int, int, Sequence[K]]] = []  # sorted: (step it ends at, order, sequence)
+        self._partial: Sequence[K] | None = None  # the one whose prefill takes more steps
+        self._leaving: list[Sequence[K]] = []  # cancelled in a step that is under way
         # The boundary from which the next phase starts, or started if one is planned; the state at it.
         self._boundary_s = self._due_s = self._now  # due: the next event of the phase, or its plan
         self._batch = 0  # sequences that run
         self._context = 0  # tokens in the KV cache; in a phase, so that its step j ends with + j x batch
         self._planned = False
         # Of the first step of the phase:
-        self._starting: list[Sequence] = []  # those who decode from it on
+        self._starting: list[Sequence[K]] = []  # those who decode from it on
         self._prefill = 0  # tokens
         self._budget = 0  # tokens left
 
-    def start(
-        self, request_id: str, prompt_tokens: int, output_tokens: int, now: float, group: str = ""
-    ) -> None:
+    def start(self, key: K, prompt_tokens: int, output_tokens: int, now: float, group: str = "") -> None:
         """Hand over a sequence that will generate exactly ``output_tokens``. The log is kept by ``group``.
 
-        Raises NeverFits, and ValueError for an id that is here already or lengths that make no sense.
+        Raises NeverFits, and ValueError for a key that is here already or lengths that make no sense.
         """
         if output_tokens < 1 or prompt_tokens < 0 or prompt_tokens + output_tokens - 1 > self._kv_tokens:
-            what = f"request {request_id!r}: {prompt_tokens} prompt and {output_tokens} output tokens"
+            what = f"{prompt_tokens} prompt and {output_tokens} output tokens"
             if output_tokens < 1 or prompt_tokens < 0:
                 raise ValueError(f"{what}; allowed: at least 0 and 1")
             raise NeverFits(f"{what}; the KV cache holds {self._kv_tokens}")
-        if request_id in self._sequences:
-            raise ValueError(f"request {request_id!r} is here already")
+        if key in self._sequences:
+            raise ValueError("this sequence is here already")
         if now != self._now:
             self._settle(now)
-        sequence = Sequence(request_id, prompt_tokens, output_tokens, group)
-        self._sequences[request_id] = sequence
+        self._sequences[key] = sequence = Sequence(key, prompt_tokens, output_tokens, group)
         self._waiting.append(sequence)
         # Behind another one that waits, nothing changes for anybody.
         if self._planned and len(self._waiting) == 1 and self._batch < self.max_num_seqs:
@@ -141,13 +129,13 @@ class Gpu:
             if now > self._boundary_s or self._leaving:
                 self._due_s = self._phase.cut(now)
 
-    def cancel(self, request_id: str, now: float) -> int:
+    def cancel(self, key: K, now: float) -> int:
         """Take a sequence out and return the tokens it has generated. Raises KeyError for an unknown one.
 
         To the caller it is gone at once; the step under way still runs to its end with it.
         """
         self._settle(now)
-        sequence = self._sequences.pop(request_id)
+        sequence = self._sequences.pop(key)
         tokens = self._tokens(sequence, now)
         if sequence.order < 0:
             self._waiting.remove(sequence)  # those behind it may fit where it did not
@@ -170,16 +158,16 @@ class Gpu:
             self._plan()
         return self._due_s
 
-    def advance(self, now: float) -> list[GpuEvent]:
+    def advance(self, now: float) -> list[GpuEvent[K]]:
         """Everything up to and including ``now`` in time order; at one instant, first tokens come first."""
         self._settle(now)
         events, self._events = self._events, []
         return events
 
-    def tokens(self, request_id: str, now: float) -> int:
+    def tokens(self, key: K, now: float) -> int:
         """Tokens a sequence has generated by ``now``. Raises KeyError for an unknown or ended one."""
         self._settle(now)
-        return self._tokens(self._sequences[request_id], now)
+        return self._tokens(self._sequences[key], now)
 
     def state(self, now: float) -> GpuState:
         self._settle(now)
@@ -198,8 +186,8 @@ class Gpu:
             step_s=phase.duration_s(latest) if latest else 0.0,
         )
 
-    def crash(self, now: float) -> list[str]:
-        """Lose every sequence; returns their ids in the order they were started."""
+    def crash(self, now: float) -> list[K]:
+        """Lose every sequence; returns their keys in the order they were started."""
         self._settle(now)
         lost = list(self._sequences)
         if self._planned and (done := self._phase.steps_done(now)):
@@ -239,8 +227,7 @@ class Gpu:
         if self._first_token_events:
             for sequence in self._starting:
                 if sequence.order >= 0 and not sequence.generated:
-                    at_s = sequence.first_s
-                    self._events.append(GpuEvent(at_s, sequence.id, "first", 1, at_s))
+                    self._events.append(("first", sequence))
         self._starting = []
         self._due_s = self._phase.end_s
 
@@ -264,19 +251,20 @@ class Gpu:
         finishing = self._finishing
         while finishing and finishing[0][0] == step:
             sequence = finishing.pop(0)[2]
-            request_id, output = sequence.id, sequence.output
             batch -= 1
-            context -= sequence.prompt + output - 1
-            del self._sequences[request_id]
-            gaps = sequence.end_gaps(self._step_gaps) if self._track_gaps else None
+            context -= sequence.prompt + sequence.output - 1
+            del self._sequences[sequence.key]
+            sequence.last_s = end_s
+            if self._track_gaps:
+                sequence.end_gaps(self._step_gaps)
             if log is not None:
                 log.runs += (sequence.group, sequence.began, step)
                 if sequence.generated:
                     sequence.log_interruptions(log)
-            self._events.append(_event(GpuEvent, (end_s, request_id, "done", output, sequence.first_s, gaps)))
+            self._events.append(("done", sequence))
         self._batch, self._context = batch, context
 
-    def _leave(self, sequence: Sequence) -> None:
+    def _leave(self, sequence: Sequence[K]) -> None:
         """Give back slot and KV of a sequence that ran and will not come to its end, at a boundary."""
         self._batch -= 1
         self._context -= self._held(sequence)
@@ -374,7 +362,7 @@ class Gpu:
         self._waiting.appendleft(victim)
         self._preemptions += 1
 
-    def _decode(self, sequence: Sequence) -> None:
+    def _decode(self, sequence: Sequence[K]) -> None:
         """Its prefill ends with the step that is planned: a token a step from that one on."""
         sequence.began = step = self._step
         insort(self._finishing, (step + sequence.output - sequence.generated, sequence.order, sequence))
@@ -382,13 +370,13 @@ class Gpu:
 
     # Sequences
 
-    def _tokens(self, sequence: Sequence, now: float) -> int:
+    def _tokens(self, sequence: Sequence[K], now: float) -> int:
         if sequence.order < 0 or sequence is self._partial:
             return sequence.generated
         done = self._phase.steps_done(now) if self._planned else 0
         return sequence.generated + self._step + done - sequence.began
 
-    def _held(self, sequence: Sequence) -> int:
+    def _held(self, sequence: Sequence[K]) -> int:
         """Tokens of the KV cache that a running sequence holds at the boundary."""
         if sequence is self._partial:
             return sequence.computed

@@ -21,6 +21,7 @@ class Phase:
     __slots__ = (
         "_flat_step_s",
         "_flat_steps",
+        "_for_batch",
         "_linear_step_s",
         "_prefill_s",
         "_profile",
@@ -31,8 +32,13 @@ class Phase:
         "steps",
     )
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(self, profile: Profile, max_batch: int) -> None:
         self._profile = profile
+        # What the sequences of a batch add to a step, and how much longer each step is than the one before.
+        self._for_batch = [
+            (profile.per_sequence_s * batch, profile.per_context_token_s * batch)
+            for batch in range(max_batch + 1)
+        ]
         self._flat_step_s = 0.0
         self.steps = 0
         self.first_s = self.end_s = 0.0  # ends of its first step and of its last
@@ -42,9 +48,9 @@ class Phase:
         Returns when it ends.
         """
         profile = self._profile
-        sequences_s = profile.per_sequence_s * batch
+        sequences_s, slope_s = self._for_batch[batch]
         base_s = profile.fixed_s + profile.per_context_token_s * context
-        self._slope_s = slope_s = profile.per_context_token_s * batch
+        self._slope_s = slope_s
         self._linear_step_s = linear_step_s = base_s + sequences_s
         self._prefill_s = prefill_s = profile.per_prefill_token_s * prefill
         self._zero_s = zero_s = start_s + prefill_s
@@ -65,12 +71,13 @@ class Phase:
 
     def cut(self, now: float) -> float:
         """End it with its first step that ends at or after ``now``; returns when that is."""
-        steps = self.steps_done(now)
-        if steps == 0 or self.at(steps) < now:
+        steps = self._about(now) + 1
+        while steps > 1 and self.at(steps - 1) >= now:
+            steps -= 1
+        while (end_s := self.at(steps)) < now:
             steps += 1
         if steps < self.steps:
-            self.steps = steps
-            self.end_s = self.at(steps)
+            self.steps, self.end_s = steps, end_s
         return self.end_s
 
     def at(self, steps: int) -> float:
@@ -86,26 +93,26 @@ class Phase:
 
     def steps_done(self, now: float) -> int:
         """How many steps are done at ``now``."""
+        steps = min(self._about(now), self.steps)
+        if steps < self.steps and self.at(steps + 1) <= now:
+            return steps + 1
+        if steps > 0 and self.at(steps) > now:
+            return steps - 1
+        return steps
+
+    def _about(self, now: float) -> int:
+        """How many steps are done at ``now`` but for rounding, which may put the root one off."""
         elapsed_s = now - self._zero_s
         if elapsed_s <= 0.0:
             return 0
         flat = self._flat_steps
         rest_s = elapsed_s - flat * self._flat_step_s
         if rest_s < 0.0 or flat >= self.steps:
-            steps = int(elapsed_s / self._flat_step_s)
-        else:
-            # slope/2 i^2 + first i = rest, solved in the form that stands a slope of 0
-            slope_s = self._slope_s
-            first_s = self._linear_step_s + slope_s * (flat + 0.5)
-            steps = flat + int(2.0 * rest_s / (first_s + sqrt(first_s * first_s + 2.0 * slope_s * rest_s)))
-        if steps > self.steps:
-            steps = self.steps
-        # Rounding may put the root one step off.
-        if steps < self.steps and self.at(steps + 1) <= now:
-            return steps + 1
-        if steps > 0 and self.at(steps) > now:
-            return steps - 1
-        return steps
+            return int(elapsed_s / self._flat_step_s)
+        # slope/2 i^2 + first i = rest, solved in the form that stands a slope of 0
+        slope_s = self._slope_s
+        first_s = self._linear_step_s + slope_s * (flat + 0.5)
+        return flat + int(2.0 * rest_s / (first_s + sqrt(first_s * first_s + 2.0 * slope_s * rest_s)))
 
     def duration_s(self, step: int) -> float:
         """Of one step, from 1."""

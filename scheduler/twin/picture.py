@@ -167,7 +167,7 @@ def take_picture(
     now: float,
     *,
     max_num_seqs: int | None = None,
-    generated: Callable[[str], int] | None = None,
+    generated: Callable[[Request], int] | None = None,
 ) -> Picture:
     """O(active + recent); 5,000 queued requests take some milliseconds. ``max_num_seqs`` is what the engine
     batches where that is not the scheduler's capacity; ``generated`` tells the tokens of a running request
@@ -181,7 +181,7 @@ def take_picture(
         else:
             (known,) = pending((request,))
             if generated is not None and not known.finish:
-                known = known._replace(generated=generated(request.id), first_token_s=None)
+                known = known._replace(generated=generated(request), first_token_s=None)
             running.append(known)
     queued.sort(key=attrgetter("ticket"))
     recent_s, arrivals = recent.arrivals(now)

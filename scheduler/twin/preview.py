@@ -100,8 +100,8 @@ class _Play:
     def __init__(self, picture: Picture, policy: str, future: Future, horizon_s: float) -> None:
         self._until_s = picture.now + horizon_s
         self._outlook = Outlook(picture.tenants, picture.now, horizon_s)
-        self._running: dict[str, Request] = {}  # on the GPUs
-        self._gpus = [
+        self._running: set[Request] = set()  # on the GPUs
+        self._gpus: list[Gpu[Request]] = [
             Gpu(picture.profile, picture.max_num_seqs, first_token_events=False) for _ in picture.capacities
         ]
         self._scheduler = Scheduler(
@@ -164,8 +164,8 @@ class _Play:
                     ready.first_token_s = start_s  # at the latest
                 prompt = ready.prompt_tokens + done.generated
                 more = (ready.intended_tokens or 0) - done.generated
-                self._running[ready.id] = ready
-                self._gpus[ready.replica].start(ready.id, prompt, max(1, more), start_s)
+                self._running.add(ready)
+                self._gpus[ready.replica].start(ready, prompt, max(1, more), start_s)
 
     def run(self) -> Figures:
         scheduler, gpus, running = self._scheduler, self._gpus, self._running
@@ -177,9 +177,9 @@ class _Play:
         coming_s, coming, tokens = next(arrivals, _NOBODY)
         while True:
             while len(running) < slots and (ready := next_dispatch(now)) is not None:
-                running[ready.id] = ready
+                running.add(ready)
                 length = ready.intended_tokens or 1
-                gpus[ready.replica].start(ready.id, ready.prompt_tokens, length, now)
+                gpus[ready.replica].start(ready, ready.prompt_tokens, length, now)
             event_s = only.next_event() if only is not None else min(gpu.next_event() for gpu in gpus)
             timer_s = next_timer()
             soonest_s = event_s if event_s < timer_s else timer_s
@@ -191,10 +191,11 @@ class _Play:
                 break
             if event_s <= now:
                 for gpu in gpus:
-                    for event in gpu.advance(now):
-                        done = running.pop(event.request_id)
+                    for _, sequence in gpu.advance(now):
+                        done = sequence.key
+                        running.remove(done)
                         if done.first_token_s is None:
-                            done.first_token_s = event.first_token_s
+                            done.first_token_s = sequence.first_s
                         length = done.intended_tokens or 1
                         finish = "length" if length >= done.max_tokens else "stop"
                         ended += scheduler.on_complete(done.id, now, Outcome(finish, length))

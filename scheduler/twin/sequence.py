@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from scheduler.core.metrics import gap_bucket
 
 if TYPE_CHECKING:
     from scheduler.twin.steplog import StepLog
+
+
+K = TypeVar("K", bound=Hashable)
 
 
 class Run(NamedTuple):
@@ -20,19 +23,19 @@ class Run(NamedTuple):
     last_s: float
 
 
-class Sequence:
+class Sequence(Generic[K]):
     """A prompt and the answer that grows behind it. Token counts; times in seconds."""
 
     __slots__ = (
-        "_gaps",
         "_gaps_base",
         "_runs",
         "began",
         "computed",
         "first_s",
+        "gaps",
         "generated",
         "group",
-        "id",
+        "key",
         "last_s",
         "order",
         "output",
@@ -44,19 +47,19 @@ class Sequence:
     computed: int  # tokens in the KV cache while partly prefilled
     began: int  # the GPU's steps done when it began to decode: a token came with each since
     first_s: float
-    last_s: float  # of the last token before a preemption
+    last_s: float  # of the last token, or of the last before a preemption
     resumed_s: float  # of the first token after one
     _gaps_base: Mapping[int, int]  # the GPU's histogram when this run of decoding began
-    _gaps: dict[int, int]  # up to and across the latest preemption
     _runs: list[Run]  # of decoding that ended in a preemption
 
-    def __init__(self, request_id: str, prompt: int, output: int, group: str) -> None:
-        self.id = request_id
+    def __init__(self, key: K, prompt: int, output: int, group: str) -> None:
+        self.key = key
         self.group = group
         self.prompt = prompt
         self.output = output
         self.order = -1  # place in the order of admission; -1 while waiting and once it is gone
         self.generated = 0  # tokens at the latest preemption
+        self.gaps: dict[int, int] | None = None  # {gap_bucket: count} at its end, where they are tracked
 
     # A sequence that decodes gets a token from every step, so its gaps are the GPU's step durations: the
     # difference of the GPU's histogram {gap_bucket: count} between two moments.
@@ -64,20 +67,18 @@ class Sequence:
     def begin_gaps(self, step_gaps: Mapping[int, int], now: float) -> None:
         """Its decoding begins with a token at ``now``, with the GPU's histogram standing at ``step_gaps``."""
         self._gaps_base = step_gaps
-        if self.generated:
+        if self.gaps is not None:  # it was preempted
             bucket = gap_bucket(now - self.last_s)
-            self._gaps[bucket] = self._gaps.get(bucket, 0) + 1
+            self.gaps[bucket] = self.gaps.get(bucket, 0) + 1
 
-    def end_gaps(self, step_gaps: Mapping[int, int]) -> dict[int, int]:
-        """Its decoding ends, or is interrupted: its gaps so far."""
+    def end_gaps(self, step_gaps: Mapping[int, int]) -> None:
+        """Its decoding ends, or is interrupted: ``gaps`` are those so far."""
         base = self._gaps_base
-        gaps = self._gaps if self.generated else {}
+        self.gaps = gaps = self.gaps or {}
         for bucket, count in step_gaps.items():
             count -= base.get(bucket, 0)
             if count:
                 gaps[bucket] = gaps.get(bucket, 0) + count
-        self._gaps = gaps
-        return gaps
 
     # The same in a StepLog: the steps that it decoded in, and its gaps across preemptions.
 

@@ -43,7 +43,7 @@ class Simulation:
     def __init__(
         self,
         scheduler: Scheduler,
-        gpus: Sequence[Gpu],
+        gpus: Sequence[Gpu[Request]],
         workload: Load,
         *,
         on_ended: Callable[[Request], None],
@@ -58,7 +58,7 @@ class Simulation:
         self._on_ended = on_ended
         self._emit = emit
         self._on_progress = on_progress
-        self._running: dict[str, tuple[Request, Outcome]] = {}  # by id, with how it will end
+        self._running: dict[Request, Outcome] = {}  # with how it will end
         self._restarts: list[tuple[float, int]] = []
         self.stopped = False
 
@@ -90,14 +90,14 @@ class Simulation:
                 now = due_s
             if event_s <= now:
                 for gpu in gpus:
-                    for at_s, request_id, kind, _, first_token_s, gaps in gpu.advance(now):
+                    for kind, sequence in gpu.advance(now):
+                        request = sequence.key
                         if kind == "first":
-                            scheduler.on_first_token(request_id, at_s)
+                            scheduler.on_first_token(request.id, sequence.first_s)
                             continue
-                        request, outcome = running.pop(request_id)
-                        request.first_token_s, request.last_token_s = first_token_s, at_s
-                        request.gaps = gaps
-                        for ended in on_complete(request_id, now, outcome):
+                        request.first_token_s, request.last_token_s = sequence.first_s, sequence.last_s
+                        request.gaps = sequence.gaps
+                        for ended in on_complete(request.id, now, running.pop(request)):
                             on_ended(ended)
                             client_goes_on(ended, now)
             if timer_s <= now:
@@ -115,10 +115,9 @@ class Simulation:
             while len(running) < capacity and (totals.queued or batched):
                 if (ready := next_dispatch(now)) is None:
                     break
-                outcome = answer(ready)
-                running[ready.id] = ready, outcome
+                running[ready] = outcome = answer(ready)
                 tokens = outcome.output_tokens
-                gpus[ready.replica].start(ready.id, ready.prompt_tokens, tokens, now, ready.tenant)
+                gpus[ready.replica].start(ready, ready.prompt_tokens, tokens, now, ready.tenant)
             if not running and scheduler.idle:
                 workload.on_drained(now)
             event_s = next_event()
@@ -170,8 +169,8 @@ class Simulation:
             return  # it ended in this same instant
         replica = self.scheduler.cancel(request_id, now)
         if replica is not None:
-            del self._running[request_id]
-            tokens = self._gpus[replica].cancel(request_id, now)
+            del self._running[request]
+            tokens = self._gpus[replica].cancel(request, now)
             for ended in self.scheduler.on_complete(request_id, now, Outcome("abort", tokens)):
                 self._ended(ended, now)
         elif request.state in ENDED:
@@ -183,11 +182,11 @@ class Simulation:
             if index in away:
                 continue  # there is nothing to crash
             lost = gpu.crash(now)
-            for request_id in lost:
-                del self._running[request_id]
+            for request in lost:
+                del self._running[request]
             self._tell(now, Kind.ENGINE, {"what": "crashed", "replica": index, "lost": len(lost)})
-            for request in self.scheduler.on_engine_lost(index, now):
-                self._ended(request, now)
+            for ended in self.scheduler.on_engine_lost(index, now):
+                self._ended(ended, now)
             self._restarts.append((now + RESTART_S, index))
 
     def _restart(self, now: float) -> None:

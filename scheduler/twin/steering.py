@@ -34,7 +34,7 @@ FUTURES = 3
 class Watched:
     """Records what came and what ended lately; takes pictures of now."""
 
-    def __init__(self, workload: Workload, scheduler: Scheduler, gpu: Gpu) -> None:
+    def __init__(self, workload: Workload, scheduler: Scheduler, gpu: Gpu[Request]) -> None:
         self.scheduler = scheduler
         self._workload = workload
         self._gpu = gpu
@@ -67,7 +67,7 @@ class Watched:
             gpu.profile,
             now,
             max_num_seqs=gpu.max_num_seqs,
-            generated=lambda request_id: gpu.tokens(request_id, now),
+            generated=lambda request: gpu.tokens(request, now),
         )
 
 
@@ -78,7 +78,7 @@ class Steered(Watched):
         self,
         workload: Workload,
         scheduler: Scheduler,
-        gpu: Gpu,
+        gpu: Gpu[Request],
         *,
         guard: GuardRule | None = None,
         goal: Goal | None = None,
