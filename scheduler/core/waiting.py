@@ -26,7 +26,7 @@ class WaitingRoom:
         self.retired: ReadyQueue | None = None  # the queue before the last swap, see retire
         self.suspects: list[Request] = []  # aboard two crashes; they run alone
         self._tickets = 0
-        self._expiries: list[tuple[float, int, Request]] = []
+        self.expiries: list[tuple[float, int, Request]] = []  # a heap; empty where nobody has a TTL
 
     # -- in and out ----------------------------------------------------------------------------------
 
@@ -65,18 +65,18 @@ class WaitingRoom:
 
     def expire_at(self, when_s: float, request: Request) -> None:
         """It may wait until then."""
-        heappush(self._expiries, (when_s, request.ticket, request))
+        heappush(self.expiries, (when_s, request.ticket, request))
 
     def expired(self, now: float) -> Iterator[Request]:
         """What still waits and may not any more; the caller removes each before it takes the next."""
-        while self._expiries and self._expiries[0][0] <= now:
-            _, ticket, request = heappop(self._expiries)
+        while self.expiries and self.expiries[0][0] <= now:
+            _, ticket, request = heappop(self.expiries)
             if request.ticket == ticket:
                 yield request
 
     def next_expiry_s(self) -> float:
         """inf for never."""
-        expiries = self._expiries
+        expiries = self.expiries
         while expiries and expiries[0][2].ticket != expiries[0][1]:
             heappop(expiries)
         return expiries[0][0] if expiries else inf

@@ -6,9 +6,11 @@ Made only then, a request shows a drift that began in between.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from heapq import heapify, heappop, heappush
-from itertools import islice
+from itertools import islice, takewhile
 from math import inf
+from operator import gt
 from random import Random
 
 from scheduler.core.types import Request, State
@@ -72,19 +74,13 @@ class Drawn(Source):
         self, stream: Stream, arrivals: Arrivals, key: str, setting: Setting, start_s: float
     ) -> None:
         super().__init__(stream, key, setting, start_s)
-        self._times = self._drawn(times(arrivals, setting.rng(key, "arrivals")))
-        self.next_s = next(self._times, inf)
-
-    def _drawn(self, times: Iterator[float]) -> Iterator[float]:
-        start_s, until_s = self._start_s, self._until_s
-        for at_s in islice(times, self.stream.count):
-            if at_s >= until_s:
-                return
-            yield start_s + at_s
+        drawn = islice(times(arrivals, setting.rng(key, "arrivals")), stream.count)
+        self._times = takewhile(partial(gt, self._until_s), drawn)
+        self.next_s = start_s + next(self._times, inf)
 
     def take(self, number: int, request_id: str) -> Request:
         at_s, content = self.next_s, self._content
-        self.next_s = next(self._times, inf)
+        self.next_s = self._start_s + next(self._times, inf)
         return content.request(next(content.drafts), number, request_id, at_s)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 from scheduler.core.types import Outcome, Request
 
-_outcome = cache(Outcome)  # made once for each length: nobody changes them
+# Made once for each length: nobody changes them.
+_stop, _length = cache(partial(Outcome, "stop")), cache(partial(Outcome, "length"))
 
 
 def answer(request: Request) -> Outcome:
@@ -16,8 +17,8 @@ def answer(request: Request) -> Outcome:
     length (a client of the gateway, no scenario) the answer runs to max_tokens.
     """
     if request.forced_tokens is not None:
-        return _outcome("length", min(request.forced_tokens, request.max_tokens))
+        return _length(min(request.forced_tokens, request.max_tokens))
     tokens = request.intended_tokens
     if tokens is not None and tokens <= request.max_tokens:
-        return _outcome("stop", tokens or 1)
-    return _outcome("length", request.max_tokens)
+        return _stop(tokens or 1)
+    return _length(request.max_tokens)

@@ -73,12 +73,12 @@ class Simulation:
         submit, on_complete = scheduler.submit, scheduler.on_complete
         next_dispatch, totals = scheduler.next_dispatch, scheduler.books.totals
         capacity, batched = scheduler.slots.capacity, scheduler.slots.batch is not None
-        next_timer = scheduler.next_timer if batched else scheduler.waiting.next_expiry_s
+        next_timer, expiries = scheduler.next_timer, scheduler.waiting.expiries
         next_time, take, client_goes_on = workload.next_time, workload.take, workload.on_ended
         on_ended, on_progress, restarts = self._on_ended, self._on_progress, self._restarts
         instants, now, event_s = 0, self.now, next_event()
         while not self.stopped:
-            load_s, timer_s = next_time(), next_timer()
+            load_s, timer_s = next_time(), next_timer() if expiries or batched else inf
             if restarts and restarts[0][0] < timer_s:
                 timer_s = restarts[0][0]
             due_s = event_s if event_s < timer_s else timer_s
