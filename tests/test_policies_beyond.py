@@ -197,6 +197,11 @@ def test_every_combination_runs(rule: str, ordering: str) -> None:
     assert sorted(run_out(scheduler, 400.0)) == sorted(request.id for request in requests)
 
 
+@pytest.mark.parametrize("spec", ["two-class q=0.123456789", "lottery seed=123456789", "fair credit=1500"])
+def test_a_description_keeps_every_digit(spec: str) -> None:
+    assert policy_from(policy_from(spec).describe()) == policy_from(spec)
+
+
 def test_parameters_reach_both_halves() -> None:
     assert policy_from("lottery+two-class q=0.4 seed=7").describe() == "lottery+two-class seed=7 q=0.4"
     assert policy_from("fair+two-class").describe() == "fair+two-class credit=2000 q=0.55"
@@ -209,6 +214,7 @@ def test_parameters_reach_both_halves() -> None:
         ("two-class q=1", "policy two-class: q: 1.0 is not allowed; a quantile between 0 and 1"),
         ("three-class low=0.8", "low: 0.8 is not allowed; it must be below high"),
         ("fair credit=-1", "credit: -1.0 is not allowed; tokens by weight, 0 or more"),
+        ("lottery seed=nan", "seed: nan is not allowed; any finite number"),
         ("aged-sjf rate=-3", "rate: -3.0 is not allowed; a number of tokens per second waited"),
         ("fair+two-class rate=1", "policy fair.two-class: unknown parameter 'rate'; it takes credit, q"),
         ({"name": "fair", "inside": "sjf"}, "unknown parameter 'inside'; it takes credit"),

@@ -25,7 +25,7 @@ _ALONE: Mapping[str, type[Policy]] = {
 }
 SHARING: Mapping[str, type[Sharing]] = {rule.kind: rule for rule in (Fair, StrictTiers, Weighted, Lottery)}
 INSIDE: Mapping[str, type[Policy]] = {
-    ordering.kind: ordering for ordering in (Sjf, TwoClass, ThreeClass, AgedSjf, Edf)
+    ordering.kind: ordering for ordering in (Fifo, Sjf, TwoClass, ThreeClass, AgedSjf, Edf)
 }
 """Orderings that a sharing rule takes; without one it is oldest first."""
 

@@ -85,8 +85,14 @@ class Policy:
 
     def describe(self) -> str:
         """Name and parameters, in the form that ``policy_from`` reads: "aging rate=0.01"."""
-        return " ".join((self.name, *(f"{key}={value:g}" for key, value in self.params().items())))
+        return " ".join((self.name, *(f"{key}={_shortest(value)}" for key, value in self.params().items())))
 
     def fresh(self) -> Self:
         """The same policy before its first request; it has to be bound again."""
         return dataclasses.replace(self)  # type: ignore[type-var]
+
+
+def _shortest(value: float) -> str:
+    """The shortest text that reads as just this number: "0.01", "2000"."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))

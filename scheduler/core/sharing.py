@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
-from math import inf
+from math import inf, isfinite
 from random import Random
 from typing import ClassVar, Self
 
@@ -154,6 +154,8 @@ class Lottery(Sharing):
     tenants: Mapping[str, Tenant] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not isfinite(self.seed):
+            raise ValueError(f"seed: {self.seed} is not allowed; any finite number")
         self.rng = Random(self.seed)
         self.draw = self.rng.random()
 
