@@ -27,7 +27,7 @@ SHARING: Mapping[str, type[Sharing]] = {rule.kind: rule for rule in (Fair, Stric
 INSIDE: Mapping[str, type[Policy]] = {
     ordering.kind: ordering for ordering in (Fifo, Sjf, TwoClass, ThreeClass, AgedSjf, Edf)
 }
-"""Orderings that a sharing rule takes; without one it is oldest first."""
+"""Orderings that a sharing rule takes; without one it is ``fifo``."""
 
 _SUGGESTED = ("fair+two-class", "fair+sjf", "priority+two-class")
 
