@@ -26,8 +26,8 @@ _ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def run_headless(plan: Plan, *, clock: str, out: Path | None, text: bool) -> dict[str, Any]:
-    """Run to the end, to Ctrl-C or to SIGTERM; returns run.json. Raises EngineError, and OSError where the run
-    folder cannot be made.
+    """Run to the end, to Ctrl-C or to SIGTERM; returns run.json. Raises EngineError, and OSError where there
+    can be no run folder.
     """
     _tell_malformed(plan, sys.stderr)
     if out is not None:

@@ -58,7 +58,8 @@ class VirtualRun:
             self.recorder = Recorder(
                 out,
                 tenants=[tenant.name for tenant in plan.tenants],
-                policy=lambda: self.scheduler.policy.name,
+                scheduler=lambda: self.scheduler,
+                paper=plan.scenario.paper,
                 wait=True,
                 text=text,
                 # Its prompts are the scenario's, no client's: one seed gives one log.

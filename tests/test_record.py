@@ -234,6 +234,28 @@ def test_csv_files_begin_with_the_papers_columns(recorded: tuple[Json, list[Json
     assert (folder / "telemetry.csv").exists()
 
 
+@pytest.mark.parametrize("paper", [True, False])
+def test_an_estimate_can_be_made_again_from_its_row(paper: bool, tmp_path: Path) -> None:
+    """By the paper's formula: base x bias x safety x input factor, the bias as it was at the estimate."""
+    scenario = load_scenario("demo").model_copy(update={"paper": paper})
+    VirtualRun(make_plan(scenario, clock="virtual"), out=tmp_path).run()
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["estimation_bias"] for row in rows}) > 100
+    for row in rows:
+        factors = ("base_tokens", "estimation_bias", "safety_factor", "input_factor")
+        estimate = int(math.prod(float(row[name]) for name in factors))
+        limit = math.inf if paper else int(row["max_output_tokens"])
+        assert min(estimate, limit) == float(row["estimated_output_tokens"])
+
+
+def test_a_year_of_silence_is_cut_short(tmp_path: Path) -> None:
+    text = "name: late\ntenants: [{name: a}]\nload: [{tenant: a, arrivals: at-once, count: 1, from: 8760h}]\n"
+    (tmp_path / "late.yaml").write_text(text)
+    VirtualRun(make_plan(load_scenario(str(tmp_path / "late.yaml"))), out=tmp_path / "run").run()
+    assert len((tmp_path / "run" / "queue_depth.csv").read_text().splitlines()) < 4000
+
+
 def test_prompts_are_only_recorded_when_asked_for(tmp_path: Path) -> None:
     scenario = load_scenario("demo")
     few = Scenario.model_validate(

@@ -90,7 +90,8 @@ class LiveRun:
             self.recorder = Recorder(
                 out,
                 tenants=[tenant.name for tenant in plan.tenants],
-                policy=lambda: self.scheduler.policy.name,
+                scheduler=lambda: self.scheduler,
+                paper=plan.scenario.paper,
                 wait=False,
                 text=text,
                 on_error=self._recording_failed,

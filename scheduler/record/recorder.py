@@ -16,12 +16,14 @@ from typing import Any
 
 from scheduler.core.estimate import BASE_TOKENS, MEASURED_RANGE, SAFETY_FACTOR, input_factor
 from scheduler.core.events import Event, Kind
+from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import ENDED, TIERS, Request, State
 from scheduler.record.log import LineMaker
 from scheduler.record.writer import FileWriter
 
 FILES = ("run.json", "events.jsonl", "metrics.csv", "queue_depth.csv", "telemetry.csv")
 _BLOCK_LINES = 256
+_SILENCE_ROWS = 3600
 
 METRICS_COLUMNS = (
     *("timestamp", "scheduler_type", "request_id", "tenant_id", "job_type", "workload_category"),
@@ -42,6 +44,7 @@ class Recorder:
     An earlier run in the folder is removed at once, and run.json is written at the end: what a crash leaves
     behind is no run, never a mixture of two.
 
+    ``scheduler`` is the run's, which may be made later; ``paper`` says that estimates hold the safety factor.
     ``key`` is what prompts are hashed with; without one, a random one that nobody knows.
     """
 
@@ -50,8 +53,9 @@ class Recorder:
         folder: Path,
         *,
         tenants: Sequence[str],
-        policy: Callable[[], str],
+        scheduler: Callable[[], Scheduler],
         wait: bool,
+        paper: bool = False,
         text: bool = False,
         key: bytes | None = None,
         on_error: Callable[[str], None] = lambda why: None,
@@ -60,10 +64,14 @@ class Recorder:
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
         self._lines = LineMaker(os.urandom(16) if key is None else key, text=text)
-        self._policy = policy
+        self._scheduler = scheduler
+        self._paper = paper
         self._tenants = tuple(tenants)
         self._pending: dict[str, list[str]] = {}
         self._waiting: dict[str, Request] = {}
+        self._biases: dict[
+            str, float
+        ] = {}  # of queued and running requests: what their estimate was made with
         self._next_depth_s = 0.0
         self._telemetry_columns: tuple[str, ...] = ()
         self._row("metrics.csv", METRICS_COLUMNS)
@@ -83,19 +91,22 @@ class Recorder:
 
     def on_event(self, event: Event) -> None:
         """One event of the Scheduler or its driver, in order of time."""
-        while event.at_s >= self._next_depth_s:
-            self._depth(self._next_depth_s)
-            self._next_depth_s += 1.0
+        self._depths(event.at_s)
         self._line("events.jsonl", self._lines.line(event) + "\n")
         request = event.request
         if request is None:
             return
+        if event.kind is Kind.QUEUED:
+            self._biases[request.id] = self._bias(request)
         if event.kind in (Kind.QUEUED, Kind.RETRIED):
             self._waiting[request.id] = request
         else:
             self._waiting.pop(request.id, None)
             if request.state in ENDED:
                 self._row("metrics.csv", self._metrics(request))
+
+    def _bias(self, request: Request) -> float:
+        return self._scheduler().estimator.bias(request.tenant, request.estimate.category)
 
     def telemetry(self, sample: Mapping[str, float | int | None]) -> None:
         """One row of telemetry.csv; the first sample names the columns."""
@@ -123,18 +134,30 @@ class Recorder:
         measured = min(high, max(low, request.output_tokens / BASE_TOKENS[category]))
         finished = request.state is State.FINISHED
         wait = (ended if started is None else started) - request.arrival_s
+        bias = self._biases.pop(request.id, None)
+        if bias is None:
+            bias = self._bias(request)  # rejected, at the instant of its estimate
         return [
-            *(ended, self._policy(), request.id, request.tenant, request.category, category),
+            *(ended, self._scheduler().policy.name, request.id, request.tenant, request.category, category),
             *(request.tier, request.batch_id, request.batch_size, estimate.budget, estimate.point),
             *(request.max_tokens, request.output_tokens, request.arrival_s, started, ended, wait),
             *(None if started is None else ended - started, ended - request.arrival_s),
             *(ended - request.arrival_s, request.state.value),
             *(request.bias_before, measured if finished else None, request.bias_after),
-            *(request.bias_before, BASE_TOKENS[category], SAFETY_FACTOR[request.tier]),
+            *(bias, BASE_TOKENS[category], SAFETY_FACTOR[request.tier] if self._paper else 1.0),
             input_factor(estimate.input_tokens),
             *(None if first is None else first - request.arrival_s, request.finish, request.reason),
             *(request.prompt_tokens, request.attempts, estimate.uncorrected),
         ]
+
+    def _depths(self, until_s: float) -> None:
+        """A row a second; nothing changes between two events, so a long silence is cut short."""
+        for _ in range(_SILENCE_ROWS):
+            if until_s < self._next_depth_s:
+                return
+            self._depth(self._next_depth_s)
+            self._next_depth_s += 1.0
+        self._next_depth_s = float(int(until_s)) + 1.0
 
     def _depth(self, at_s: float) -> None:
         tiers = dict.fromkeys(TIERS, 0)
