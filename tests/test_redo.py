@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 
 from scheduler.core.estimate import Given
+from scheduler.core.events import Event
 from scheduler.core.types import Limits, Request
+from scheduler.live.feed import LocalFeed
 from scheduler.live.run import LiveRun
 from scheduler.load.scenario import Scenario
 from scheduler.plan import Plan, make_plan
+from scheduler.record.playback import Playback
+from scheduler.record.recording import read_recording
 from scheduler.record.redo import NotRedoable, Redone, check, redo
 
 EVERYONE = {"acme": 2, "blue": 2, "cyan": 1}
@@ -88,6 +92,30 @@ async def test_through_changes_of_tenants_and_limits(tmp_path: Path) -> None:
         (tmp_path / kind / "run.json").write_text((tmp_path / "run" / "run.json").read_text())
         (tmp_path / kind / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         assert check(tmp_path / kind).difference, kind
+
+
+async def test_a_tenant_that_comes_later_is_in_the_log(tmp_path: Path) -> None:
+    file = tmp_path / "more.yaml"
+    file.write_text(
+        "name: more\n"
+        "tenants: [{name: late, tier: batch, weight: 7, max_queued: 9, slo: {e2e: 20s}}]\n"
+        "load: [{tenant: late, arrivals: at-once, count: 20}]\n"
+    )
+    run = LiveRun(plan("fair"), out=tmp_path / "run")
+    feed = LocalFeed(run)
+    await run.start()
+    feed.inject(str(file))
+    feed.set_tenant("late", weight=3.0, limits=Limits(max_queued=5))
+    await run.session.drained.wait()
+    await run.stop()
+    kinds = [event["e"] for event in events(tmp_path / "run")]
+    assert check(tmp_path / "run") == Redone(kinds.count("dispatched"))
+    heard: list[Event] = []
+    playback = Playback(read_recording(tmp_path / "run"), heard.append)
+    playback.play_to(1e9)
+    late = playback.books.tenant("late").config
+    assert (late.tier, late.weight, late.slo.e2e_s, late.limits.max_queued) == ("batch", 3.0, 20.0, 5)
+    assert "more injected" in [event.detail.get("what") for event in heard]
 
 
 async def test_with_tokens_reserved_by_the_upper_estimate(tmp_path: Path) -> None:

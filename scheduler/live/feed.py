@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from scheduler.core.estimators import ESTIMATORS
+from scheduler.core.events import Event, Kind
 from scheduler.core.lifecycle import UnknownTenant
 from scheduler.core.policies import POLICIES, policy_from
 from scheduler.core.snapshot import take_snapshot
@@ -105,7 +106,7 @@ class LocalFeed:
             count_tokens=run.plan.served_counter,
         )
         self._playing, self._since_s, self._load = found.name, now, load
-        run.notices.add(now, "scenario", f"{found.name} injected by {by}", marker=True)
+        run.on_event(Event(now, Kind.SCENARIO, None, {"what": f"{found.name} injected", "by": by}))
         run.session.add_load(load, [tenant.to_core() for tenant in found.tenants])
 
     def burst(self, tenant: str, rate: float, seconds: float, by: str = "operator") -> None:
@@ -118,8 +119,8 @@ class LocalFeed:
             self._load.burst(tenant, rate, seconds, now)
         except ValueError as error:
             raise CommandError(str(error)) from error
-        what = f"burst: {tenant} +{rate:g}/s for {seconds:g} s by {by}"
-        run.notices.add(now, "scenario", what, marker=True)
+        what = f"burst: {tenant} +{rate:g}/s for {seconds:g} s"
+        run.on_event(Event(now, Kind.SCENARIO, None, {"what": what, "by": by}))
         run.session.add_load(self._load)
 
     def _ready(self) -> None:

@@ -55,6 +55,8 @@ def _line(event: Event) -> tuple[str, str, bool] | None:
             return "pause", f"dispatch paused{by}", True
         case Kind.RESUMED:
             return "pause", f"dispatch resumed{by}", True
+        case Kind.TENANT if "tier" in detail:
+            return "tenant", f"{detail['tenant']} added: {detail['tier']}, weight {detail['weight']:g}", False
         case Kind.TENANT:
             return "tenant", f"{detail['tenant']}: weight {detail['weight']:g}, limits set{by}", False
         case Kind.LIMITS:

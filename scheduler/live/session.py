@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import asdict
 from math import inf
 from typing import Any
 
@@ -21,6 +22,7 @@ from scheduler.engines.clock import Clock
 from scheduler.engines.engine import Chunk, Engine, EngineConfigError, EngineError, EngineLost
 from scheduler.live.answer import Answer
 from scheduler.load.workload import Action, Cancel, ChangeTenant, Fault, Mark, SwitchPolicy, Workload
+from scheduler.record.recorder import finite
 
 SWAP_SLICE = 1000
 """Queued requests re-ranked in one turn of the loop: about 5 ms."""
@@ -82,6 +84,7 @@ class Session:
         for tenant in tenants:
             if tenant.name not in self.scheduler.books.tenants:
                 self.scheduler.add_tenant(tenant)
+                self._tell(Kind.TENANT, {"tenant": tenant.name, **finite(asdict(tenant))})
         if load not in self.loads:
             self.loads.append(load)
         self.drained.clear()

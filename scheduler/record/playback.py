@@ -135,9 +135,11 @@ class Playback:
                 self.swaps.append(record)
             case Kind.PAUSED | Kind.RESUMED:
                 self.paused = kind is Kind.PAUSED
+            case Kind.TENANT if "added" in told:
+                self._add(told["added"])
             case Kind.TENANT if told["tenant"] in self.books.tenants:
                 config = self.books.tenant(told["tenant"]).config
-                self.books.set_tenant(config.changed(told["weight"], None))
+                self.books.set_tenant(config.changed(told["weight"], told.get("limits")))
         self._emit(Event(step.at_s, kind, None, told))
 
     def _arrived(self, step: Step) -> None:

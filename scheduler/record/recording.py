@@ -82,7 +82,7 @@ def read_document(folder: Path) -> tuple[dict[str, Any], tuple[Tenant, ...]]:
         document = _json(document_file.read_text(encoding="utf-8"))
         document["capacity"] = int(document["capacity"])
         document |= {key: str(document[key]) for key in ("scenario", "engine", "engine_detail", "policy")}
-        tenants = tuple(_tenant(name, told) for name, told in document.get("tenants", {}).items())
+        tenants = tuple(as_tenant(name, told) for name, told in document.get("tenants", {}).items())
     except (OSError, AttributeError, *MALFORMED) as error:
         raise FolderError(f"{document_file}: not a run document: {error!r:.200}") from error
     return document, tenants
@@ -139,7 +139,8 @@ def _elapsed(sample: Sample) -> float:
     return _seconds(sample["elapsed_s"])
 
 
-def _tenant(name: str, told: Mapping[str, Any]) -> Tenant:
+def as_tenant(name: str, told: Mapping[str, Any]) -> Tenant:
+    """Of run.json, or of the line of one that came later. Raises one of MALFORMED."""
     slo = {key: inf if value is None else float(value) for key, value in told["slo"].items()}
     return Tenant(name, str(told["tier"]), float(told["weight"]), Slo(**slo), Limits(**told["limits"]))
 
@@ -153,6 +154,10 @@ def as_step(line: Mapping[str, Any]) -> Step:
     if not request_id:
         data = {key: value for key, value in line.items() if key not in ("t", "e")}
         _ = [data[key] for key in _NEEDS.get(kind, ())]
+        if kind is Kind.TENANT and "tier" in data:
+            data["added"] = as_tenant(data["tenant"], data)
+        elif kind is Kind.TENANT and "limits" in data:  # earlier versions wrote none
+            data["limits"] = Limits(**data["limits"])
     else:
         data = _arrival(line) if kind in (Kind.QUEUED, Kind.REJECTED) else {}
         if kind in ENDINGS:

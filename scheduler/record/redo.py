@@ -25,7 +25,7 @@ from scheduler.core.policies import Policy, policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.slots import MicroBatch
 from scheduler.core.types import Estimate, Limits, Outcome, Request, Tenant
-from scheduler.record.recording import MALFORMED, as_step, read_document, read_log
+from scheduler.record.recording import MALFORMED, as_step, as_tenant, read_document, read_log
 
 _EVERYTHING = 1 << 62
 
@@ -114,7 +114,7 @@ class _Redo:
         try:
             return self._apply(event)
         except UnknownTenant as error:
-            raise NotRedoable(f"at {event['t']:.6f} s: {error}; it came later than the run") from error
+            raise NotRedoable(f"at {event['t']:.6f} s: {error}; its log does not tell of it") from error
         except SchedulerError as error:  # the run had dispatched it
             return f"at {event['t']:.6f} s: {error}"
 
@@ -169,6 +169,8 @@ class _Redo:
                 scheduler.on_engine_lost(event.get("replica", 0), now)
             case Kind.ENGINE if event["what"] in ("started", "restarted"):
                 scheduler.on_engine_up(event.get("replica", 0))
+            case Kind.TENANT if "tier" in event:
+                scheduler.add_tenant(as_tenant(event["tenant"], event))
             case Kind.TENANT if "limits" in event:
                 tenant = scheduler.books.tenant(event["tenant"]).config
                 scheduler.set_tenant(tenant.changed(event["weight"], Limits(**event["limits"])), now)
