@@ -147,7 +147,7 @@ class Killing:
         with self.server() as process:
             async with aiohttp.ClientSession() as http:
                 clients = [asyncio.create_task(self._client(http)) for _ in range(CLIENTS)]
-                clients.append(asyncio.create_task(self._watch(http)))
+                clients.append(asyncio.create_task(self._watch(http, process)))
                 await asyncio.sleep(self.chance.uniform(0.02, 0.6))
                 if self.chance.random() < 0.4:
                     await self._until(lambda: self.doing()[0], process)
@@ -184,9 +184,9 @@ class Killing:
                 return
             await asyncio.sleep(0.01)
 
-    async def _watch(self, http: aiohttp.ClientSession) -> None:
+    async def _watch(self, http: aiohttp.ClientSession, process: subprocess.Popen[bytes]) -> None:
         try:
-            while True:
+            while process.poll() is None:  # where nothing was acknowledged yet, nothing is asked
                 for job in list(self.acknowledged)[-40:]:
                     await self._look(http, job)
                 await asyncio.sleep(0.01)
