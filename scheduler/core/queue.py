@@ -50,7 +50,9 @@ class ReadyQueue:
         self.policy = policy
         self.lapses = policy.lapses
         kind = type(policy)  # hooks that it has left empty are not called for each request
-        self.charges = kind.on_dispatch is not Policy.on_dispatch or kind.on_settle is not Policy.on_settle
+        self.hears_dispatch = kind.on_dispatch is not Policy.on_dispatch
+        self.hears_settle = kind.on_settle is not Policy.on_settle
+        self._hears_backlogged = kind.on_backlogged is not Policy.on_backlogged
         self._grouped = kind.group is not Policy.group
         self._room = room
         self._groups: dict[str, _Group] = {}
@@ -76,7 +78,7 @@ class ReadyQueue:
         heappush(heap, entry)
         if heap[0] is entry:
             first = self._firsts.get(name)
-            if first is None and sum(map(len, group.tenants.values())) == 1:
+            if self._hears_backlogged and first is None and sum(map(len, group.tenants.values())) == 1:
                 policy.on_backlogged(name)
             if not self._room or self._room.get(tenant, 1) > 0:
                 heappush(group.heads, entry)

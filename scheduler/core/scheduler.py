@@ -183,7 +183,7 @@ class Scheduler(Controls):
         if not request.attempts:
             request.dispatched_s = now
             request.charged = request.cost
-            if waiting.queue.charges:
+            if waiting.queue.hears_dispatch:
                 waiting.queue.policy.on_dispatch(request, request.cost)
         request.attempts += 1
         request.replica = replica.index
@@ -257,7 +257,7 @@ class Scheduler(Controls):
         if waiting.room:
             waiting.give_room(name)
         cost = books.served(request, tenant)
-        if waiting.queue.charges:
+        if waiting.queue.hears_settle:
             waiting.queue.policy.on_settle(request, cost - request.charged)
         request.charged = cost
         request.state = state  # it was aborting or running, as found above
@@ -355,6 +355,14 @@ class Scheduler(Controls):
         self._bound_wait(request, tenant, now)  # the time that it ran is not held against it
         if self._emit is not None:
             self._emit(about(request, Kind.RETRIED, now))
+
+    def on_engines_gone(self, now: float) -> list[Request]:
+        """No replica comes back: what waits fails. Returns the requests that ended."""
+        waiting = [request for request in self._active.values() if request.state is QUEUED]
+        for request in waiting:
+            request.finish, request.reason = "error", "engine_lost"
+            self._drop(request, FAILED, now)
+        return waiting
 
     def on_engine_up(self, replica_index: int) -> None:
         """A replica is back."""
