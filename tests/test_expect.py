@@ -16,6 +16,7 @@ RUN = {
     "requests": {"failed": 0, "finished": 60},
     "latency_s": {"all": {"e2e": {"p99": 11.5}}, "tenants": {"a.b": {"e2e": {"p99": 2.0}}, "a": {"x": 1}}},
     "estimate": {"spearman": None},
+    "rejections": {"queue_full": 3},
     "switches": [{"queued": 12, "to": "sjf"}],
 }
 
@@ -42,6 +43,8 @@ RUN = {
         ("estimate.spearman > -1", False, None),
         ("estimate.spearman != 5", False, None),
         ("requests.expired == 0", False, None),
+        ("rejections.too_long == 0", True, 0),
+        ("rejections.queue_full >= 3", True, 3),
     ],
 )
 def test_against_a_run(text: str, ok: bool, value: object) -> None:
@@ -62,6 +65,14 @@ PATHS = valid_paths(["acme", "a.b"], TIERS, CATEGORIES)
         "telemetry.gpu.power_w.max < 72",
         "loop_lag_ms.p99 < 20",
         "clock == virtual",
+        "rejections.too_long == 0",
+        "limits.max_queued == 500",
+        "tenants.a.b.weight == 2",
+        "tenants.acme.slo.ttft_s <= 2s",
+        "tenants.acme.limits.requests_per_minute == 30",
+        "max_model_len == 2048",
+        "counter == tokenizer",
+        "calibrated == true",
     ],
 )
 def test_paths_that_a_run_has(text: str) -> None:
@@ -73,6 +84,13 @@ def test_paths_that_a_run_has(text: str) -> None:
     [
         ("requests.failed", "is not `PATH OP VALUE`"),
         ("requests.failed = 0", "OP is one of"),
+        ("requests.failed =< 0", "OP is one of != < <= == > >="),
+        ("requests.failed => 0", "OP is one of"),
+        ("requests.failed != nan", "it cannot be compared with 'nan'"),
+        ("requests.failed < inf", "< needs a number or a duration, got 'inf'"),
+        ("requests.failed < 1_000", "< needs a number or a duration, got '1_000'"),
+        ("requests.failed < 1e999", "< needs a number or a duration"),
+        ("rejections.to_long == 0", "did you mean 'rejections.too_long'"),
         ("requests.faild == 0", "did you mean 'requests.failed'"),
         ("requests == 0", "no run has the path"),
         ("latency_s.tenants.nobody.e2e.p99 < 1", "no run has the path"),

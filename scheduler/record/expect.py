@@ -6,9 +6,13 @@ import difflib
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from math import isfinite
 from typing import Any, NamedTuple
 
+from scheduler.core.admission import REASONS
 from scheduler.core.durations import parse_duration
+from scheduler.core.types import Limits, Slo
 
 Value = float | str | bool | None
 
@@ -20,7 +24,9 @@ _OPS: Mapping[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-_TEXT = re.compile(r"(.+?)\s*(<=|>=|==|!=|<|>)\s*(.+)")
+_TEXT = re.compile(r"(.*?[^\s<>=!])\s*(<=|>=|==|!=|<|>)\s*([^<>=!].*)")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_REJECTIONS = "rejections."
 _OPEN = ("telemetry.", "predictions.")  # what is below depends on the machine and on the run
 
 
@@ -35,6 +41,8 @@ class Expectation(NamedTuple):
     def check(self, document: Mapping[str, Any]) -> dict[str, Any]:
         """``{"text", "ok", "value"}``; a value that the run does not have meets nothing."""
         found = look_up(document, self.path.split("."))
+        if found is None and self.path.startswith(_REJECTIONS):
+            found = 0  # run.json names those that there were
         ok = found is not None and _comparable(found, self.value) and _OPS[self.op](found, self.value)
         return {"text": self.text, "ok": bool(ok), "value": found}
 
@@ -92,10 +100,9 @@ def _value(text: str) -> Value:
         return parse_duration(text)
     except ValueError:
         pass
-    try:
-        return float(text)
-    except ValueError:
-        return text.strip("'\"")
+    if _NUMBER.fullmatch(text) and isfinite(number := float(text)):
+        return number
+    return text.strip("'\"")
 
 
 _KINDS: Mapping[type, str] = {float: "a number", str: "text", bool: "true or false"}
@@ -131,6 +138,9 @@ def valid_paths(
         "capped_share",
         "class_accuracy",
     )
+    limits = {field.name: 0.0 for field in fields(Limits)}
+    slo = {field.name: 0.0 for field in fields(Slo)}
+    configured = {"tier": "", "weight": 0.0, "slo": slo, "limits": limits}
     classes = dict.fromkeys(("short", "medium", "long"), 0.0)
     words = (
         "version",
@@ -148,6 +158,9 @@ def valid_paths(
         **dict.fromkeys(words, ""),
         **dict.fromkeys(("schema", "capacity", "seed", "duration_s", "wall_s"), 0.0),
         **dict.fromkeys(("paper", "interrupted", "calibrated"), False),
+        "tenants": dict.fromkeys(tenants, configured),
+        "limits": limits,
+        **dict.fromkeys(("max_inflight_tokens", "max_model_len"), 0.0),
         "requests": requests,
         "finish": {"stop": 0.0, "length": 0.0},
         "tokens": tokens,
@@ -163,6 +176,7 @@ def valid_paths(
         },
         "fairness": {"jain": 0.0},
         "goodput": {"requests_per_s": 0.0, "slo_share": 0.0},
+        "rejections": dict.fromkeys(REASONS, 0.0),
         "switches": [switch],
         "loop_lag_ms": dict.fromkeys(("p50", "p99", "max"), 0.0),
     }
