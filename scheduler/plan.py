@@ -1,12 +1,16 @@
 """What a run is made of: a scenario with the command line's wishes applied, resolved and checked.
 
-Everything that can be wrong before a run starts is found here, as a PlanError (exit code 2). What only a run
-needs (numpy, asyncio) is imported when one is made: `driftsched check` is quicker for it.
+Everything that can be wrong before a run starts is found here (exit code 2): a ScenarioError where the
+scenario is to blame, else a PlanError. What only a run needs (numpy, asyncio) is imported when one is made:
+`driftsched check` is quicker for it.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +27,10 @@ from scheduler.core.slots import MicroBatch
 from scheduler.core.types import Tenant
 from scheduler.engines.engine import Engine, EngineConfigError
 from scheduler.engines.models import load_counter, resolve
+from scheduler.load.checks import counts_prompts
 from scheduler.load.scenario import Scenario
+from scheduler.load.schema import Engine as EngineSection
+from scheduler.load.yamlfile import did_you_mean
 from scheduler.record.version import package_version
 from scheduler.twin.profile import Profile
 from scheduler.twin.profile_file import load_profile, profiles
@@ -33,7 +40,7 @@ if TYPE_CHECKING:
     from scheduler.load.workload import Workload
 
 DEFAULT_CAPACITY = 32
-DEFAULT_PROFILE = "qwen1.5-1.8b-chat"
+DEFAULT_GPU, DEFAULT_MODEL = "l4", "qwen1.5-1.8b-chat"  # of the simulated engine
 
 
 class PlanError(ValueError):
@@ -51,6 +58,7 @@ class Plan:
     seed: int
     capacity: int  # requests in flight, as the scheduler counts
     profile: Profile | None
+    max_model_len: int | None  # of the simulated engine; a real one decides by itself
     counter: Counter
     served_counter: Counter | None  # counts what the engine will prefill, where known
     goal: Goal | None = None  # of the autopilot, where there is one
@@ -133,20 +141,6 @@ class Plan:
         )
 
     @property
-    def max_model_len(self) -> int | None:
-        """Longest prompt + max_tokens that the simulated engine takes; None where a real one decides.
-
-        As with vLLM, `engine.args.max_model_len` goes before the profile's, and never above what the KV cache
-        holds: a longer request could never run.
-        """
-        if self.profile is None:
-            return None
-        asked = self.scenario.engine.args.get("max_model_len", self.profile.max_model_len)
-        if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
-            raise PlanError(f"engine.args.max_model_len: {asked!r:.40} is no number of tokens above 0")
-        return min(asked, self.profile.kv_tokens)
-
-    @property
     def max_inflight_tokens(self) -> float | None:
         """Bound on the tokens in flight; None where there is none, and for `kv` of a real engine."""
         asked = self.scenario.max_inflight_tokens
@@ -164,8 +158,12 @@ def make_plan(
     seed: int | None = None,
     clock: str | None = "real",
 ) -> Plan:
-    """Apply the command line to a scenario; ``clock`` None is virtual if that can be. Raises PlanError."""
+    """Apply the command line to a scenario; ``clock`` None is virtual if that can be.
+
+    Raises PlanError, and ScenarioError for what is wrong in the scenario.
+    """
     kind = engine or scenario.engine.kind
+    model_loc = ("engine", "model") if model is None else ()
     if model is None and not (engine == "vllm" and scenario.engine.kind == "sim"):
         model = scenario.engine.model  # what a simulated engine is called is no model to load
     if kind == "auto":
@@ -176,19 +174,21 @@ def make_plan(
         kind = "sim"
     elif scenario.estimator.kind == "oracle" and (clock is not None or kind != "sim"):
         raise PlanError("estimator oracle: it knows true lengths, which only --clock virtual has")
-    try:
-        autopilot = scenario.policy.auto if policy is None else None  # a policy by name is to stay
+    autopilot = scenario.policy.auto if policy is None else None  # a policy by name is to stay
+    with _blaming(scenario):
         policy = policy_from(policy or scenario.policy.start).describe()
-        profile = None
-        if kind == "sim":
-            profile = _profile(scenario, model)
-        elif not model:
-            raise PlanError("engine vllm needs a model: --model smollm2, a folder, or a Hugging Face name")
-        else:
+    profile = max_model_len = None
+    if kind == "sim":
+        with _blaming(scenario, *model_loc):
+            profile = _profile(scenario.engine, model)
+        max_model_len = _max_model_len(scenario, profile)
+    else:
+        with _blaming(scenario, *(() if engine else ("engine", "model"))):
+            if not model:
+                raise ValueError("engine vllm needs a model: smollm2, a folder, or a Hugging Face name")
+        with _blaming(scenario, *model_loc):
             resolve(model)
-        counter = _counter(scenario, None if kind == "sim" else model)
-    except (ValueError, EngineConfigError) as error:
-        raise PlanError(str(error)) from error
+    counter = _counter(scenario, None if kind == "sim" else model)
     uses_tokenizer = scenario.estimator.counter == "tokenizer"
     return Plan(
         scenario=scenario,
@@ -196,43 +196,90 @@ def make_plan(
         model=profile.model if profile else str(model),
         policy=policy,
         seed=scenario.seed if seed is None else seed,
-        capacity=scenario.engine.capacity or DEFAULT_CAPACITY,
+        capacity=_capacity(scenario, profile),
         profile=profile,
+        max_model_len=max_model_len,
         counter=counter,
         served_counter=counter if uses_tokenizer else None,
         goal=autopilot.to_core() if autopilot is not None else None,
     )
 
 
-def _profile(scenario: Scenario, model: str | None) -> Profile:
-    """The step model of the simulated engine. Raises ValueError for an unknown GPU.
+@contextmanager
+def _blaming(scenario: Scenario, *loc: str) -> Iterator[None]:
+    """What is wrong inside is wrong at this place of the scenario; without one, on the command line."""
+    try:
+        yield
+    except (ValueError, EngineConfigError) as error:
+        raise (scenario.error(loc, str(error)) if loc else PlanError(str(error))) from error
 
-    A model is matched by the last part of its name ("Qwen/Qwen1.5-1.8B-Chat"), on the scenario's GPU first;
-    one that has no profile anywhere (it is meant for a real engine) runs as the GPU's first.
+
+def _profile(engine: EngineSection, model: str | None) -> Profile:
+    """The step model of the simulated engine. Raises ValueError.
+
+    A model is matched by the last part of its name ("Qwen/Qwen1.5-1.8B-Chat"), on the GPU that is named, else
+    on any. One without a profile may be meant for a real engine: then the GPU's default stands for it.
     """
-    engine = scenario.engine
-    if engine.gpu.endswith((".yaml", ".yml")):
+    if engine.gpu is not None and engine.gpu.endswith((".yaml", ".yml")):
         return load_profile(engine.gpu)
-    wanted = (model or DEFAULT_PROFILE).rsplit("/", 1)[-1].lower()
-    names = profiles()
-    matching = [name for name in names if name.endswith(f"/{wanted}")]
-    here = [name for name in names if name.startswith(f"{engine.gpu}/")]
-    if not here:
-        return load_profile(engine.gpu, wanted)  # raises, naming what ships
-    best = next((name for name in matching if name in here), (matching or here)[0])
-    return load_profile(*best.split("/", 1))
+    on_gpu = f"{engine.gpu or DEFAULT_GPU}/"
+    names = sorted(profiles(), key=lambda name: not name.startswith(on_gpu))  # the GPU's own go first
+    if engine.gpu is not None:
+        names = [name for name in names if name.startswith(on_gpu)]
+    by_model = {name.partition("/")[2]: name for name in reversed(names)}
+    wanted = (model or DEFAULT_MODEL).rsplit("/", 1)[-1].lower()
+    if model and wanted not in by_model and engine.kind == "sim":
+        raise ValueError(
+            f"nothing simulates {model!r:.60} on {on_gpu[:-1]}; {did_you_mean(wanted, by_model)}"
+        )
+    return load_profile(*(by_model.get(wanted) or by_model.get(DEFAULT_MODEL) or names[0]).split("/", 1))
+
+
+def _max_model_len(scenario: Scenario, profile: Profile) -> int:
+    """Longest prompt + max_tokens that the simulated engine takes.
+
+    As with vLLM, `engine.args.max_model_len` goes before the profile's, and never above what the KV cache
+    holds: a longer request could never run.
+    """
+    args, known = scenario.engine.args, "max_model_len"
+    for name in args:
+        if name != known and difflib.get_close_matches(name, [known], cutoff=0.8):
+            raise scenario.error(("engine", "args", name), f"no such argument; did you mean {known!r}?")
+    asked = args.get(known, profile.max_model_len)
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+        raise scenario.error(("engine", "args", known), f"{asked!r:.40} is no number of tokens above 0")
+    return min(asked, profile.kv_tokens)
+
+
+def _capacity(scenario: Scenario, profile: Profile | None) -> int:
+    """Requests in flight: at least a micro-batch, at most what the simulated engine batches."""
+    asked, micro = scenario.engine.capacity, scenario.dispatch.microbatch
+    size, size_loc = micro.size if micro else 0, ("dispatch", "microbatch", "size")
+    capacity = asked or max(DEFAULT_CAPACITY, size)
+    if size > capacity:
+        raise scenario.error(size_loc, f"{size} never run at once: engine.capacity is {capacity}")
+    if profile is not None and capacity > profile.max_num_batched_tokens:
+        most = f"{profile.max_num_batched_tokens} at once, {profile.detail}"
+        raise scenario.error(
+            ("engine", "capacity") if asked else size_loc, f"must be at most {most}, got {capacity}"
+        )
+    return capacity
 
 
 def _counter(scenario: Scenario, served_model: str | None) -> Counter:
     if scenario.estimator.counter == "whitespace":
         return count_words
     tokenizer = scenario.engine.tokenizer or served_model
-    if tokenizer is None:
-        raise PlanError(
-            "estimator.counter tokenizer: the simulated engine serves no model to take one from; "
-            "name one as engine.tokenizer: smollm2 (`driftsched models prepare smollm2`) or a model's folder"
-        )
-    return load_counter(resolve(tokenizer))
+    if tokenizer is None and scenario.load and not counts_prompts(scenario):
+        return count_words  # of the estimator, should a row have its text besides
+    loc = ("engine", "tokenizer") if scenario.engine.tokenizer else ("estimator", "counter")
+    with _blaming(scenario, *loc):
+        if tokenizer is None:
+            raise ValueError(
+                "the simulated engine has no tokenizer: give `engine.tokenizer` a folder, or smollm2 (made "
+                "by `driftsched models prepare smollm2`), or use `counter: whitespace`"
+            )
+        return load_counter(tokenizer)
 
 
 def make_engine(plan: Plan, clock: Clock, *, text: bool = False) -> Engine:

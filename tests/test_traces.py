@@ -33,7 +33,7 @@ MOONCAKE = """\
 OURS = """\
 {"arrival_s": 0.5, "tenant": "acme", "tier": "batch", "prompt": "hi", "max_tokens": 64, "output_tokens": 9, "category": "report"}
 
-{"arrival_s": 0.5, "tenant": "lab", "prompt_tokens": 12, "phase": "ignored"}
+{"arrival_s": 0.5, "tenant": "lab", "prompt_tokens": 12.0, "prompt": null, "tier": null, "phase": "ignored"}
 """
 
 
@@ -87,6 +87,7 @@ BAD_ROWS = [
     (b'{"arrival_s": NaN, "prompt_tokens": 1}', "arrival_s nan is not a number of at least 0"),
     (b'{"arrival_s": -1, "prompt_tokens": 1}', "arrival_s -1"),
     (b'{"arrival_s": "1", "prompt_tokens": 1}', "arrival_s '1'"),
+    (b'{"arrival_s": 1718000000.0, "prompt_tokens": 1}', "arrives after 1.718e+09 s, allowed are 10 years"),
     (b'{"arrival_s": 0.5, "prompt_tokens": 1}', "arrives before the row above it"),
     (b'{"arrival_s": 1}', "prompt or prompt_tokens is needed"),
     (b'{"arrival_s": 1, "prompt": 5}', "prompt is not text"),
@@ -144,3 +145,22 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path, text: str, format_:
 def test_nothing_left_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="no request is left"):
         scan(trace(tmp_path, MOONCAKE, "mooncake", **{"from": "1h"}))
+
+
+def test_the_share_of_malformed_rows_is_of_all_that_were_read(tmp_path: Path) -> None:
+    text = "".join(f'{{"arrival_s": {second}, "prompt_tokens": 1}}\n' for second in range(100)) + "{\n"
+    found = scan(trace(tmp_path, text, "jsonl", **{"from": "98s"}))
+    assert (found.rows, found.bad) == (100, 1)
+
+
+def test_a_trace_that_changed_is_read_again(tmp_path: Path) -> None:
+    for rows_in_it in (1, 2):
+        assert scan(trace(tmp_path, GOOD_ROW * rows_in_it, "jsonl")).rows == rows_in_it
+
+
+@pytest.mark.parametrize(
+    ("row", "uncounted"),
+    [('"prompt": "hi"', True), ('"prompt": "hi", "prompt_tokens": 5', False), ('"prompt_tokens": 5', False)],
+)
+def test_a_trace_says_whether_its_prompts_are_counted(tmp_path: Path, row: str, uncounted: bool) -> None:
+    assert scan(trace(tmp_path, f'{{"arrival_s": 1, {row}}}\n', "jsonl")).uncounted is uncounted

@@ -10,8 +10,8 @@ import pytest
 
 from scheduler.cli import main
 from scheduler.core.policies import POLICIES
-from scheduler.load.scenario import load_scenario
-from scheduler.plan import PlanError, make_plan
+from scheduler.load.scenario import ScenarioError, load_scenario
+from scheduler.plan import make_plan
 from scheduler.virtual import VirtualRun
 
 HEAD = """
@@ -61,7 +61,7 @@ def test_what_no_cache_holds_is_turned_away_and_the_rest_runs(tmp_path: Path) ->
 def test_a_scenario_may_shorten_the_context(tmp_path: Path) -> None:
     document = run(write(tmp_path, MOONCAKE, "mooncake", ", args: {max_model_len: 2048}"))
     assert document["requests"]["finished"] == 24
-    with pytest.raises(PlanError, match="max_model_len: 'long' is no number"):
+    with pytest.raises(ScenarioError, match="max_model_len: 'long' is no number"):
         run(write(tmp_path, MOONCAKE, "mooncake", ", args: {max_model_len: long}"))
 
 

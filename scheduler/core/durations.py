@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from math import inf, isfinite
+from math import inf
 
+LONGEST_S = 10 * 365 * 86_400.0
+"""Ten years: no time of a run is later, and no float at this size loses a millisecond."""
 ALLOWED = 'a number of seconds, or text like "10ms", "2s", "1.5m" or "2h"'
 
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
@@ -19,6 +21,8 @@ def parse_duration(value: object) -> float:
         seconds = float(value) if abs(value) < 1e300 else inf
     else:
         raise ValueError(f"not a duration: {value!r:.60}, allowed is {ALLOWED}")
-    if not isfinite(seconds):
-        raise ValueError(f"not a finite duration, allowed is {ALLOWED}")
+    if not abs(seconds) <= LONGEST_S:
+        raise ValueError(
+            f"too long a time: {value!r:.60}, allowed are up to 10 years ({LONGEST_S / 3600:g}h)"
+        )
     return seconds

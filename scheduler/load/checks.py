@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from scheduler.core.types import CATEGORIES, TIERS
 from scheduler.load.samples import read_samples
-from scheduler.load.schema import Engine, Estimator
+from scheduler.load.schema import Scenario
 from scheduler.load.stream import Stream
 from scheduler.load.traces import TraceError, scan
 from scheduler.load.yamlfile import Loc, did_you_mean
@@ -33,7 +33,6 @@ def cross_check(data: Mapping[str, Any], context: Mapping[str, Any]) -> Iterator
     yield from _reservation(data)
     yield from _orders(streams)
     yield from _files(tenants, streams)
-    yield from _tokenizer(data, streams, context)
     yield from _expectations(data, tenants)
 
 
@@ -118,38 +117,34 @@ def _files(tenants: list[str], streams: list[tuple[int, Stream]]) -> Iterator[Fo
                 scan(stream.trace, None if stream.tenant else frozenset(tenants))
             except TraceError as error:
                 yield ("load", index, "trace"), str(error)
-        for key, section in (("lengths", stream.lengths), ("prompts", stream.prompts)):
+        model = stream.lengths.model if stream.lengths else None
+        for key, section, needed in (
+            ("lengths", stream.lengths, "output_tokens"),
+            ("prompts", stream.prompts, "prompt"),
+        ):
             if section and section.file:
                 try:
-                    read_samples(
-                        section.file, stream.lengths.model if key == "lengths" and stream.lengths else None
-                    )
+                    read_samples(section.file, needed, model)
                 except ValueError as error:
                     yield ("load", index, key), str(error)
 
 
-def _tokenizer(
-    data: Mapping[str, Any], streams: list[tuple[int, Stream]], context: Mapping[str, Any]
-) -> Iterator[Found]:
-    try:
-        engine = Engine.model_validate(data.get("engine", {}), context=dict(context))
-        estimator = Estimator.model_validate(data.get("estimator", {}), context=dict(context))
-    except ValidationError:
-        return
-    needs_one = any(stream.trace is None for _, stream in streams)
-    if engine.kind == "sim" and estimator.counter == "tokenizer" and needs_one and not engine.tokenizer:
-        yield (
-            ("estimator", "counter"),
-            "the simulated engine has no tokenizer: give `engine.tokenizer` a folder, or smollm2 (made by "
-            "`driftsched models prepare smollm2`), or use `counter: whitespace`",
-        )
-
-
 def _expectations(data: Mapping[str, Any], tenants: list[str]) -> Iterator[Found]:
-    paths = valid_paths(tenants, TIERS, CATEGORIES)
+    tiers = [item.get("tier", "standard") for _, item in _items(data, "tenants") if isinstance(item, dict)]
+    known = all(tier in TIERS for tier in tiers)
+    paths = valid_paths(tenants, tiers if known else TIERS, CATEGORIES)
     for index, text in _items(data, "expect"):
         if isinstance(text, str):
             try:
                 parse_expect(text, paths)
             except ValueError as error:
                 yield ("expect", index), str(error)
+
+
+def counts_prompts(scenario: Scenario) -> bool:
+    """Whether the load has prompts whose tokens nobody has counted."""
+    tenants = frozenset(tenant.name for tenant in scenario.tenants)
+    return any(item.burst for item in scenario.timeline) or any(
+        stream.trace is None or scan(stream.trace, None if stream.tenant else tenants).uncounted
+        for stream in scenario.load
+    )

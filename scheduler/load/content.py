@@ -25,7 +25,6 @@ from scheduler.load.stream import Lengths, Stream
 from scheduler.load.traces import Row
 
 DEFAULT_MIX: Mapping[str, float] = {"short_qa": 0.40, "summary": 0.25, "technical": 0.25, "report": 0.10}
-TRACE_MAX_TOKENS = 1024  # where neither the stream nor the trace's row says
 
 
 class Shift(NamedTuple):
@@ -75,8 +74,10 @@ class Content:
         self._max_tokens = {str(name): tokens for name, tokens in (stream.max_tokens or usual).items()}
         self.drafts = self._choose_drafts(lengths)
 
-    def from_row(self, row: Row) -> Draft:
-        """A trace's request. Where the row has no category, its prompt says, and else it has none."""
+    def from_row(self, row: Row, cap: int) -> Draft:
+        """A trace's request. Where the row has no category, its prompt says, and else it has none; ``cap`` is
+        max_tokens where neither the stream nor the row says.
+        """
         tenant, tier = next(self._whose) if self._stream.tenant else (row.tenant, "")
         tier = row.tier or tier or self._setting.tenants[tenant].tier
         category = row.category or (classify(row.prompt) if row.prompt else "")
@@ -85,8 +86,7 @@ class Content:
         if self._stream.lengths or not length:
             length = self._length(category or "short_qa")
         tokens = row.prompt_tokens or self._setting.count_tokens(row.prompt)
-        cap = own or row.max_tokens or TRACE_MAX_TOKENS
-        return (tenant, tier), (category, row.prompt, tokens, cap), length
+        return (tenant, tier), (category, row.prompt, tokens, own or row.max_tokens or cap), length
 
     def request(self, draft: Draft, number: int, request_id: str, at_s: float) -> Request:
         """The workload's ``number``-th request."""
@@ -99,7 +99,7 @@ class Content:
             length *= shift.output_scale
             if prompt and (added := style(shift.output_scale)):
                 prompt += added
-                tokens = self._setting.count_tokens(prompt)
+                tokens += self._setting.count_tokens(added)
             if shift.force:
                 forced = min(max(1, round(length)), cap)
         return Request(
@@ -111,11 +111,12 @@ class Content:
         stream = self._stream
         self._whose = self._tenants()
         prompts_file = stream.prompts.file if stream.prompts else None
-        measured = read_samples(lengths.file, lengths.model) if lengths.file else None
-        if measured and (prompts_file == lengths.file or (stream.prompts is None and measured[0].prompt)):
+        measured = read_samples(lengths.file, "output_tokens", lengths.model) if lengths.file else None
+        together = stream.prompts is None and measured and all(sample.prompt for sample in measured)
+        if measured and (together or prompts_file == lengths.file):
             return self._from_samples(measured, None)  # a prompt and its length stay together
         if prompts_file:
-            return self._from_samples(read_samples(prompts_file), measured)
+            return self._from_samples(read_samples(prompts_file, "prompt", lengths.model), measured)
         return chain.from_iterable(self._from_templates(measured))
 
     def _from_templates(self, measured: Sequence[Sample] | None) -> Iterator[Iterator[Draft]]:
@@ -147,10 +148,7 @@ class Content:
                 ranks = (length_random.random_sample(_BLOCK) * QUANTILES).astype(np.int64)
                 lengths = quantiles[kinds, ranks].tolist()
             else:
-                lengths = [
-                    float(measured_lengths.draw().output_tokens or 0) or self._length(categories[kind])
-                    for kind in kinds
-                ]
+                lengths = [float(measured_lengths.draw().output_tokens or 0) for _ in kinds]
             yield zip(whose, map(ask, chosen.tolist()), lengths)  # noqa: B905 - whose may repeat for ever
 
     def _from_samples(self, samples: Sequence[Sample], measured: Sequence[Sample] | None) -> Iterator[Draft]:

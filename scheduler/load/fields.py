@@ -16,8 +16,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from scheduler.core.durations import parse_duration
 from scheduler.core.estimate import BASE_TOKENS
 from scheduler.core.policies import policy_from
+from scheduler.load.yamlfile import did_you_mean
+from scheduler.twin.profile_file import load_profile, profiles
 
 MAX_TOKENS = 1_000_000
+MIN_WEIGHT, MAX_WEIGHT = 1e-6, 1e6  # of a tenant: what it was served is divided by it, and squared
 EMBEDDING_FILES = ("config.json", "tokenizer.json", "model.safetensors")
 
 
@@ -45,18 +48,30 @@ def _file(value: str, info: ValidationInfo) -> str:
 
 
 def beside(value: str, info: ValidationInfo) -> str:
-    """Paths are relative to the file that names them."""
-    return str(Path((info.context or {}).get("folder", ".")) / Path(value).expanduser())
+    """Paths are relative to the file that names them; the result is absolute."""
+    return str((Path((info.context or {}).get("folder", ".")) / Path(value).expanduser()).absolute())
 
 
-def profile_path(value: str, info: ValidationInfo) -> str:
-    """A name that ships stays a name; ``something.yaml`` is a file."""
-    return _file(value, info) if value.endswith((".yaml", ".yml")) else value
+def gpu_profile(value: str, info: ValidationInfo) -> str:
+    """A GPU that ships stays a name; ``something.yaml`` is a file with a profile."""
+    if value.endswith((".yaml", ".yml")):
+        path = _file(value, info)
+        load_profile(path)
+        return path
+    gpus = sorted({name.split("/")[0] for name in profiles()})
+    if value not in gpus:
+        raise ValueError(f"no GPU {value!r:.60}; {did_you_mean(value, [*gpus, 'FILE.yaml'])}")
+    return value
 
 
 def model_path(value: str, info: ValidationInfo) -> str:
-    """A folder beside the scenario stays a path; a shipped or Hugging Face name stays a name."""
-    return beside(value, info) if value.startswith((".", "/", "~")) else value
+    """A folder beside the scenario is a path; a shipped or Hugging Face name stays a name."""
+    if not value.startswith((".", "/", "~")):
+        return value
+    path = beside(value, info)
+    if not Path(path).is_dir():
+        raise ValueError(f"no such folder: {value!r:.200}; paths are relative to the scenario file")
+    return path
 
 
 def embedding_path(value: str, info: ValidationInfo) -> str:
@@ -77,6 +92,9 @@ def policy_spec(value: object) -> str:
     """A policy by its name or mapping, with all its parameters, as text."""
     if not isinstance(value, str | Mapping):
         raise ValueError("must be a policy's name, or {name: aging, rate: 0.01}")
+    if isinstance(value, Mapping) and "name" not in value:
+        auto = "; auto is for the scenario's own `policy`, and alone there" if "auto" in value else ""
+        raise ValueError(f"a policy's `name` is needed, such as {{name: aging, rate: 0.01}}{auto}")
     return policy_from(value).describe()
 
 
@@ -127,6 +145,7 @@ Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
 TimeToLive = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_some_time)]
 Rate = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)]
 Count = Annotated[int, Field(ge=1)]
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 PolicySpec = Annotated[str, BeforeValidator(policy_spec)]

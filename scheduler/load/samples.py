@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from scheduler.core.estimate import classify
 from scheduler.core.types import CATEGORIES
+from scheduler.load.traces import tokens_if_known
 from scheduler.load.yamlfile import did_you_mean
 
 MAX_SAMPLES = 200_000
@@ -29,8 +30,11 @@ class Sample(NamedTuple):
     output_tokens: int | None
 
 
-def read_samples(file: str, model: str | None = None) -> list[Sample]:
-    """The whole file. Raises ValueError naming the line that cannot be used."""
+def read_samples(file: str, needed: str, model: str | None = None) -> list[Sample]:
+    """The whole file, each line with what is ``needed`` of it: ``prompt`` or ``output_tokens``.
+
+    Raises ValueError naming the line that cannot be used.
+    """
     samples: list[Sample] = []
     name = Path(file).name
     with open(file, encoding="utf-8", errors="replace") as lines:
@@ -40,9 +44,12 @@ def read_samples(file: str, model: str | None = None) -> list[Sample]:
             if not line.strip():
                 continue
             try:
-                samples.append(_sample(json.loads(line), model))
+                sample = _sample(json.loads(line), model)
+                if not getattr(sample, needed):
+                    raise ValueError(f"{needed} is needed")
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{name!r} line {number}: {error!s:.200}") from None
+            samples.append(sample)
             if len(samples) > MAX_SAMPLES:
                 raise ValueError(f"{name!r}: more than {MAX_SAMPLES} lines, the most allowed")
     if not samples:
@@ -53,15 +60,14 @@ def read_samples(file: str, model: str | None = None) -> list[Sample]:
 def _sample(row: Any, model: str | None) -> Sample:
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
-    prompt = row.get("prompt", "")
+    prompt = row.get("prompt") or ""
     if not isinstance(prompt, str):
         raise ValueError("prompt must be text")
-    category = row.get("category", classify(prompt))
+    category = row.get("category") or classify(prompt)
     if category not in CATEGORIES:
         raise ValueError(f"unknown category {category!r:.40}; {did_you_mean(category, CATEGORIES)}")
-    return Sample(
-        prompt, category, _tokens(row, "prompt_tokens"), _tokens(_by_model(row, model), "output_tokens")
-    )
+    prompt_tokens = tokens_if_known(row, "prompt_tokens")
+    return Sample(prompt, category, prompt_tokens, tokens_if_known(_by_model(row, model), "output_tokens"))
 
 
 def _by_model(row: dict[str, Any], model: str | None) -> dict[str, Any]:
@@ -76,15 +82,6 @@ def _by_model(row: dict[str, Any], model: str | None) -> dict[str, Any]:
     if model not in lengths:
         raise ValueError(f"no output_tokens for the model {model!r:.60}; {did_you_mean(model, lengths)}")
     return {"output_tokens": lengths[model]}
-
-
-def _tokens(row: dict[str, Any], key: str) -> int | None:
-    value = row.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{key} must be a whole number of at least 1, got {value!r:.40}")
-    return value
 
 
 class Shuffled:

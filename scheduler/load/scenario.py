@@ -56,7 +56,7 @@ def read_scenario(path: Path, shown: str, model: type[S]) -> S:
         problems.append(document.problem((), f"must be a mapping, got {_kind(document.data)}"))
         raise ScenarioError(problems)
     scenario = None
-    context = {"folder": path.parent}
+    context = {"folder": path.parent, "document": document}
     try:
         scenario = model.model_validate(document.data, context=context)
     except ValidationError as error:

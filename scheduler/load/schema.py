@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import inf
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
 from scheduler.core.autopilot import Goal
 from scheduler.core.estimators import ESTIMATORS
@@ -24,16 +24,17 @@ from scheduler.load.fields import (
     Section,
     Tier,
     TimeToLive,
+    Weight,
     embedding_path,
     exactly_one,
+    gpu_profile,
     model_path,
     not_empty,
     or_section,
     policy_spec,
-    profile_path,
 )
 from scheduler.load.stream import Stream
-from scheduler.load.yamlfile import did_you_mean
+from scheduler.load.yamlfile import Document, Loc, ScenarioError, did_you_mean
 from scheduler.record.expect import parse_expect
 
 
@@ -42,7 +43,7 @@ class Engine(Section):
 
     kind: Literal["sim", "vllm", "auto"] = "sim"
     """`auto` is vllm where a model is given and vLLM is installed, else sim."""
-    gpu: Annotated[str, AfterValidator(profile_path)] = "l4"
+    gpu: Annotated[str, AfterValidator(gpu_profile)] | None = None
     """Step model of the simulated engine: a shipped GPU, or a YAML file such as ``bench twin`` writes."""
     model: Annotated[str, AfterValidator(model_path)] | None = None
     """A folder, a Hugging Face name, or a prepared name such as smollm2."""
@@ -136,7 +137,7 @@ class TenantSection(TenantLimits):
 
     name: Name
     tier: Tier = "standard"
-    weight: Positive = 1.0
+    weight: Weight = 1.0
     slo: SloSection = SloSection()
 
     def to_core(self) -> Tenant:
@@ -165,7 +166,7 @@ class TenantChange(TenantLimits):
     """New weight or limits of a tenant; what is not given stays."""
 
     name: str
-    weight: Positive | None = None
+    weight: Weight | None = None
 
 
 class Fault(Section):
@@ -326,3 +327,11 @@ class Scenario(Section):
     expect: tuple[str, ...] = ()
     speed: Positive = 1.0
     """Run seconds in a second of a simulated engine's live run."""
+    _document: Document | None = PrivateAttr(default=None)
+
+    def model_post_init(self, context: Any, /) -> None:
+        self._document = (context or {}).get("document")
+
+    def error(self, loc: Loc, what: str) -> ScenarioError:
+        """For what shows only when a run is planned: wrong at ``loc``, with the line if there is a file."""
+        return ScenarioError([(self._document or Document(self.name)).problem(loc, what)])

@@ -17,8 +17,9 @@ from scheduler.core.types import Request, State
 from scheduler.load import arrivals as processes
 from scheduler.load.content import Content, Setting
 from scheduler.load.stream import Arrivals, Closed, Stream
-from scheduler.load.traces import Row, rows
+from scheduler.load.traces import Row, rows, scan
 
+TRACE_MAX_TOKENS = 1024  # or the longest answer: nothing of a trace tells of a cap that it was not under
 TURNED_AWAY_S = 1.0  # a client without think time waits this long after a request that did not finish
 
 
@@ -87,12 +88,14 @@ class Drawn(Source):
 class Replayed(Source):
     """Arrivals of a trace."""
 
-    __slots__ = ("_row", "_rows")
+    __slots__ = ("_cap", "_row", "_rows")
 
     def __init__(self, stream: Stream, key: str, setting: Setting, start_s: float) -> None:
         super().__init__(stream, key, setting, start_s)
         assert stream.trace is not None, "only a stream with a trace is replayed"
-        self._rows = rows(stream.trace, None if stream.tenant else frozenset(setting.tenants))
+        tenants = None if stream.tenant else frozenset(setting.tenants)
+        self._cap = max(TRACE_MAX_TOKENS, scan(stream.trace, tenants).longest)
+        self._rows = rows(stream.trace, tenants)
         self._row: Row | None = None
         self._advance()
 
@@ -104,7 +107,7 @@ class Replayed(Source):
 
     def take(self, number: int, request_id: str) -> Request:
         assert self._row is not None, "taken after its end"
-        draft = self._content.from_row(self._row)
+        draft = self._content.from_row(self._row, self._cap)
         request = self._content.request(draft, number, request_id, self.next_s)
         self._advance()
         return request

@@ -8,13 +8,16 @@ up from the output length, since an estimator that saw it would know the answer.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from io import BufferedReader
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scheduler.core.durations import LONGEST_S
 from scheduler.core.types import CATEGORIES, TIERS
 from scheduler.load.stream import Trace
 
@@ -43,10 +46,11 @@ class Row(NamedTuple):
 class Summary(NamedTuple):
     """What a whole pass over a trace found."""
 
-    rows: int
+    rows: int  # that are requests; like the malformed ones, those before `from` too
     bad: int
-    last_s: float  # of the run, since the stream's start
-    named: str = ""  # the first malformed rows: their lines, and what is wrong
+    named: str  # the first malformed rows: their lines, and what is wrong
+    longest: int  # answer, tokens; 0 if no row says
+    uncounted: bool  # some prompt is there without its number of tokens
 
 
 OnBad = Callable[[int, str], None]
@@ -60,18 +64,26 @@ def rows(
 
     Raises TraceError where the file as a whole is not what its format says.
     """
-    try:
-        with open(trace.file, "rb") as file:
-            yield from _in_range(_parsed(file, trace, tenants, on_bad), trace)
-    except OSError as error:
-        raise TraceError(f"{Path(trace.file).name!r} cannot be read: {error.strerror}") from None
+    return _in_range(_read(trace, tenants, on_bad), trace)
 
 
 def scan(trace: Trace, tenants: frozenset[str] | None = None) -> Summary:
-    """Read it all once. Raises TraceError if too many rows are malformed, or none is left."""
+    """Read it all once, as long as the file stays as it is. Raises TraceError if too many rows are malformed,
+    or none is left.
+    """
+    try:
+        status = os.stat(trace.file)
+    except OSError as error:
+        raise _unreadable(trace, error) from None
+    return _scan(trace, tenants, (status.st_mtime_ns, status.st_size))
+
+
+@lru_cache(maxsize=16)
+def _scan(trace: Trace, tenants: frozenset[str] | None, version: tuple[int, int]) -> Summary:
     name = Path(trace.file).name
     bad: list[tuple[int, str]] = []
-    count, bad_count, last_s = 0, 0, 0.0
+    count = longest = used = bad_count = 0
+    uncounted = False
 
     def note(line: int, what: str) -> None:
         nonlocal bad_count
@@ -79,15 +91,27 @@ def scan(trace: Trace, tenants: frozenset[str] | None = None) -> Summary:
         if len(bad) < NAMED_ROWS:
             bad.append((line, what))
 
-    for row in rows(trace, tenants, note):
-        count, last_s = count + 1, row.at_s
+    def counted() -> Iterator[Row]:
+        nonlocal count
+        for row in _read(trace, tenants, note):
+            count += 1
+            yield row
+
+    for row in _in_range(counted(), trace):
+        used += 1
+        longest = max(longest, row.output_tokens or 0)
+        uncounted = uncounted or row.prompt_tokens is None
     named = "; ".join(f"line {line}: {what}" for line, what in bad)
     if bad_count > trace.max_bad_share * (count + bad_count):
         found = f"{bad_count} of {count + bad_count} rows are malformed"
         raise TraceError(f"{name!r}: {found}, allowed is a share of {trace.max_bad_share:g}: {named}")
-    if not count:
+    if not used:
         raise TraceError(f"{name!r}: no request is left between `from` and `until`")
-    return Summary(count, bad_count, last_s, named)
+    return Summary(count, bad_count, named, longest, uncounted)
+
+
+def _unreadable(trace: Trace, error: OSError) -> TraceError:
+    return TraceError(f"{Path(trace.file).name!r} cannot be read: {error.strerror}")
 
 
 def _in_range(parsed: Iterator[Row], trace: Trace) -> Iterator[Row]:
@@ -98,6 +122,15 @@ def _in_range(parsed: Iterator[Row], trace: Trace) -> Iterator[Row]:
         if row.at_s >= trace.from_s:
             left = None if left is None else left - 1
             yield row._replace(at_s=(row.at_s - trace.from_s) / trace.speed)
+
+
+def _read(trace: Trace, tenants: frozenset[str] | None, on_bad: OnBad) -> Iterator[Row]:
+    """All rows that are requests, in the trace's own time."""
+    try:
+        with open(trace.file, "rb") as file:
+            yield from _parsed(file, trace, tenants, on_bad)
+    except OSError as error:
+        raise _unreadable(trace, error) from None
 
 
 def _parsed(
@@ -121,6 +154,10 @@ def _parsed(
             row = parse(line)
             if row is not None and row.at_s < previous:
                 raise ValueError("arrives before the row above it")
+            if row is not None and row.at_s > LONGEST_S:
+                raise ValueError(
+                    f"arrives after {row.at_s:g} s, allowed are 10 years: from the start, no date"
+                )
         except (ValueError, RecursionError) as error:
             on_bad(number, f"{error!s:.120}")
             continue
@@ -189,21 +226,21 @@ def _mooncake(line: str) -> Row:
 def _ours(tenants: frozenset[str] | None) -> Parse:
     def parse(line: str) -> Row:
         row = _object(line)
-        prompt = row.get("prompt", "")
+        prompt, tier, category = (row.get(key) or "" for key in ("prompt", "tier", "category"))
         if not isinstance(prompt, str):
             raise ValueError("prompt is not text")
-        prompt_tokens = _tokens(row["prompt_tokens"]) if "prompt_tokens" in row else None
+        prompt_tokens = tokens_if_known(row, "prompt_tokens")
         if not prompt and prompt_tokens is None:
             raise ValueError("prompt or prompt_tokens is needed")
         return Row(
             _time(row.get("arrival_s"), "arrival_s"),
             prompt_tokens,
-            _tokens(row["output_tokens"]) if "output_tokens" in row else None,
-            _tokens(row["max_tokens"]) if "max_tokens" in row else None,
+            tokens_if_known(row, "output_tokens"),
+            tokens_if_known(row, "max_tokens"),
             "" if tenants is None else _one_of(row.get("tenant"), "tenant", tenants),
-            _one_of(row["tier"], "tier", TIERS) if "tier" in row else "",
+            _one_of(tier, "tier", TIERS) if tier else "",
             prompt,
-            _one_of(row["category"], "category", CATEGORIES) if "category" in row else "",
+            _one_of(category, "category", CATEGORIES) if category else "",
         )
 
     return parse
@@ -247,7 +284,15 @@ def _time(value: object, what: str = "time") -> float:
     return float(value)
 
 
+def tokens_if_known(row: Mapping[str, object], key: str) -> int | None:
+    """Of a row in JSON, where null is as good as nothing, and 10.0 as good as 10. Raises ValueError."""
+    value = row.get(key)
+    return None if value is None else _tokens(value)
+
+
 def _tokens(value: object) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_ROW_TOKENS:
         raise ValueError(f"{value!r:.40} is not a number of tokens from 1 to {MAX_ROW_TOKENS}")
     return value

@@ -1,0 +1,113 @@
+"""What a scenario and the command line make of a run: defaults, and what is refused with its place."""
+
+# ruff: noqa: E501 (tables of cases, one a line)
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler.core.types import Request
+from scheduler.load.scenario import ScenarioError, load_scenario
+from scheduler.plan import Plan, PlanError, make_plan
+
+HEAD = """\
+name: t
+tenants: [{name: a}]
+load: [{tenant: a, arrivals: at-once, count: 4}]
+"""
+
+
+def planned(folder: Path, text: str, **command_line: Any) -> Plan:
+    (folder / "s.yaml").write_text(HEAD + text)
+    return make_plan(load_scenario(str(folder / "s.yaml")), **command_line)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("engine: {capacity: 4096}", "4: engine.capacity: must be at most 2048 at once, simulated NVIDIA L4"),
+        ("dispatch: {microbatch: {size: 4096}}", "4: dispatch.microbatch.size: must be at most 2048"),
+        ("dispatch: {microbatch: {size: 64}}\nengine: {capacity: 32}", "4: dispatch.microbatch.size: 64 never run at once"),
+        ("engine: {args: {max_model_len: 0}}", "4: engine.args.max_model_len: 0 is no number of tokens"),
+        ("engine: {args: {max_modle_len: 9}}", "4: engine.args.max_modle_len: no such argument; did you mean"),
+        ("engine: {kind: vllm}", "4: engine.model: engine vllm needs a model: smollm2, a folder"),
+        ("engine: {kind: vllm, model: .}", "4: engine.model: model folder"),
+        ("engine: {model: gpt-9}", "4: engine.model: nothing simulates 'gpt-9' on l4; allowed: qwen1.5"),
+        ("engine: {gpu: cpu, model: llama}", "4: engine.model: nothing simulates 'llama' on cpu; allowed: smollm2"),
+        ("estimator: {counter: tokenizer}", "4: estimator.counter: the simulated engine has no tokenizer"),
+        ("estimator: {counter: tokenizer}\nengine: {tokenizer: .}", "5: engine.tokenizer: model folder"),
+    ],
+)  # fmt: skip
+def test_the_file_is_to_blame(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        planned(tmp_path, text)
+    assert str(caught.value).removeprefix(f"{tmp_path}/s.yaml:").startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("command_line", "problem"),
+    [
+        ({"engine": "vllm"}, "engine vllm needs a model"),
+        ({"model": "gpt-9"}, "nothing simulates 'gpt-9'"),
+        ({"policy": "sfj"}, "unknown policy 'sfj'"),
+    ],
+)
+def test_the_command_line_is_to_blame(tmp_path: Path, command_line: dict[str, str], problem: str) -> None:
+    with pytest.raises(PlanError, match=problem):
+        planned(tmp_path, "", **command_line)
+
+
+@pytest.mark.parametrize(
+    ("engine", "profile"),
+    [
+        ("{}", "l4/qwen1.5-1.8b-chat"),
+        ("{gpu: cpu}", "cpu/smollm2"),
+        ("{gpu: l4-eager}", "l4-eager/qwen1.5-1.8b-chat"),
+        ("{model: Qwen/Qwen1.5-1.8B-Chat}", "l4/qwen1.5-1.8b-chat"),
+        ("{model: smollm2}", "cpu/smollm2"),
+        ("{kind: vllm, model: gpt-9}", "l4/qwen1.5-1.8b-chat"),
+        ("{kind: vllm, model: smollm2, gpu: l4}", "l4/qwen1.5-1.8b-chat"),
+    ],
+)
+def test_what_is_simulated(tmp_path: Path, engine: str, profile: str) -> None:
+    plan = planned(tmp_path, f"engine: {engine}", engine="sim")
+    assert plan.profile is not None
+    assert plan.profile.name == profile
+
+
+def test_a_large_micro_batch_has_room(tmp_path: Path) -> None:
+    assert planned(tmp_path, "dispatch: {microbatch: {size: 64}}").capacity == 64
+
+
+COUNTED = '"prompt": "how long is it", "prompt_tokens": 50'
+BURST = "timeline: [{at: 1, burst: {tenant: a, rate: 1, for: 1}}]"
+
+
+@pytest.mark.parametrize(
+    ("row", "timeline", "needs_one"),
+    [
+        ('"prompt_tokens": 5', "", False),
+        (COUNTED, "", False),
+        ('"prompt": "how long is it"', "", True),
+        (COUNTED, BURST, True),
+    ],
+)
+def test_a_load_that_knows_its_prompt_tokens_needs_no_tokenizer(
+    tmp_path: Path, row: str, timeline: str, needs_one: bool
+) -> None:
+    (tmp_path / "t").write_text(f'{{"arrival_s": 0, {row}}}\n')
+    trace = "load: [{tenant: a, trace: {file: t, format: jsonl}}]"
+    (tmp_path / "s.yaml").write_text(
+        f"name: t\ntenants: [{{name: a}}]\n{trace}\nestimator: {{counter: tokenizer}}\n{timeline}"
+    )
+    scenario = load_scenario(str(tmp_path / "s.yaml"))
+    if needs_one:
+        with pytest.raises(ScenarioError, match=r"4: estimator\.counter: .*models prepare smollm2"):
+            make_plan(scenario)
+    else:
+        [request] = make_plan(scenario).workload().take(0.0)
+        assert isinstance(request, Request)
+        assert request.prompt_tokens in (5, 50)
