@@ -253,6 +253,9 @@ def _run(args: argparse.Namespace) -> int:
     for expectation in document["expect"]:
         if not expectation["ok"]:
             _complain(f"not met: {expectation['text']} (it is {expectation['value']})")
+    if document["failure"] is not None:
+        _complain(f"driftsched: engine failure: {document['failure']}")
+        return ENGINE
     if document["interrupted"]:
         return INTERRUPTED
     return OK if all(expectation["ok"] for expectation in document["expect"]) else FAILED

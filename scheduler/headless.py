@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from scheduler.live.heap import calm_collector
+from scheduler.live.notices import Notices
 from scheduler.live.output import Output, engine_output_to, log_path, printable
+from scheduler.live.view import Notice
 from scheduler.load.traces import scan
 from scheduler.plan import Plan
 
@@ -26,8 +28,8 @@ _ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def run_headless(plan: Plan, *, clock: str, out: Path | None, text: bool) -> dict[str, Any]:
-    """Run to the end, to Ctrl-C or to SIGTERM; returns run.json. Raises EngineError, and OSError where there
-    can be no run folder.
+    """Run to the end, to Ctrl-C or to SIGTERM; returns run.json. Raises EngineError where the engine cannot
+    be started, OSError where there can be no run folder.
     """
     _tell_malformed(plan, sys.stderr)
     if out is not None:
@@ -68,7 +70,9 @@ def _run_virtual(plan: Plan, out: Path | None, text: bool) -> dict[str, Any]:
 
     total_s = plan.workload().total_s
     with _bar(f"{plan.scenario.name} in virtual time", sys.stderr, total_s) as bar:
-        run = VirtualRun(plan, out=out, text=text, on_progress=bar.advance_to)
+        notices = Notices()
+        notices.listeners.append(bar.tell)
+        run = VirtualRun(plan, out=out, text=text, on_progress=bar.advance_to, on_change=notices.on_event)
         before = {name: signal.signal(name, lambda *_: run.simulation.stop()) for name in _ENDING}
         try:
             document = run.run()
@@ -101,11 +105,11 @@ async def _run_live(plan: Plan, out: Path | None, text: bool, stderr: TextIO) ->
             starting.cancel()
             giving_up.cancel()
             await asyncio.gather(starting, giving_up, return_exceptions=True)
+            if run.session.failure is not None:
+                run.session.end_waiting()
             document = await run.stop(interrupted=interrupted.is_set())
             for name in _ENDING:
                 loop.remove_signal_handler(name)
-    if run.session.failure is not None:
-        raise run.session.failure
     return document
 
 
@@ -117,7 +121,7 @@ async def _watch(run: LiveRun, giving_up: asyncio.Task[Any], bar: _Bar) -> None:
         await asyncio.wait([drained, giving_up], timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
         for notice in run.notices.after(seen):
             seen = notice.seq
-            bar.say(f"{notice.at_s:8.1f} s  {notice.kind}: {printable(notice.text)}")
+            bar.tell(notice)
         bar.advance_to(run.clock.now())
     drained.cancel()
     await asyncio.gather(drained, return_exceptions=True)
@@ -135,7 +139,8 @@ class _Bar:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=run_s, at=f"{run_s:.0f} s")
 
-    def say(self, line: str) -> None:
+    def tell(self, notice: Notice) -> None:
+        line = f"{notice.at_s:8.1f} s  {notice.kind}: {printable(notice.text)}"
         if self._progress is not None:
             self._progress.console.print(line, markup=False, highlight=False)
         else:

@@ -115,6 +115,7 @@ class VirtualRun:
             now=self.simulation.now,
             wall_s=time.perf_counter() - started,
             interrupted=self.simulation.stopped,
+            failure=self.simulation.failure,
             switches=self.simulation.switches,
             predictions=[] if self._steered is None else self._steered.document(self.simulation.now),
             telemetry={},

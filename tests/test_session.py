@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from scheduler.core.crashes import MAX_CRASHES
 from scheduler.core.policies import policy_from
 from scheduler.core.types import Limits, Request, State
 from scheduler.engines.engine import EngineLost
 from scheduler.live.feed import LocalFeed
 from scheduler.live.run import LiveRun
-from scheduler.live.session import MAX_CRASHES
 from scheduler.live.view import CommandError
 from scheduler.load.scenario import load_scenario
 from scheduler.plan import make_plan

@@ -16,7 +16,7 @@ from scheduler.core.types import ENDED, Request, State
 
 TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.NEW: frozenset({State.QUEUED, State.REJECTED}),
-    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.EXPIRED}),
+    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.EXPIRED, State.FAILED}),
     # back to QUEUED is the retry after an engine was lost
     State.RUNNING: frozenset({State.FINISHED, State.FAILED, State.ABORTING, State.QUEUED}),
     State.ABORTING: frozenset({State.CANCELLED}),

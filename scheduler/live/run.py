@@ -130,6 +130,7 @@ class LiveRun:
             now=self.clock.now(),
             wall_s=time.perf_counter() - self._wall_from,
             interrupted=interrupted,
+            failure=None if self.session.failure is None else str(self.session.failure),
             switches=self.session.switches,
             predictions=self.previewer.document(self.clock.now()),
             telemetry=self._summary.figures(),

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from math import inf
 from typing import Any
 
+from scheduler.core.crashes import Crashes
 from scheduler.core.estimate import Estimator
 from scheduler.core.events import Event, Kind
 from scheduler.core.metrics import gap_bucket
@@ -29,7 +30,6 @@ SWAP_SLICE = 1000
 ESTIMATE_SLICE = 50
 """The same where each is estimated anew, which takes up to a hundred times as long."""
 
-MAX_CRASHES, CRASH_SPAN_S = 3, 60.0
 """So many crashes within so many real seconds stop the engine for good."""
 
 
@@ -67,7 +67,7 @@ class Session:
         self._streams: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._answers: dict[str, Answer] = {}  # of requests that a client waits for
-        self._crashes_s: list[float] = []  # on the loop's own clock
+        self._crashes = Crashes()
 
     # -- life ----------------------------------------------------------------------------------------
 
@@ -338,13 +338,11 @@ class Session:
         self._tell(Kind.ENGINE, {"what": "crashed", "lost": len(lost) + 1})
         for request in self.scheduler.on_engine_lost(0, now):
             self._ended(request)
-        crashed_s = self._loop.time()
-        self._crashes_s = [at for at in self._crashes_s if crashed_s - at < CRASH_SPAN_S] + [crashed_s]
-        if len(self._crashes_s) >= MAX_CRASHES or self.engine_state == "stopping":
+        if self._crashes.add(now) or self.engine_state == "stopping":
             self.fail(error)
             return
         self.engine_state = "restarting"
-        self._spawn(self._restart(crashed_s))
+        self._spawn(self._restart(now))
         self.pump()  # nothing runs meanwhile, but what waits may expire, and clients come back
 
     async def _restart(self, crashed_s: float) -> None:
@@ -355,7 +353,7 @@ class Session:
         except EngineConfigError as error:
             self.fail(error)
         else:
-            self._engine_ready({"what": "restarted", "away_s": self._loop.time() - crashed_s})
+            self._engine_ready({"what": "restarted", "away_s": self.clock.now() - crashed_s})
 
     def _engine_ready(self, detail: dict[str, Any]) -> None:
         self.engine_state = "ready"
@@ -371,6 +369,11 @@ class Session:
         for request_id in list(self._answers):
             self.cancel(request_id)  # nobody is left waiting for an answer
         self.drained.set()
+
+    def end_waiting(self) -> None:
+        """What waits for an engine that stays away fails; else it would be cancelled when the run stops."""
+        for request in self.scheduler.on_engines_gone(self.clock.now()):
+            self._ended(request)
 
     # -- small things --------------------------------------------------------------------------------
 

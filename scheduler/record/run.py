@@ -20,19 +20,22 @@ def run_document(
     now: float,
     wall_s: float,
     interrupted: bool,
+    failure: str | None,
     switches: Sequence[Mapping[str, Any]],
     predictions: Sequence[Mapping[str, Any]],
     telemetry: Mapping[str, Any],
     loop_lag_ms: Mapping[str, float | None],
 ) -> dict[str, Any]:
     """``header`` names the run (version, scenario, engine, policy at the start, seed ...); the rest is what
-    happened. Numbers that JSON has no word for (nothing was measured) are null.
+    happened; ``failure`` says why the engine was given up, if it was. Numbers that JSON has no word for
+    (nothing was measured) are null.
     """
     figures = tally.figures(scheduler.books.tenants, now)
     document = {
         "schema": SCHEMA,
         **header,
         "interrupted": interrupted,
+        "failure": failure,
         "duration_s": figures.pop("duration_s"),
         "wall_s": wall_s,
         **figures,

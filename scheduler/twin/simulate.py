@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, Protocol
 
+from scheduler.core.crashes import GIVEN_UP, Crashes
 from scheduler.core.events import Emit, Event, Kind
 from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
@@ -60,11 +61,14 @@ class Simulation:
         self._on_progress = on_progress
         self._running: dict[Request, Outcome] = {}  # with how it will end
         self._restarts: list[tuple[float, int]] = []
+        self._crashes = Crashes()
+        self._over = False
         self.stopped = False
+        self.failure: str | None = None  # why its engines were given up
 
     def stop(self) -> None:
         """End the run at the next instant; safe to call from a signal handler."""
-        self.stopped = True
+        self.stopped = self._over = True
 
     def run(self) -> None:
         """Until nothing is left to happen."""
@@ -77,7 +81,7 @@ class Simulation:
         next_time, take, client_goes_on = workload.next_time, workload.take, workload.on_ended
         on_ended, on_progress, restarts = self._on_ended, self._on_progress, self._restarts
         instants, now, event_s = 0, self.now, next_event()
-        while not self.stopped:
+        while not self._over:
             load_s, timer_s = next_time(), next_timer() if expiries or batched else inf
             if restarts and restarts[0][0] < timer_s:
                 timer_s = restarts[0][0]
@@ -126,6 +130,8 @@ class Simulation:
                 if instants % _PROGRESS_EVERY == 0:
                     on_progress(now)
         self.now = now
+        if self._over:
+            self._end_the_rest(now)
 
     def _timers(self, now: float) -> None:
         self._restart(now)
@@ -178,9 +184,11 @@ class Simulation:
 
     def _crash(self, now: float) -> None:
         away = {index for _, index in self._restarts}
+        if len(away) == len(self._gpus):
+            return  # there is nothing to crash
         for index, gpu in enumerate(self._gpus):
             if index in away:
-                continue  # there is nothing to crash
+                continue
             lost = gpu.crash(now)
             for request in lost:
                 del self._running[request]
@@ -188,6 +196,17 @@ class Simulation:
             for ended in self.scheduler.on_engine_lost(index, now):
                 self._ended(ended, now)
             self._restarts.append((now + RESTART_S, index))
+        if self._crashes.add(now):
+            self._over, self.failure = True, GIVEN_UP
+            self._tell(now, Kind.ENGINE, {"what": "dead", "why": GIVEN_UP})
+
+    def _end_the_rest(self, now: float) -> None:
+        """What waits for engines that were given up has failed; what a stopped run leaves is cancelled."""
+        if self.failure is not None:
+            for request in self.scheduler.on_engines_gone(now):
+                self._ended(request, now)
+        for request in list(self.scheduler.active()):
+            self._cancel(request.id, now)
 
     def _restart(self, now: float) -> None:
         while self._restarts and self._restarts[0][0] <= now:
