@@ -23,13 +23,12 @@ from scheduler.gateway.wire import notices_to_json, to_json
 from scheduler.live.feed import LocalFeed
 from scheduler.live.run import LiveRun
 from scheduler.live.view import CommandError, Notice, NotNow
-from scheduler.load.fields import Positive, Section
+from scheduler.load.fields import Positive, Section, Weight
 from scheduler.load.schema import LimitsSection, TenantLimits
 
 KEEP_ALIVE_S = 15.0
 """An event stream says something at least so often, so that a dead connection is noticed."""
 
-MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
 NO_TENANT = ""  # under which the operator's bodies are counted
 
 By = Annotated[str, Field(pattern=r"^[A-Za-z0-9._@ -]{1,32}$")]
@@ -82,7 +81,7 @@ class SetLimits(Verb, LimitsSection):
 class SetTenant(Verb):
     """What is not given stays; limits are replaced as a whole."""
 
-    weight: Annotated[float, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)] | None = None
+    weight: Weight | None = None
     limits: TenantLimits | None = None
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from scheduler.core.estimators import ESTIMATORS
 from scheduler.core.types import TIERS
 from scheduler.gateway.completions import DEADLINE, PRIORITY
-from scheduler.gateway.control import MAX_WEIGHT, MIN_WEIGHT
 from scheduler.gateway.jobs import IDEMPOTENCY_KEY
 from scheduler.gateway.params import MAX_STOP_CHARS, MAX_STOPS, NEUTRAL, ROLES
+from scheduler.load.fields import MAX_WEIGHT, MIN_WEIGHT
 
 Json = dict[str, Any]
 
