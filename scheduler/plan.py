@@ -259,10 +259,9 @@ def _capacity(scenario: Scenario, profile: Profile | None) -> int:
     if size > capacity:
         raise scenario.error(size_loc, f"{size} never run at once: engine.capacity is {capacity}")
     if profile is not None and capacity > profile.max_num_batched_tokens:
-        most = f"{profile.max_num_batched_tokens} at once, {profile.detail}"
-        raise scenario.error(
-            ("engine", "capacity") if asked else size_loc, f"must be at most {most}, got {capacity}"
-        )
+        loc = ("engine", "capacity") if asked else size_loc
+        most = f"{profile.max_num_batched_tokens} ({profile.detail})"
+        raise scenario.error(loc, f"must be at most {most}, got {capacity}")
     return capacity
 
 

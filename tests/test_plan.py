@@ -28,7 +28,7 @@ def planned(folder: Path, text: str, **command_line: Any) -> Plan:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("engine: {capacity: 4096}", "4: engine.capacity: must be at most 2048 at once, simulated NVIDIA L4"),
+        ("engine: {capacity: 4096}", "4: engine.capacity: must be at most 2048 (simulated NVIDIA L4"),
         ("dispatch: {microbatch: {size: 4096}}", "4: dispatch.microbatch.size: must be at most 2048"),
         ("dispatch: {microbatch: {size: 64}}\nengine: {capacity: 32}", "4: dispatch.microbatch.size: 64 never run at once"),
         ("engine: {args: {max_model_len: 0}}", "4: engine.args.max_model_len: 0 is no number of tokens"),

@@ -87,7 +87,10 @@ BAD_ROWS = [
     (b'{"arrival_s": NaN, "prompt_tokens": 1}', "arrival_s nan is not a number of at least 0"),
     (b'{"arrival_s": -1, "prompt_tokens": 1}', "arrival_s -1"),
     (b'{"arrival_s": "1", "prompt_tokens": 1}', "arrival_s '1'"),
-    (b'{"arrival_s": 1718000000.0, "prompt_tokens": 1}', "arrives after 1.718e+09 s, allowed are 10 years"),
+    (
+        b'{"arrival_s": 1718000000.0, "prompt_tokens": 1}',
+        "arrives 1.718e+09 s after the start, allowed are 10 years",
+    ),
     (b'{"arrival_s": 0.5, "prompt_tokens": 1}', "arrives before the row above it"),
     (b'{"arrival_s": 1}', "prompt or prompt_tokens is needed"),
     (b'{"arrival_s": 1, "prompt": 5}', "prompt is not text"),

@@ -20,7 +20,7 @@ from scheduler.core.types import CATEGORIES, Limits, Request, State
 from scheduler.load.content import DEFAULT_MIX
 from scheduler.load.lengths import PROFILES, length_table
 from scheduler.load.prompts import prompt_tables
-from scheduler.load.scenario import Scenario, load_scenario
+from scheduler.load.scenario import Scenario, ScenarioError, load_scenario
 from scheduler.load.workload import (
     Action,
     Cancel,
@@ -379,6 +379,15 @@ def test_a_trace_of_ours_comes_as_recorded(tmp_path: Path) -> None:
     assert [(r.tenant, r.max_tokens) for r in shared] == [("acme", 256), ("acme", 512)]
 
 
+def test_no_answer_of_a_trace_is_cut_that_was_not(tmp_path: Path) -> None:
+    """1500 tokens tell that there was no cap of 1024; a drawn or scaled length knows the same cap."""
+    rows = [{"arrival_s": 1, "prompt_tokens": 5, "output_tokens": tokens} for tokens in (9, 1500)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stream = {"tenant": "acme", "trace": {"file": "t.jsonl", "format": "jsonl"}}
+    seen = requests(Workload(scenario(tmp_path, stream), seed=1))
+    assert [(r.intended_tokens, r.max_tokens) for r in seen] == [(9, 1500), (1500, 1500)]
+
+
 def test_real_prompts_keep_their_lengths(tmp_path: Path) -> None:
     rows = [
         {"prompt": f"Question {n}?", "prompt_tokens": 3, "output_tokens": {"m": 100 + n}} for n in range(20)
@@ -388,3 +397,30 @@ def test_real_prompts_keep_their_lengths(tmp_path: Path) -> None:
     seen = requests(Workload(scenario(tmp_path, stream), seed=1))
     assert {r.prompt: r.intended_tokens for r in seen} == {f"Question {n}?": 100 + n for n in range(20)}
     assert {r.prompt_tokens for r in seen} == {3}
+
+
+@pytest.mark.parametrize(
+    ("key", "row", "problem"),
+    [
+        ("lengths", {"prompt": "a"}, "'p.jsonl' line 2: output_tokens is needed"),
+        ("lengths", {"output_tokens": None}, "'p.jsonl' line 2: output_tokens is needed"),
+        ("lengths", {"output_tokens": 0}, "'p.jsonl' line 2: 0 is not a number of tokens"),
+        ("prompts", {"output_tokens": 5}, "'p.jsonl' line 2: prompt is needed"),
+        ("prompts", {"prompt": ""}, "'p.jsonl' line 2: prompt is needed"),
+    ],
+)
+def test_a_line_without_what_is_asked_of_it_is_refused(
+    tmp_path: Path, key: str, row: dict[str, Any], problem: str
+) -> None:
+    good = {"prompt": "a", "output_tokens": 10.0}
+    (tmp_path / "p.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(row)}\n")
+    with pytest.raises(ScenarioError, match=problem):
+        scenario(tmp_path, {**POISSON, "count": 1, key: {"file": "p.jsonl"}})
+
+
+def test_prompts_and_lengths_of_one_file_for_several_models(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Why?", "prompt_tokens": 2.0, "output_tokens": {"m": 7}}\n')
+    lengths = {"file": "p.jsonl", "model": "m"}
+    stream = {**POISSON, "count": 1, "lengths": lengths, "prompts": {"file": "p.jsonl"}}
+    [one] = requests(Workload(scenario(tmp_path, stream), seed=1))
+    assert (one.prompt, one.prompt_tokens, one.intended_tokens) == ("Why?", 2, 7)

@@ -156,7 +156,7 @@ def _parsed(
                 raise ValueError("arrives before the row above it")
             if row is not None and row.at_s > LONGEST_S:
                 raise ValueError(
-                    f"arrives after {row.at_s:g} s, allowed are 10 years: from the start, no date"
+                    f"arrives {row.at_s:g} s after the start, allowed are 10 years: subtract the first time"
                 )
         except (ValueError, RecursionError) as error:
             on_bad(number, f"{error!s:.120}")
