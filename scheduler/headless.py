@@ -140,7 +140,9 @@ class _Bar:
             self._progress.update(self._task, completed=run_s, at=f"{run_s:.0f} s")
 
     def tell(self, notice: Notice) -> None:
-        line = f"{notice.at_s:8.1f} s  {notice.kind}: {printable(notice.text)}"
+        self.say(f"{notice.at_s:8.1f} s  {notice.kind}: {printable(notice.text)}")
+
+    def say(self, line: str) -> None:
         if self._progress is not None:
             self._progress.console.print(line, markup=False, highlight=False)
         else:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from scheduler.core.events import Event, Kind
 from scheduler.core.types import Request
+from scheduler.core.watch import Watch
 from scheduler.plan import Plan, run_header
 from scheduler.record.expect import evaluate
 from scheduler.record.recorder import Recorder
@@ -36,9 +37,36 @@ def _no_cycle_collector() -> Iterator[None]:
             gc.enable()
 
 
+T = TypeVar("T")
+
+
+def _each(listeners: Sequence[Callable[[T], None]]) -> Callable[[T], None]:
+    """All of them as one; one alone costs nothing more."""
+    if len(listeners) == 1:
+        return listeners[0]
+
+    def tell(news: T) -> None:
+        for listen in listeners:
+            listen(news)
+
+    return tell
+
+
+def _change_points(listeners: Sequence[Callable[[Event], None]]) -> Callable[[Request], None]:
+    """To be told of every request that has ended; tells where answers have changed."""
+    watch, tell = Watch(), _each(listeners)
+
+    def on_ended(request: Request) -> None:
+        if (change := watch.on_ended(request)) is not None:
+            tell(change)
+
+    return on_ended
+
+
 class VirtualRun:
     """``out`` is the run folder, None for none. ``on_progress`` is told the virtual time now and then,
-    ``on_ended`` each request that has ended.
+    ``on_ended`` each request that has ended. Change points are looked for in a recorded run alone: they are
+    in its log, and ``on_change`` is told.
     """
 
     def __init__(
@@ -49,6 +77,7 @@ class VirtualRun:
         text: bool = False,
         on_progress: Callable[[float], None] | None = None,
         on_ended: Callable[[Request], None] | None = None,
+        on_change: Callable[[Event], None] = lambda change: None,
     ) -> None:
         assert plan.profile is not None
         self.plan = plan
@@ -66,6 +95,11 @@ class VirtualRun:
                 key=f"{plan.scenario.name} {plan.seed}".encode(),
             )
         emit = None if self.recorder is None else self.recorder.on_event
+        listeners: list[Callable[[Request], None]] = [self.tally.add]
+        if emit is not None:
+            listeners.append(_change_points([emit, on_change]))
+        if on_ended is not None:
+            listeners.append(on_ended)
         self.scheduler = plan.scheduler(emit=emit)
         recorded = self.recorder is not None
         # Only a recorded run needs the gaps of each single request.
@@ -84,17 +118,10 @@ class VirtualRun:
             self.scheduler,
             [gpu],
             load,
-            on_ended=self.tally.add if on_ended is None else self._both(on_ended),
+            on_ended=_each(listeners),
             emit=emit,
             on_progress=on_progress,
         )
-
-    def _both(self, on_ended: Callable[[Request], None]) -> Callable[[Request], None]:
-        def tell(request: Request) -> None:
-            self.tally.add(request)
-            on_ended(request)
-
-        return tell
 
     def run(self) -> dict[str, Any]:
         """To the end, or to ``stop``; returns run.json."""

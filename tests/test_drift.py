@@ -8,15 +8,16 @@ from itertools import pairwise
 
 import pytest
 
+from scheduler.bench.trial import scenario
 from scheduler.core.drift import Change, ChangeDetector, Cusum
 from scheduler.core.estimators import estimator_from
-from scheduler.core.events import Kind
+from scheduler.core.events import Event, Kind
 from scheduler.core.kalman import Offset, Weights
-from scheduler.core.policies import policy_from
-from scheduler.core.scheduler import Scheduler
-from scheduler.core.types import Estimate, Outcome, Request, Tenant
+from scheduler.core.types import Estimate, Outcome, Request
+from scheduler.core.watch import Watch
 from scheduler.live.notices import Notices
-from scheduler.live.watch import Watch
+from scheduler.plan import make_plan
+from scheduler.virtual import VirtualRun
 
 np = pytest.importorskip("numpy")
 
@@ -38,8 +39,8 @@ def changes(
 def test_the_sums_by_hand() -> None:
     cusum = Cusum(alarm=4.0)
     assert [cusum.add(z) for z in (1.5, 0.0, 1.5, 2.5)] == [0, 0, 0, 0]  # 1, 0.5, 1.5, 3.5
-    assert cusum.add(2.0) == 5, "5.0, and it all began five values ago"
-    assert [cusum.add(-4.0), cusum.add(-2.0)] == [0, 2], "the sums have started anew: 3.5, 5.0"
+    assert cusum.add(2.0) == 1  # 5.0
+    assert [cusum.add(-4.0), cusum.add(-2.0)] == [0, -1], "the sums have started anew: 3.5, 5.0"
 
 
 @pytest.mark.parametrize("sd", [0.3, 0.5])
@@ -53,6 +54,45 @@ def test_a_change_is_told_once_and_soon(sd: float, scale: float) -> None:
         assert changes(detector, rng, 1000, scale, sd) == []
         (back,) = changes(detector, rng, 60, 1.0, sd)
         assert back.before == pytest.approx(change.after, rel=0.5)
+
+
+@pytest.mark.parametrize("policy", ["sjf", "aged-sjf"])
+def test_an_order_by_length_and_a_mixture_of_kinds_are_no_change_but_a_doubling_is(policy: str) -> None:
+    """The prompts of `near` whose keywords are missing count as short questions, with answers six times as
+    long; an order by length makes runs of them.
+    """
+    tenants = ("premium", "standard", "batch")
+    stream = {
+        "tenant": dict.fromkeys(tenants, 1),
+        "arrivals": {"poisson": 5.0},
+        "for": 600.0,
+        "lengths": {"profile": "near"},
+        "max_tokens": 3000,
+    }
+    doubled = scenario(
+        {
+            "name": "doubled",
+            "tenants": [{"name": tenant, "tier": tenant} for tenant in tenants],
+            "engine": {"capacity": 32},
+            "load": [stream],
+            "timeline": [{"at": 300.0, "drift": {"tenant": "premium", "output_scale": 2.0}}],
+        }
+    )
+    for seed in (1, 2):
+        watch, told, since = Watch(), list[Event](), 0
+
+        def ended(request: Request, watch: Watch = watch, told: list[Event] = told) -> None:
+            nonlocal since
+            if request.tenant == "premium" and request.arrival_s > 300.0 and not told:
+                since += 1
+            if (change := watch.on_ended(request)) is not None:
+                told.append(change)
+
+        VirtualRun(make_plan(doubled, policy=policy, seed=seed, clock="virtual"), on_ended=ended).run()
+        (change,) = told
+        assert change.detail["tenant"] == "premium"
+        assert change.detail["after"] / change.detail["before"] == pytest.approx(2.0, rel=0.35)
+        assert 10 < since < 40
 
 
 def test_another_mix_of_categories_is_no_change() -> None:
@@ -85,31 +125,28 @@ def test_an_estimator_follows_a_tenant_that_doubles_and_leaves_the_other_alone(k
 
 def test_the_operator_is_told_of_a_change_once() -> None:
     rng, watch, notices = random.Random(2), Watch(), Notices()
-    scheduler = Scheduler(policy_from("fifo"), estimator_from("paper"), [Tenant("acme")])
     told = []
     for number in range(200):
         tokens = round((100 if number < 100 else 250) * math.exp(rng.gauss(0, 0.3)))
         request = Request(str(number), "acme", "standard", 0.0, 3, 4096)
         request.estimate = Estimate(3, 100.0, 4096.0, "short_qa", 100.0)
         request.finish, request.output_tokens, request.ended_s = "stop", tokens, float(number)
-        watch.on_ended(request)
-        told += list(watch.look(scheduler, float(number)))
-    (event,) = told
+        told.append(watch.on_ended(request))
+    (event,) = filter(None, told)
     assert event.kind is Kind.DRIFT
-    assert 100 < event.at_s < 115
+    assert 110 < event.at_s < 130
+    assert event.detail["after"] / event.detail["before"] == pytest.approx(2.5, rel=0.3)
     notices.on_event(event)
-    assert notices.after(0)[0].text.startswith("acme: answers ×2.")
+    assert notices.after(0)[0].text.startswith("acme: answers ×")
 
 
 def test_what_never_ended_by_itself_is_no_change() -> None:
     watch = Watch()
-    scheduler = Scheduler(policy_from("fifo"), estimator_from("paper"), [Tenant("acme")])
     for number in range(100):
         request = Request(str(number), "acme", "standard", 0.0, 3, 4096)
         request.estimate = Estimate(3, 100.0, 4096.0, "short_qa", 100.0)
         request.finish, request.output_tokens = ("stop", 100) if number < 50 else ("abort", 1)
-        watch.on_ended(request)
-    assert list(watch.look(scheduler, 1.0)) == []
+        assert watch.on_ended(request) is None
 
 
 # -- Kalman filters ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from math import inf
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from scheduler.core.estimate import PaperEstimator, classify, count_words
+from scheduler.core.events import Event
 from scheduler.core.types import Request
 from scheduler.load.scenario import Scenario, load_scenario
 from scheduler.plan import make_plan
@@ -138,3 +140,21 @@ def test_gaps_of_the_log_are_those_of_the_requests(kv_tokens: int) -> None:
             gpu.start(str(number), *lengths, now, live[str(number)])
     assert (both[0].state(now).preemptions > 20) is (kv_tokens == 900)
     assert log.histograms() == gaps
+
+
+def test_a_recorded_run_has_its_change_points(tmp_path: Path) -> None:
+    text = """
+name: doubled
+tenants: [{name: acme}]
+load: [{tenant: acme, arrivals: {poisson: 2.0}, for: 200s, lengths: {profile: near}, max_tokens: 3000}]
+timeline: [{at: 100s, drift: {output_scale: 2.5}}]
+"""
+    told: list[Event] = []
+    plan = make_plan(scenario(tmp_path, text), clock="virtual")
+    VirtualRun(plan, out=tmp_path / "run", on_change=told.append).run()
+    lines = map(json.loads, (tmp_path / "run" / "events.jsonl").read_text(encoding="utf-8").splitlines())
+    (line,) = (line for line in lines if line["e"] == "drift")
+    (change,) = told
+    assert line["tenant"] == "acme"
+    assert line["t"] == pytest.approx(change.at_s)
+    assert 100 < change.at_s < 150

@@ -2,57 +2,40 @@
 
 from __future__ import annotations
 
-from collections import deque
 from math import exp, log, sqrt
-from statistics import median
 from typing import NamedTuple
 
 SLACK = 0.5  # standard deviations: shifts of less than twice that take long to be told
-SETTLE = 8  # answers of a category before its level means something
-_MANY = 200  # answers; before that many, levels and spread are plain means
-MEMORY = 1 / _MANY
+SETTLE = 16  # answers of a category before it is known what is usual
+CONFIRM = 12  # answers that must say the same after the sums have
+MEMORY = 200  # answers; before that many, a mean is a plain one
+CLIP = 3.0  # standard deviations: one answer alone is no change
+VARIANCE, WORTH = 0.5, 8  # of a log ratio before any was seen, and how many answers that weighs
 LEAST_VARIANCE = 0.01
-CLIP = 4.0  # standard deviations: one answer alone is no change
 
 
 class Cusum:
     """Cumulative sums both ways of standardised deviations (Page 1954); O(1) each.
 
     With an ``alarm`` of 8 a shift by one standard deviation is told after about 14 values, and noise alone
-    raises a false alarm about once in 9,000; with 10 after 17, once in 70,000.
+    raises a false alarm about once in 9,000.
     """
 
-    __slots__ = ("_above", "_alarm", "_below", "_since_above", "_since_below")
+    __slots__ = ("_above", "_alarm", "_below")
 
     def __init__(self, alarm: float) -> None:
         self._alarm = alarm
-        self._clear()
-
-    def _clear(self) -> None:
         self._above = self._below = 0.0
-        self._since_above = self._since_below = 0
 
     def add(self, z: float) -> int:
-        """How many values ago the change began, where ``z`` completes one and the sums start anew; else 0."""
-        above = self._above + z - SLACK
-        if above > 0.0:
-            self._above = above
-            self._since_above = since = self._since_above + 1
-            if above > self._alarm:
-                self._clear()
-                return since
-        elif self._above:
-            self._above = self._since_above = 0
-        below = self._below - z - SLACK
-        if below > 0.0:
-            self._below = below
-            self._since_below = since = self._since_below + 1
-            if below > self._alarm:
-                self._clear()
-                return since
-        elif self._below:
-            self._below = self._since_below = 0
-        return 0
+        """1 where ``z`` completes a change upwards, -1 downwards, and the sums start anew; else 0."""
+        above, below = self._above + z - SLACK, self._below - z - SLACK
+        self._above = above = above if above > 0.0 else 0.0
+        self._below = below = below if below > 0.0 else 0.0
+        if above <= self._alarm and below <= self._alarm:
+            return 0
+        self._above = self._below = 0.0
+        return 1 if above > below else -1
 
 
 class Change(NamedTuple):
@@ -62,43 +45,69 @@ class Change(NamedTuple):
     after: float
 
 
+class _Usual:
+    """What the log ratios of one category are usually like. Each has a spread of its own: where the keywords
+    take several kinds of prompts for one, it is wide.
+    """
+
+    __slots__ = ("count", "mean", "variance")
+
+    def __init__(self, mean: float) -> None:
+        self.count = 0
+        self.mean = mean
+        self.variance = VARIANCE
+
+    def add(self, value: float) -> tuple[float, float]:
+        """How far it is from what was usual, as it is and in standard deviations."""
+        deviation, variance = value - self.mean, self.variance
+        z = deviation / sqrt(variance)
+        z = CLIP if z > CLIP else -CLIP if z < -CLIP else z
+        self.count = count = self.count + 1
+        self.mean += deviation / (count if count < MEMORY else MEMORY)
+        variance += (z * z - 1) * variance / (count + WORTH if count + WORTH < MEMORY else MEMORY)
+        self.variance = variance if variance > LEAST_VARIANCE else LEAST_VARIANCE
+        return deviation, z
+
+
 class ChangeDetector:
-    """Watches one tenant's answers. Each change is told once: what it led to is the usual from then on."""
+    """Watches one tenant's answers. Each change is told once: what it led to is the usual from then on.
+
+    It is suspected by cumulative sums, and measured on the answers that come after, which were not chosen for
+    being far off: a run of long answers, as an ordering by length makes it, ends before they do.
+    """
 
     def __init__(self) -> None:
-        self._cusum = Cusum(10.0)
-        self._levels: dict[str, tuple[int, float]] = {}  # by category: answers, mean log ratio
+        self._cusum = Cusum(8.0)
+        self._usual: dict[str, _Usual] = {}  # by category
         self._answers = 0
         self._mean = 0.0  # log ratio, over all categories
-        self._lately: deque[float] = deque(maxlen=64)  # deviations from the level
-        self._variance = 0.5  # of the log ratio within a category
+        self._suspected = 0  # as the sums said it
+        self._since: list[tuple[float, float]] = []  # the deviations since then
 
     def add(self, category: str, ratio: float) -> Change | None:
         """``ratio``: actual tokens over what was estimated with nothing learned, above 0."""
         value = log(ratio)
-        seen, level = self._levels.get(category, (0, value))
-        deviation = value - level
-        seen += 1
-        self._levels[category] = seen, level + deviation * (MEMORY if seen > _MANY else 1 / seen)
         self._answers = answers = self._answers + 1
-        rate = MEMORY if answers > _MANY else 1 / answers
-        self._mean += (value - self._mean) * rate
-        if seen <= SETTLE:
+        self._mean += (value - self._mean) / (answers if answers < MEMORY else MEMORY)
+        usual = self._usual.get(category)
+        if usual is None:
+            usual = self._usual[category] = _Usual(value)
+        deviation, z = usual.add(value)
+        if usual.count <= SETTLE:
             return None
-        variance = self._variance
-        spread = sqrt(variance)
-        most = CLIP * spread
-        bounded = most if deviation > most else -most if deviation < -most else deviation
-        variance += (bounded * bounded - variance) * rate
-        self._variance = variance if variance > LEAST_VARIANCE else LEAST_VARIANCE
-        self._lately.append(deviation)
-        since = self._cusum.add(bounded / spread)
-        if not since:
+        if not self._suspected:
+            self._suspected = self._cusum.add(z)
             return None
-        shift = median(list(self._lately)[-(since + 1) // 2 :])  # the sums may have begun to rise before it
-        before = self._mean
-        self._levels = {
-            name: (min(count, SETTLE), level + shift) for name, (count, level) in self._levels.items()
-        }
-        self._mean += shift
-        return Change(exp(before), exp(before + shift))
+        since = self._since
+        since.append((deviation, z))
+        return self._confirmed() if len(since) == CONFIRM else None
+
+    def _confirmed(self) -> Change | None:
+        shift, z = (sum(values) / CONFIRM for values in zip(*self._since, strict=True))
+        sign, self._suspected = self._suspected, 0
+        self._since.clear()
+        if z * sign < SLACK:
+            return None
+        before, self._mean = self._mean, self._mean + shift
+        self._usual.clear()
+        return Change(exp(before), exp(self._mean))

@@ -11,6 +11,7 @@ from typing import Any
 
 from scheduler.core.events import Event, Kind
 from scheduler.core.types import Request
+from scheduler.core.watch import Watch
 from scheduler.engines.clock import Clock, PlannedClock
 from scheduler.engines.engine import Engine
 from scheduler.live.notices import Notices
@@ -19,7 +20,6 @@ from scheduler.live.session import Session
 from scheduler.live.steering import Steering
 from scheduler.live.telemetry import LoopLag, Machine, Sample, Summary, health
 from scheduler.live.view import Health
-from scheduler.live.watch import Watch
 from scheduler.plan import Plan, make_engine, run_header
 from scheduler.record.expect import evaluate
 from scheduler.record.recorder import Recorder
@@ -154,7 +154,8 @@ class LiveRun:
     def _on_ended(self, request: Request) -> None:
         if not self._endless:
             self.tally.add(request)
-        self._watch.on_ended(request)
+        if (change := self._watch.on_ended(request)) is not None:
+            self.on_event(change)
         if self.scheduler.idle:
             self.lag.end()
         self.previewer.on_ended(request)

@@ -16,28 +16,28 @@ SLO_OUT, SLO_BACK = 0.90, 0.95  # share of requests that meet their objectives: 
 
 
 class Watch:
-    """Told of every request that has ended; asked for news every so often."""
+    """Told of every request that has ended; asked for missed objectives every so often."""
 
     def __init__(self) -> None:
         self._detectors: defaultdict[str, ChangeDetector] = defaultdict(ChangeDetector)
-        self._changes: list[Event] = []
         self._missing: set[str] = set()
 
-    def on_ended(self, request: Request) -> None:
-        """What was cut by max_tokens counts as it is: a change is seen as far as it goes."""
+    def on_ended(self, request: Request) -> Event | None:
+        """The change point that it completes. What was cut by max_tokens counts as it is: a change is seen as
+        far as it goes.
+        """
         estimate = request.estimate
         if request.finish not in ("stop", "length") or not request.output_tokens or not estimate.uncorrected:
-            return
+            return None
         ratio = request.output_tokens / estimate.uncorrected
         change = self._detectors[request.tenant].add(estimate.category, ratio)
-        if change is not None:
-            detail = {"tenant": request.tenant, "before": change.before, "after": change.after}
-            self._changes.append(Event(request.ended_s or 0.0, Kind.DRIFT, None, detail))
+        if change is None:
+            return None
+        detail = {"tenant": request.tenant, "before": change.before, "after": change.after}
+        return Event(request.ended_s or 0.0, Kind.DRIFT, None, detail)
 
     def look(self, scheduler: Scheduler, now: float) -> Iterator[Event]:
-        """What happened since the last look."""
-        changes, self._changes = self._changes, []
-        yield from changes
+        """Who has begun to miss its objectives since the last look."""
         if scheduler.metrics is None:
             return
         for name, window in scheduler.metrics.tenants.items():
