@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scheduler.live.output import printable
+
 if TYPE_CHECKING:
     from scheduler.bench.engine import Work
     from scheduler.bench.result import Result
@@ -101,7 +103,7 @@ def _whole(text: str) -> int:
 
 
 def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def _bench_core(args: argparse.Namespace) -> int:

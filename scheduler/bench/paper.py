@@ -132,15 +132,15 @@ def _learned(runs: Sequence[dict[str, Any]], key: str) -> list[float]:
     return [100.0 * (run[key] / run[f"uncorrected_{key}"] - 1.0) for run in runs]
 
 
-def _spread(values: Sequence[float], digits: int = 1) -> str:
-    return f"{median(values):.{digits}f} [{min(values):.{digits}f} {max(values):.{digits}f}]"
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    """Over the seeds."""
+    return {"median": median(values), "min": min(values), "max": max(values)}
 
 
 def _latency_rows(found: Found, counters: Sequence[str]) -> Iterator[dict[str, Any]]:
     for dispatch, counter, calibrate, policy in product(DISPATCHES, counters, (True, False), POLICIES):
         same = partial(_select, found, dispatch=dispatch, counter=counter, calibrate=calibrate)
         runs, fifo = same(policy=policy), same(policy="fifo")
-        tiers = {tier: median(run["tier_p50_s"][tier] for run in runs) for tier in TIERS}
         yield {
             "table": "latency",
             "dispatch": dispatch,
@@ -151,7 +151,7 @@ def _latency_rows(found: Found, counters: Sequence[str]) -> Iterator[dict[str, A
             "p50_vs_fifo_%": _spread(_changes(runs, fifo, "p50_s")),
             "p99_s": _spread([run["p99_s"] for run in runs]),
             "p99_vs_fifo_%": _spread(_changes(runs, fifo, "p99_s")),
-            "p50_s_by_tier": "/".join(f"{seconds:.0f}" for seconds in tiers.values()),
+            "p50_s_by_tier": {tier: median(run["tier_p50_s"][tier] for run in runs) for tier in TIERS},
         }
 
 
@@ -164,7 +164,7 @@ def _packing_rows(found: Found) -> Iterator[dict[str, Any]]:
         yield {
             "table": "packing",
             "policy": policy,
-            "slot_use": _spread([run["slot_use"] for run in static], 2),
+            "slot_use": _spread([run["slot_use"] for run in static]),
             "drain_s": _spread([run["drain_s"] for run in static]),
             "drain_vs_fifo_%": _spread(_changes(static, fifo, "drain_s")),
             "p99_static_vs_fifo_%": _spread(_changes(static, fifo, "p99_s")),
@@ -200,7 +200,7 @@ def _class_rows(found: Found, counters: Sequence[str]) -> Iterator[dict[str, Any
                 "table": "classes",
                 "counter": counter,
                 "calibrated": calibrate,
-                "accuracy": _spread([run["class_accuracy"] for run in runs], 3),
+                "accuracy": _spread([run["class_accuracy"] for run in runs]),
                 "estimated": name,
                 **{f"was_{true}": count for true, count in zip(RUNTIME_CLASSES, counts, strict=True)},
             }
@@ -217,12 +217,10 @@ def _stability_rows(found: Found) -> Iterator[dict[str, Any]]:
             "calibrated": calibrate,
             "p99_s": _spread(p99s),
             "p99_range_%": 100.0 * (max(p99s) - min(p99s)) / median(p99s),
-            "queue_peak": _spread([run["queue_peak"] for run in runs], 0),
+            "queue_peak": _spread([run["queue_peak"] for run in runs]),
             "queue_change_per_s": _spread([run["queue_change"] for run in runs]),
-            "bias_wobble": _spread([run["bias_wobble"] for run in runs], 3),
-            "bias": " ".join(
-                f"{name} {median(run['bias'][name] for run in runs):.2f}" for name in runs[0]["bias"]
-            ),
+            "bias_wobble": _spread([run["bias_wobble"] for run in runs]),
+            "bias": {name: median(run["bias"][name] for run in runs) for name in runs[0]["bias"]},
         }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from scheduler.live.output import printable
+
 SCHEMA = 1
 
 
@@ -77,4 +79,8 @@ class Result:
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return str(value)
+    if isinstance(value, dict):
+        if value.keys() == {"median", "min", "max"}:
+            return f"{_cell(value['median'])} [{_cell(value['min'])} {_cell(value['max'])}]"
+        return "/".join(_cell(item) for item in value.values())
+    return printable(str(value))  # the name of a model or a file, from outside
