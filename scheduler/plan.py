@@ -222,17 +222,15 @@ def _profile(engine: EngineSection, model: str | None) -> Profile:
     """
     if engine.gpu is not None and engine.gpu.endswith((".yaml", ".yml")):
         return load_profile(engine.gpu)
-    on_gpu = f"{engine.gpu or DEFAULT_GPU}/"
-    names = sorted(profiles(), key=lambda name: not name.startswith(on_gpu))  # the GPU's own go first
-    if engine.gpu is not None:
-        names = [name for name in names if name.startswith(on_gpu)]
-    by_model = {name.partition("/")[2]: name for name in reversed(names)}
+    gpu = engine.gpu or DEFAULT_GPU
+    own = [name for name in profiles() if name.startswith(f"{gpu}/")]
+    candidates = own if engine.gpu else [*own, *profiles()]
+    by_model = {name.partition("/")[2]: name for name in reversed(candidates)}  # the GPU's own go first
     wanted = (model or DEFAULT_MODEL).rsplit("/", 1)[-1].lower()
     if model and wanted not in by_model and engine.kind == "sim":
-        raise ValueError(
-            f"nothing simulates {model!r:.60} on {on_gpu[:-1]}; {did_you_mean(wanted, by_model)}"
-        )
-    return load_profile(*(by_model.get(wanted) or by_model.get(DEFAULT_MODEL) or names[0]).split("/", 1))
+        raise ValueError(f"nothing simulates {model!r:.60} on {gpu}; {did_you_mean(wanted, by_model)}")
+    usual = by_model.get(DEFAULT_MODEL, own[0])
+    return load_profile(*by_model.get(wanted, usual).split("/", 1))
 
 
 def _max_model_len(scenario: Scenario, profile: Profile) -> int:

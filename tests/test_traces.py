@@ -94,7 +94,7 @@ BAD_ROWS = [
     (b'{"arrival_s": 0.5, "prompt_tokens": 1}', "arrives before the row above it"),
     (b'{"arrival_s": 1}', "prompt or prompt_tokens is needed"),
     (b'{"arrival_s": 1, "prompt": 5}', "prompt is not text"),
-    (b'{"arrival_s": 1, "prompt_tokens": true}', "True is not a number of tokens"),
+    (b'{"arrival_s": 1, "prompt_tokens": true}', "prompt_tokens True is not a number of tokens"),
     (b'{"arrival_s": 1, "prompt_tokens": 1, "max_tokens": 0}', "0 is not a number of tokens"),
     (b'{"arrival_s": 1, "prompt_tokens": 1, "category": "poem"}', "category 'poem' is not one of"),
     (b'{"arrival_s": 1, "prompt_tokens": 1, "tier": "gold"}', "tier 'gold' is not one of"),
@@ -123,7 +123,7 @@ def test_a_malformed_row_is_left_out_and_named(tmp_path: Path, row: bytes, what:
         ("yesterday,12,3", "Invalid isoformat"),
         ("2023-11-16 18:17:20,many,3", "'many' is not a number"),
         ("2023-11-16 18:17:20,1.5,3", "'1.5' is not a whole number"),
-        ("2023-11-16 18:17:20,0,3", "0 is not a number of tokens"),
+        ("2023-11-16 18:17:20,0,3", "ContextTokens 0 is not a number of tokens"),
     ],
 )
 def test_a_malformed_csv_row(tmp_path: Path, row: str, what: str) -> None:

@@ -404,7 +404,7 @@ def test_real_prompts_keep_their_lengths(tmp_path: Path) -> None:
     [
         ("lengths", {"prompt": "a"}, "'p.jsonl' line 2: output_tokens is needed"),
         ("lengths", {"output_tokens": None}, "'p.jsonl' line 2: output_tokens is needed"),
-        ("lengths", {"output_tokens": 0}, "'p.jsonl' line 2: 0 is not a number of tokens"),
+        ("lengths", {"output_tokens": 0}, "'p.jsonl' line 2: output_tokens 0 is not a number of tokens"),
         ("prompts", {"output_tokens": 5}, "'p.jsonl' line 2: prompt is needed"),
         ("prompts", {"prompt": ""}, "'p.jsonl' line 2: prompt is needed"),
     ],

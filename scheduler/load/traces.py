@@ -68,8 +68,9 @@ def rows(
 
 
 def scan(trace: Trace, tenants: frozenset[str] | None = None) -> Summary:
-    """Read it all once, as long as the file stays as it is. Raises TraceError if too many rows are malformed,
-    or none is left.
+    """Read it all, once as long as the file stays as it is.
+
+    Raises TraceError if too many rows are malformed, or none is left.
     """
     try:
         status = os.stat(trace.file)
@@ -80,6 +81,7 @@ def scan(trace: Trace, tenants: frozenset[str] | None = None) -> Summary:
 
 @lru_cache(maxsize=16)
 def _scan(trace: Trace, tenants: frozenset[str] | None, version: tuple[int, int]) -> Summary:
+    """``version`` tells the file from what it was, so that another is read anew."""
     name = Path(trace.file).name
     bad: list[tuple[int, str]] = []
     count = longest = used = bad_count = 0
@@ -212,7 +214,10 @@ def _csv_parser(format_: str, header: str, name: str) -> Parse:
             clock_s = _timestamp(cells[at])
             origin = clock_s if origin is None else origin
             at_s = clock_s - origin
-        return Row(_time(at_s), _tokens(_whole(cells[prompt])), _tokens(_whole(cells[output])))
+        prompt_tokens, output_tokens = (
+            _tokens(_whole(cells[place]), found[place]) for place in (prompt, output)
+        )
+        return Row(_time(at_s), prompt_tokens, output_tokens)
 
     return parse
 
@@ -220,7 +225,8 @@ def _csv_parser(format_: str, header: str, name: str) -> Parse:
 def _mooncake(line: str) -> Row:
     row = _object(line)
     at_ms = _time(row.get("timestamp"), "timestamp")
-    return Row(at_ms / 1000.0, _tokens(row.get("input_length")), _tokens(row.get("output_length")))
+    prompt_tokens, output_tokens = (_tokens(row.get(key), key) for key in ("input_length", "output_length"))
+    return Row(at_ms / 1000.0, prompt_tokens, output_tokens)
 
 
 def _ours(tenants: frozenset[str] | None) -> Parse:
@@ -287,12 +293,12 @@ def _time(value: object, what: str = "time") -> float:
 def tokens_if_known(row: Mapping[str, object], key: str) -> int | None:
     """Of a row in JSON, where null is as good as nothing, and 10.0 as good as 10. Raises ValueError."""
     value = row.get(key)
-    return None if value is None else _tokens(value)
+    return None if value is None else _tokens(value, key)
 
 
-def _tokens(value: object) -> int:
+def _tokens(value: object, what: str) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_ROW_TOKENS:
-        raise ValueError(f"{value!r:.40} is not a number of tokens from 1 to {MAX_ROW_TOKENS}")
+        raise ValueError(f"{what} {value!r:.40} is not a number of tokens from 1 to {MAX_ROW_TOKENS}")
     return value
