@@ -102,3 +102,60 @@ def test_the_whole_bench_at_a_small_size(tmp_path: Path, monkeypatch: pytest.Mon
 def test_one_fold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="1 folds: at least 2 are needed"):
         bench_estimate(tmp_path / "lengths.jsonl", lambda line: None, folds=1)
+
+
+def write(path: Path, rows: Sequence[object]) -> Path:
+    """As other programs do: a mark at the start, characters as they are, an empty line at the end."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_bytes(("\ufeff" + text + "\n").encode("utf-8", "surrogatepass").replace(b"@", b"\\ud83d"))
+    return path
+
+
+def test_a_model_whose_answers_the_prior_knows_is_scored_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "DRIFTS", ())
+    prompts, _, tokens = data(0, LEAST_PROMPTS)
+    monkeypatch.setattr(bench, "trained_on", lambda: frozenset(map(prompt_key, prompts)))
+    rows = [{"prompt": prompt, "output_tokens": tokens[MODELS[0]][n]} for n, prompt in enumerate(prompts)]
+    told: list[str] = []
+    result = bench_estimate(write(tmp_path / "lengths.jsonl", rows), told.append)
+    assert {row["estimator"] for row in result.rows} >= {"oracle", "running median", "paper", "tenant"}
+    assert "learned" not in {row["estimator"] for row in result.rows}
+    assert result.claims == []
+    assert "without `learned`" in told[-1]
+
+
+def test_any_text_may_be_in_a_prompt(tmp_path: Path) -> None:
+    odd = ["a\u2028b\u2029c\x85d\x0be", "", "half of a pair: @", "x" * 100_000]
+    rows = [{"prompt": text, "output_tokens": {"m": n}} for n, text in enumerate(odd * LEAST_PROMPTS)]
+    lengths = bench._read(write(tmp_path / "lengths.jsonl", rows))
+    assert lengths.prompts[0] == odd[0]
+    assert lengths.prompts[2] == "half of a pair: ?"
+    assert lengths.tokens["m"][:3] == [1, 1, 2]
+    assert len({prompt_key(prompt) for prompt in lengths.prompts}) == 4
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"prompt": "Why?", "output_tokens": -5}, "line 2: model -5 is not a number of tokens from 1"),
+        ({"prompt": "Why?", "output_tokens": float("inf")}, "line 2: model inf is not a number of tokens"),
+        ({"prompt": "Why?", "output_tokens": {}}, "line 2: output_tokens must be a number, or one for each"),
+        ({"prompt": "Why?"}, "line 2: output_tokens of 'model' must be a number"),
+        ({"prompt": "Why?", "output_tokens": 1, "prompt_tokens": 60_000}, "allowed: 1 to 32768"),
+        ({"prompt": "Why?", "output_tokens": 1, "prompt_tokens": -1}, "prompt_tokens -1 is not a number"),
+        ({"prompt": 7, "output_tokens": 1}, "line 2: an object with prompt .text. and output_tokens"),
+        ([], "line 2: an object with prompt"),
+    ],
+)
+def test_a_line_that_is_no_use_is_named(tmp_path: Path, row: object, says: str) -> None:
+    file = write(tmp_path / "lengths.jsonl", [{"prompt": "Who?", "output_tokens": 3}, row])
+    with pytest.raises(BadInput, match=says):
+        bench_estimate(file, lambda line: None)
+
+
+def test_a_line_as_deep_as_it_is_long_is_named(tmp_path: Path) -> None:
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    with pytest.raises(BadInput, match="line 1: "):
+        bench_estimate(tmp_path / "deep.jsonl", lambda line: None)

@@ -23,8 +23,10 @@ from scheduler.core.prior import NO_PRIOR, Embed, Prior, PromptReader
 from scheduler.core.types import Request
 from scheduler.load.embedding import EmbeddingError, embedding_model
 from scheduler.load.prior import prompt_key, shipped_prior, train, trained_on
+from scheduler.load.traces import tokens_if_known
 
 MAX_TOKENS = 8192  # no answer of these files is cut
+MOST_PROMPT_TOKENS = 32_768  # fits the twin's KV cache beside the longest answer
 LEAST_PROMPTS = 4 * FEEDBACK_DELAY
 RESAMPLES = 300
 EMBEDDED = "learned+embeddings"
@@ -92,12 +94,8 @@ class Lengths(NamedTuple):
     tokens: dict[str, list[int]]
 
     def without(self, family: str) -> tuple[list[str], list[dict[str, int]]]:
-        """The prompts, and the lengths of each one's answers by models of other families."""
+        """The prompts, and the lengths of each one's answers by models of other families, if any."""
         models = [name for name in self.tokens if _family(name) != family]
-        if not models:
-            raise BenchError(
-                "the shipped prior knows these prompts, and no other model is there to train one"
-            )
         return self.prompts, [{m: self.tokens[m][at] for m in models} for at in range(len(self.prompts))]
 
 
@@ -129,6 +127,8 @@ def bench_estimate(
     for model in data.tokens:
         tell(f"{model}: {len(data.prompts)} prompts")
         rows = _model_rows(model, data, embed, folds, known)
+        if rows[0]["prior"] == "none":
+            tell(f"{model}: without `learned`, whose prior could only be made from this model's own answers")
         result.rows.extend(rows)
         result.claims.extend(_claims(model, {row["estimator"]: row for row in rows}))
     for drift in DRIFTS:
@@ -140,49 +140,65 @@ def bench_estimate(
 
 
 def _read(file: Path) -> Lengths:
-    prompts: list[str] = []
-    counts: list[int] = []
-    tokens: dict[str, list[int]] = {}
+    data, number = Lengths([], [], {}), 0
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        with file.open(encoding="utf-8-sig") as lines:
+            for line in lines:
+                number += 1
+                if line.strip():
+                    _add(json.loads(line), data)
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{file.name!r} cannot be read: {error}") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            prompt, answers = row["prompt"], row["output_tokens"]
-            by_model = answers if isinstance(answers, dict) else {"model": answers}
-            assert isinstance(prompt, str)
-            if prompts and by_model.keys() != tokens.keys():
-                raise ValueError
-            for model, count in by_model.items():
-                tokens.setdefault(str(model), []).append(max(1, int(count)))
-            counts.append(int(row.get("prompt_tokens") or len(prompt.split())))
-            prompts.append(prompt)
-        except (ValueError, KeyError, TypeError, AssertionError):
-            wanted = (
-                "prompt (text) and output_tokens (a number, or one for each model, the same in every line)"
-            )
-            raise BadInput(f"{file.name!r} line {number}: an object with {wanted} is needed") from None
-    if len(prompts) < LEAST_PROMPTS:
-        raise BadInput(f"{file.name!r} has {len(prompts)} prompts; {LEAST_PROMPTS} are needed")
-    return Lengths(prompts, counts, tokens)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{file.name!r} line {number}: {error!s:.200}") from None
+    if len(data.prompts) < LEAST_PROMPTS:
+        raise BadInput(f"{file.name!r} has {len(data.prompts)} prompts; {LEAST_PROMPTS} are needed")
+    return data
+
+
+def _add(row: object, data: Lengths) -> None:
+    """Raises ValueError that says what is wrong with the row."""
+    if not isinstance(row, dict) or not isinstance(prompt := row.get("prompt"), str):
+        raise ValueError("an object with prompt (text) and output_tokens is needed")
+    answers = row.get("output_tokens")
+    by_model = answers if isinstance(answers, dict) else {"model": answers}
+    if not by_model or (data.prompts and by_model.keys() != data.tokens.keys()):
+        raise ValueError("output_tokens must be a number, or one for each model, the same in every line")
+    prompt_tokens = tokens_if_known(row, "prompt_tokens") or max(1, len(prompt.split()))
+    if prompt_tokens > MOST_PROMPT_TOKENS:
+        raise ValueError(f"prompt_tokens {prompt_tokens}; allowed: 1 to {MOST_PROMPT_TOKENS}")
+    for model, count in by_model.items():
+        # Of a model that said nothing the end was a token, too.
+        tokens = 1 if count == 0 else tokens_if_known({model: count}, model)
+        if tokens is None:
+            raise ValueError(f"output_tokens of {model!r:.60} must be a number")
+        data.tokens.setdefault(str(model), []).append(tokens)
+    # What no encoding can hold would stop whoever hashes or embeds it.
+    data.prompts.append(prompt.encode("utf-8", "replace").decode())
+    data.counts.append(prompt_tokens)
 
 
 def _fair(
     model: str, data: Lengths, embed: Embed | None, folds: int, known: Lengths | None
 ) -> tuple[list[int], list[Knowing], str]:
-    """Which prompts to feed, what ``learned`` may know without and with embeddings, and where it is from."""
+    """Which prompts to feed, what ``learned`` may know without and with embeddings, and where it is from.
+
+    Of a file that the shipped prior knows, and that has no other family to learn from, it may know nothing.
+    """
     uses = [None] if embed is None else [None, embed]
     seen = trained_on() if known is None else frozenset(map(prompt_key, known.prompts))
     unseen = [at for at, prompt in enumerate(data.prompts) if prompt_key(prompt) not in seen]
     if len(unseen) < LEAST_PROMPTS:
         prompts, lengths = data.without(_family(model))
+        if not lengths[0]:
+            return list(range(len(prompts))), [], "none"
         crossed = [_crossed(prompts, lengths, use, folds) for use in uses]
         return list(range(len(prompts))), crossed, f"{folds} folds"
     if known is None:
         return unseen, [(shipped_prior(use is not None), use) for use in uses], "shipped"
     prompts, lengths = known.without(_family(model))
+    if not lengths[0]:
+        return unseen, [], "none"
     return unseen, [(_trained(prompts, lengths, use), use) for use in uses], "trained"
 
 
@@ -269,6 +285,8 @@ def _model_rows(
 
 
 def _claims(model: str, rows: dict[str, dict[str, Any]]) -> list[Claim]:
+    if "learned" not in rows:
+        return []
     name = model.lower().removeprefix("meta-")
     target = next((target for start, target in TARGETS.items() if name.startswith(start)), FLOOR)
     learned, constants = rows["learned"], (rows["running median"], rows["running mean"])
