@@ -49,7 +49,6 @@ def run_headless(plan: Plan, *, clock: str, out: Path | None, text: bool) -> dic
 
             # Imported while the engine is being built, vLLM would outlive its modules and say so at exit.
             preflight(plan.model)
-        calm_collector()
         return asyncio.run(_run_live(plan, out, text, streams.stderr))
 
 
@@ -90,6 +89,7 @@ async def _run_live(plan: Plan, out: Path | None, text: bool, stderr: TextIO) ->
 
     loop = asyncio.get_running_loop()
     run = LiveRun(plan, out=out, text=text)
+    calm_collector()
     interrupted = asyncio.Event()
     for name in _ENDING:
         loop.add_signal_handler(name, interrupted.set)
