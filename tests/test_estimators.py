@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from scheduler.bench.drift import bench_drift, drifting, feed
 from scheduler.core.estimate import Estimator
@@ -108,6 +111,7 @@ def test_tenant_state_round_trips(statistic: str) -> None:
             {"tenants": [["t", "report", []]]},
             {"tenants": [["t", "report", [1, 0.0]]]},
             {"tenants": [["t", "report", [3, 1.0, 0.5, 1.0, 2.0]]]},
+            {"tenants": [["t", "report", [3, 1.0]]], "trends": {"t": -2.0}},
         ),
     ],
 )
@@ -116,6 +120,33 @@ def test_a_state_that_does_not_fit_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="not a state of the tenant estimator by median"):
         estimator.restore({**estimator.state(), **change})
     assert estimator.state() == TenantEstimator().state()
+
+
+@pytest.mark.parametrize(
+    "options", [*({"kind": kind} for kind in ESTIMATORS), {"kind": "tenant", "statistic": "mean"}]
+)
+@given(seed=st.integers(0, 1 << 32), learned=st.integers(0, 150))
+@settings(max_examples=20)
+def test_restored_it_goes_on_as_the_one_that_never_stopped(
+    options: dict[str, Any], seed: int, learned: int
+) -> None:
+    """Answers come in runs of one length, so that trends and sums are under way at the cut."""
+    rng, usual = random.Random(seed), 50
+    estimator, again = estimator_from(**options), estimator_from(**options)
+    for number in range(learned + 50):
+        if number == learned:
+            again.restore(json.loads(json.dumps(estimator.state())))
+        if rng.random() < 0.1:
+            usual = rng.choice((20, 100, 500))
+        request = ask(rng.choice(("acme", "lab")), prompt=rng.choice((QUESTION, "Write a detailed report")))
+        request.estimate = estimator.estimate(request)
+        tokens = round(usual * math.exp(rng.gauss(0, 0.3)))
+        outcome = Outcome(rng.choice(("stop", "stop", "stop", "length", "abort")), tokens)
+        if number >= learned:
+            assert again.estimate(request) == request.estimate
+            again.observe(request, outcome)
+        estimator.observe(request, outcome)
+    assert again.state() == estimator.state()
 
 
 @pytest.mark.parametrize("kind", ESTIMATORS)

@@ -176,6 +176,7 @@ def test_state_round_trips() -> None:
     [
         *({"kind": "paper"}, {"features": []}, {"weights": [1, 2]}, {"terms": [[0, math.nan]]}),
         *({"terms": [[TERMS, 1.0]]}, {"variance": 0}, {"offsets": [["t", "poem", 1.0]]}, {"margin": None}),
+        {"offsets": [["t", None, 0.0, 1.0]], "sums": {"t": [1.0]}},
     ],
 )
 def test_a_state_that_does_not_fit_changes_nothing(change: dict[str, Any]) -> None:

@@ -21,20 +21,20 @@ class Cusum:
     raises a false alarm about once in 9,000.
     """
 
-    __slots__ = ("_above", "_alarm", "_below")
+    __slots__ = ("_alarm", "above", "below")
 
     def __init__(self, alarm: float) -> None:
         self._alarm = alarm
-        self._above = self._below = 0.0
+        self.above = self.below = 0.0
 
     def add(self, z: float) -> int:
         """1 where ``z`` completes a change upwards, -1 downwards, and the sums start anew; else 0."""
-        above, below = self._above + z - SLACK, self._below - z - SLACK
-        self._above = above = above if above > 0.0 else 0.0
-        self._below = below = below if below > 0.0 else 0.0
+        above, below = self.above + z - SLACK, self.below - z - SLACK
+        self.above = above = above if above > 0.0 else 0.0
+        self.below = below = below if below > 0.0 else 0.0
         if above <= self._alarm and below <= self._alarm:
             return 0
-        self._above = self._below = 0.0
+        self.above = self.below = 0.0
         return 1 if above > below else -1
 
 

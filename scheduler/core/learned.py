@@ -173,6 +173,7 @@ class LearnedEstimator:
             "covariance": list(map(list, self._weights.covariance)),
             "terms": [[term, weight] for term, weight in enumerate(self._terms) if weight],
             "offsets": offsets,
+            "sums": {tenant: [own.cusum.above, own.cusum.below] for tenant, own in self._tenants.items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -194,6 +195,8 @@ class LearnedEstimator:
                     own = tenants.setdefault(str(tenant), _Tenant())
                     offset = own.offset if category is None else own.categories[category]
                 offset.value, offset.variance = _numbers(saved, 2)
+            for tenant, own in tenants.items():
+                own.cusum.above, own.cusum.below = _numbers(state["sums"][tenant], 2)
             if variance <= 0 or answers < 0:
                 raise ValueError
         except (KeyError, TypeError, ValueError, IndexError):

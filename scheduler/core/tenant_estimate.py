@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isfinite
+from math import inf
 from typing import Any
 
 from scheduler.core.conformal import Margin
@@ -149,6 +149,7 @@ class TenantEstimator:
             "margin": self.margin.log_margin,
             "categories": {name: [cell.count, cell.value] for name, cell in self._categories.items()},
             "tenants": [[*of, [cell.count, cell.value]] for of, cell in self._cells.items()],
+            "trends": self._trends.copy(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -160,11 +161,11 @@ class TenantEstimator:
                 (str(tenant), str(category)): self._restored(cell)
                 for tenant, category, cell in state["tenants"]
             }
+            trends = {tenant: _finite(state["trends"][tenant], -1.0) for tenant, _ in cells}
             margin = Margin(_finite(state["margin"]))
         except (KeyError, TypeError, ValueError):
             raise ValueError(f"not a state of the tenant estimator by {self.statistic}") from None
-        self._categories, self._cells, self.margin = categories, cells, margin
-        self._trends = {tenant: 0.0 for tenant, _ in cells}
+        self._categories, self._cells, self._trends, self.margin = categories, cells, trends, margin
 
     def _restored(self, state: list[float]) -> MedianCell | MeanCell:
         count, value = map(_finite, state)
@@ -178,7 +179,7 @@ def _formula(category: str, input_tokens: int) -> tuple[str, int, int]:
     return category, input_tokens, int(BASE_TOKENS[category] * input_factor(input_tokens))
 
 
-def _finite(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (isfinite(value) and value >= 0):
+def _finite(value: object, least: float = 0.0) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < inf:
         raise ValueError
     return float(value)
