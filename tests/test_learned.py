@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from scheduler.bench.drift import feed
-from scheduler.bench.estimate import spearman
 from scheduler.core.conformal import Margin
 from scheduler.core.features import BUCKETS, DENSE, MAX_CHARS, read
 from scheduler.core.learned import CLIP, LearnedEstimator
 from scheduler.core.prior import NO_PRIOR, TERMS, Prior, PromptReader
 from scheduler.core.types import Outcome, Request
 from scheduler.load.prior import read_lengths, shipped_prior, train
+from scheduler.record.tally import spearman
 
 np = pytest.importorskip("numpy")
 
@@ -227,12 +227,18 @@ def test_prompts_score_as_they_were_trained_odd_ones_too() -> None:
     prior = Prior.from_document(train(prompts, lengths))
     read, most = PromptReader(prior, len), CLIP * prior.spread
     errors = [
-        math.log(tokens) - prior.level - read(ask(prompt)).score
+        math.log(tokens) - prior.level - prior.beyond(read(ask(prompt)).score)
         for prompt, row in zip(prompts, lengths, strict=True)
         for tokens in row.values()
     ]
     assert min(errors) < -most < most < max(errors)
     assert sum(max(-most, min(most, error)) for error in errors) / len(errors) == pytest.approx(0, abs=2e-3)
+
+
+def test_scores_are_steps_of_the_length_and_a_hundred() -> None:
+    prior = NO_PRIOR._replace(level=math.log(300))
+    expected = [300 * math.exp(prior.beyond(score)) for score in (0, math.log(2), math.log(0.4), -9)]
+    assert expected == pytest.approx([300, 700, 60, 30])
 
 
 def test_the_shipped_prior_fits_the_features_and_tells_kinds_apart() -> None:

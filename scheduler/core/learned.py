@@ -1,7 +1,7 @@
 """``learned``: the length read off the words of the prompt, by a prior that ships and is adapted online.
 
 The logarithm of the length is the sum of
-- a level, a slope on the prior's score, and a slope on log max_tokens: a Kalman filter;
+- a level, a slope on what the prior expects, and a slope on log max_tokens: a Kalman filter;
 - what the served model makes of each hashed word and cue beyond the prior: gradient steps that get smaller
   as more has been seen;
 - offsets of the category, of the tenant, and of the tenant in that category: a Kalman filter each. When a
@@ -26,7 +26,6 @@ from scheduler.core.prior import NO_PRIOR, TERMS, Embed, Prior, PromptReader, Se
 from scheduler.core.types import CATEGORIES, Estimate, Outcome, Request
 
 CLIP = 1.4  # standard deviations: one answer of a page and a half must not move everything
-SLOPE = 1.28  # a ridge regression shrinks its scores
 # All variances are in variances of an answer: what is not known before anything was seen, and what changes
 # with each answer.
 VARIANCE, WANDER = (0.2, 0.03, 0.001), (2e-6, 0.0, 0.0)  # of level and slopes
@@ -73,7 +72,7 @@ class LearnedEstimator:
         self.margin = Margin(1.28 * prior.spread)
         self._read = PromptReader(prior, counter, embed)
         self.meanings = self._read.meanings
-        self._weights = Weights((prior.level, SLOPE, 0.0), VARIANCE, WANDER)
+        self._weights = Weights((prior.level, 1.0, 0.0), VARIANCE, WANDER)
         self._variance = prior.spread**2
         self._terms = [0.0] * TERMS
         self._categories = _common_offsets()
@@ -86,13 +85,13 @@ class LearnedEstimator:
         return self.margin.coverage
 
     def estimate(self, request: Request) -> Estimate:
-        seen = self._read(request)
-        cap = request.max_tokens
-        mu = self._mu(seen, request) + TOWARDS_MEAN * self._variance
+        seen, cap = self._read(request), request.max_tokens
+        inputs = self._inputs(seen, cap)
+        mu = self._mu(inputs, seen, request.tenant) + TOWARDS_MEAN * self._variance
         believed = exp(mu if mu < MAX_LOG else MAX_LOG)
         point = believed if believed < cap else float(cap)
         upper = self.margin.upper(believed)
-        uncorrected = exp(self.prior.level + seen.score)
+        uncorrected = exp(self.prior.level + inputs[1])
         return Estimate(
             seen.input_tokens,
             point,
@@ -108,7 +107,8 @@ class LearnedEstimator:
         cut = outcome.finish not in ("stop", "length")
         self.margin.observe(request.estimate.upper, tokens, censored=cut)
         seen = self._read(request)
-        error = log(tokens) - self._mu(seen, request)
+        inputs = self._inputs(seen, request.max_tokens)
+        error = log(tokens) - self._mu(inputs, seen, request.tenant)
         variance = self._variance
         deviation = sqrt(variance)
         if outcome.finish == "stop":
@@ -120,39 +120,38 @@ class LearnedEstimator:
         self._variance = max(0.01, variance + 0.02 * (square - variance))
         bound = CLIP * deviation
         error = bound if error > bound else -bound if error < -bound else error
-        self._learn(seen, request, error, deviation)
+        self._weights.learn(inputs, error)
+        self._learn(seen, request.tenant, error, deviation)
 
     def bias(self, tenant: str, category: str) -> float:
         """What the tenant's offset and the level make of the prior's estimate."""
         return exp(self._weights.values[0] - self.prior.level + self._offset(tenant, category))
 
-    def _mu(self, seen: Seen, request: Request) -> float:
+    def _inputs(self, seen: Seen, max_tokens: int) -> Three:
+        """Of the level and the slopes."""
+        return 1.0, self.prior.beyond(seen.score), log(max_tokens) - USUAL_MAX_TOKENS
+
+    def _mu(self, inputs: Three, seen: Seen, tenant: str) -> float:
         level, slope, cap_slope = self._weights.values
-        mu: float = (
-            level
-            + slope * seen.score
-            + cap_slope * (log(request.max_tokens) - USUAL_MAX_TOKENS)
-            + seen.share * sum(map(self._terms.__getitem__, seen.terms))
-            + self._offset(request.tenant, seen.category)
-        )
-        return mu
+        _, beyond, cap = inputs
+        words: float = seen.share * sum(map(self._terms.__getitem__, seen.terms))
+        return level + slope * beyond + cap_slope * cap + words + self._offset(tenant, seen.category)
 
     def _offset(self, tenant: str, category: str) -> float:
         common = self._categories[category].value
         own = self._tenants.get(tenant)
         return common if own is None else common + own.offset.value + own.categories[category].value
 
-    def _learn(self, seen: Seen, request: Request, error: float, deviation: float) -> None:
-        self._weights.learn((1.0, seen.score, log(request.max_tokens) - USUAL_MAX_TOKENS), error)
+    def _learn(self, seen: Seen, tenant: str, error: float, deviation: float) -> None:
         self._answers += 1
         step = error * max(LEAST_RATE, SETTLE / (SETTLE + self._answers))
         by, terms = TERM_RATE * step * seen.share, self._terms
         for term in seen.terms:
             terms[term] += by
         self._categories[seen.category].learn(error)
-        own = self._tenants.get(request.tenant)
+        own = self._tenants.get(tenant)
         if own is None and len(self._tenants) < MAX_TENANTS:
-            own = self._tenants[request.tenant] = _Tenant()
+            own = self._tenants[tenant] = _Tenant()
         if own is not None:
             own.learn(seen.category, error, deviation)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from math import copysign, log
+from math import copysign, exp, log
 from operator import mul, sub
 from typing import Any, NamedTuple
 
@@ -14,6 +14,8 @@ from scheduler.core.features import BUCKETS, DENSE, MAX_CHARS, SHAPE, read
 from scheduler.core.types import Request
 
 BOUND = 3.0  # of a dense feature, in standard deviations: no single odd prompt may say everything
+SHORT_TOKENS = 100.0  # added to an answer before the logarithm: whether it had 2 or 20 says little
+LEAST_TOKENS = 30.0  # expected of any prompt
 TERMS = BUCKETS + len(DENSE)
 KEPT_PROMPTS, KEPT_CHARS = 2048, 2000
 KEPT_MEANINGS = 65_536  # of more prompts than ever wait: each is asked for again at its request's end
@@ -25,7 +27,7 @@ Embed = Callable[[str], Sequence[float]]
 class Prior(NamedTuple):
     """What other models' answers taught (tools/train_prior.py)."""
 
-    level: float  # mean log length
+    level: float  # log tokens of a prompt that scores 0
     spread: float  # standard deviation that is left
     mean: tuple[float, ...]  # of each dense feature
     scale: tuple[float, ...]
@@ -49,6 +51,11 @@ class Prior(NamedTuple):
             tuple(document.get("embedding", ())),
         )
 
+    def beyond(self, score: float) -> float:
+        """What a score adds to the log length: it stands for a step of log(tokens + SHORT_TOKENS)."""
+        tokens = (exp(self.level) + SHORT_TOKENS) * exp(score) - SHORT_TOKENS
+        return log(tokens if tokens > LEAST_TOKENS else LEAST_TOKENS) - self.level
+
 
 NO_PRIOR = Prior(
     log(300), 0.8, (0.0,) * len(DENSE), (1.0,) * len(DENSE), (0.0,) * len(DENSE), (0.0,) * BUCKETS
@@ -66,7 +73,7 @@ class Seen(NamedTuple):
     input_tokens: int
     terms: tuple[int, ...]  # the buckets of its words and, beyond them, its cues: below ``TERMS``
     share: float  # of each term
-    score: float  # the prior's, beyond its level
+    score: float  # the prior's
 
 
 class Meanings:

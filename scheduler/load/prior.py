@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from scheduler.core.features import BUCKETS, DENSE, read
 from scheduler.core.learned import CLIP
-from scheduler.core.prior import BOUND, Embed, Prior
+from scheduler.core.prior import BOUND, LEAST_TOKENS, SHORT_TOKENS, Embed, Prior
 
 DATA = Path(__file__).parent.parent / "data"
 PRIOR_FILE, MINILM_PRIOR_FILE = DATA / "prior.json", DATA / "prior-minilm.json"
-SHORT_TOKENS = 30  # added to each answer before the logarithm: whether it had 2 or 8 tokens says little
 RIDGE = 90.0
+STRETCH = 1.28  # a ridge regression shrinks its scores
 WORD_SCALE = 6.0  # how much a word may weigh beside a cue
 EMBEDDING_SCALE, EMBEDDING_RIDGE = 10.0, 200.0  # of an embedding that is as long as 1
 UNIT = 1e-4  # of the words' weights in the file
@@ -66,7 +66,7 @@ def train(
     """The prior as its file holds it. ``lengths[i]`` has the same models for every prompt."""
     models = sorted(lengths[0])
     answers = np.array([[row[model] for model in models] for row in lengths], float)
-    logs, target = np.log(answers), np.log(answers + SHORT_TOKENS)
+    target = np.log(answers + SHORT_TOKENS)
     target = (target - target.mean(axis=0)).mean(axis=1)
     dense = np.array([read(prompt).dense for prompt in prompts])
     mean, scale = dense.mean(axis=0), np.maximum(dense.std(axis=0), 0.05)
@@ -79,15 +79,14 @@ def train(
     design = np.hstack(parts)
     # In its dual form: prompts are far fewer than features.
     dual: Matrix = np.linalg.solve(design @ design.T + ridge * np.eye(len(prompts)), target)
-    weights = design.T @ dual
-    fitted = design @ weights
-    spread = float((logs - logs.mean(axis=0) - fitted[:, None]).std())
+    weights = STRETCH * design.T @ dual
+    level, spread = _centre(np.log(answers), np.exp(design @ weights)[:, None])
     words, embedding = weights[len(DENSE) : len(DENSE) + BUCKETS], weights[len(DENSE) + BUCKETS :]
     return {
         "features": list(DENSE),
         "models": models,
         "prompts": sorted(map(prompt_key, prompts)),
-        "level": round(_centre(logs - fitted[:, None], CLIP * spread), 4),
+        "level": round(level, 4),
         "spread": round(spread, 4),
         "mean": [round(float(x), 5) for x in mean],
         "scale": [round(float(x), 5) for x in scale],
@@ -98,12 +97,17 @@ def train(
     }
 
 
-def _centre(values: Matrix, bound: float) -> float:
-    """Where the level of ``learned`` comes to rest: errors beyond the bound count as the bound."""
-    centre = float(values.mean())
-    for _ in range(50):
-        centre += float((values - centre).clip(-bound, bound).mean())
-    return centre
+def _centre(logs: Matrix, factors: Matrix) -> tuple[float, float]:
+    """Where the level of ``learned`` comes to rest with these scores, as factors, and what is left then:
+    errors beyond its bound count as the bound.
+    """
+    level, spread = float(logs.mean()), 0.0
+    for _ in range(100):
+        tokens = (np.exp(level) + SHORT_TOKENS) * factors - SHORT_TOKENS
+        errors = logs - np.log(np.maximum(tokens, LEAST_TOKENS))
+        spread = float((errors - errors.mean(axis=0)).std())
+        level += float(errors.clip(-CLIP * spread, CLIP * spread).mean())
+    return level, spread
 
 
 def _word_matrix(prompts: Sequence[str]) -> Matrix:
