@@ -9,6 +9,8 @@ from random import Random
 from statistics import median
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from scheduler.bench.result import Claim
 from scheduler.core.estimate import Estimator
 from scheduler.core.estimators import estimator_from
@@ -16,6 +18,7 @@ from scheduler.core.types import CATEGORIES, TIERS, Outcome, Request
 from scheduler.load.lengths import PROFILES
 from scheduler.load.prior import shipped_prior
 from scheduler.load.prompts import label, prompt_tables
+from scheduler.record.tally import spearman
 
 FEEDBACK_DELAY = 32  # requests
 DRIFTS = ("none", "sudden", "gradual")
@@ -92,28 +95,32 @@ def bench_drift(drift: str, seeds: int = SEEDS) -> tuple[list[dict[str, Any]], l
         "tenant mean": lambda: estimator_from("tenant", statistic="mean"),
         "learned": lambda: estimator_from("learned", prior=shipped_prior()),
     }
-    changes: dict[str, list[tuple[float, float, float | None]]] = {}
+    found: dict[str, list[dict[str, float]]] = {}
     for seed in range(seeds):
         requests, lengths, truths = drifting(drift, seed)
         uncorrected, _, _ = feed(estimator_from("paper", calibrate=False), requests, lengths)
         base = _errors(uncorrected, lengths)
         for name, make in makers.items():
-            points, uppers, _ = feed(make(), requests, lengths)
+            points, uppers, us = feed(make(), requests, lengths)
             covered = sum(n <= upper for n, upper in zip(lengths, uppers, strict=True)) / len(lengths)
-            changes.setdefault(name, []).append((*_against(base, _errors(points, lengths)), covered))
-        changes.setdefault("floor", []).append((*_against(base, _errors(truths, lengths)), None))
+            figures = _figures(points, lengths, base) | {"coverage": covered, "us_per_request": us}
+            found.setdefault(name, []).append(figures)
+        found.setdefault("floor", []).append(_figures(truths, lengths, base))
     rows = [
         {
             "estimator": name,
+            "model": None,
             "drift": drift,
-            "mae_percent": median(mae for mae, _, _ in figures),
-            "rmse_percent": median(rmse for _, rmse, _ in figures),
-            "coverage": None if name == "floor" else median(c for _, _, c in figures if c is not None),
+            **{figure: median(seed[figure] for seed in runs) for figure in runs[0]},
+            **({"coverage": None, "us_per_request": None} if name == "floor" else {}),
         }
-        for name, figures in changes.items()
+        for name, runs in found.items()
     ]
     above = {
-        name: median(ours[0] - floor[0] for ours, floor in zip(changes[name], changes["floor"], strict=True))
+        name: median(
+            ours["mae_percent"] - floor["mae_percent"]
+            for ours, floor in zip(found[name], found["floor"], strict=True)
+        )
         for name in ("tenant", "learned")
     }
     claims = [
@@ -124,10 +131,18 @@ def bench_drift(drift: str, seeds: int = SEEDS) -> tuple[list[dict[str, Any]], l
 
 
 def _errors(points: Sequence[float], lengths: Sequence[int]) -> tuple[float, float]:
-    errors = [point - length for point, length in zip(points, lengths, strict=True)]
-    count = len(errors)
-    return sum(map(abs, errors)) / count, (sum(e * e for e in errors) / count) ** 0.5
+    """Mean absolute and root mean square, in tokens."""
+    errors = np.array(points) - np.array(lengths)
+    return float(np.abs(errors).mean()), float(np.sqrt((errors**2).mean()))
 
 
-def _against(base: tuple[float, float], errors: tuple[float, float]) -> tuple[float, float]:
-    return (errors[0] / base[0] - 1) * 100, (errors[1] / base[1] - 1) * 100
+def _figures(points: Sequence[float], lengths: Sequence[int], base: tuple[float, float]) -> dict[str, float]:
+    """``base``: the errors to compare with."""
+    mae, rmse = _errors(points, lengths)
+    return {
+        "mae": mae,
+        "rmse": rmse,
+        "spearman": spearman(np.array(points, float), np.array(lengths, float)),
+        "mae_percent": (mae / base[0] - 1) * 100,
+        "rmse_percent": (rmse / base[1] - 1) * 100,
+    }

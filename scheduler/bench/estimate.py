@@ -24,6 +24,7 @@ from scheduler.core.types import Request
 from scheduler.load.embedding import EmbeddingError, embedding_model
 from scheduler.load.prior import prompt_key, shipped_prior, train, trained_on
 from scheduler.load.traces import tokens_if_known
+from scheduler.record.tally import spearman
 
 MAX_TOKENS = 8192  # no answer of these files is cut
 MOST_PROMPT_TOKENS = 32_768  # fits the twin's KV cache beside the longest answer
@@ -270,7 +271,7 @@ def _model_rows(
                 "prompts": len(fed),
                 "mae": float(np.abs(error).mean()),
                 "rmse": float(np.sqrt((error**2).mean())),
-                "spearman": spearman(np.array(points), truth),
+                "spearman": _spearman(np.array(points), truth),
                 "spearman_low": low,
                 "spearman_high": high,
                 "coverage": float((truth <= np.array(uppers)).mean()) if uppers else None,
@@ -310,24 +311,15 @@ def _at_least(name: str, target: float, ours: float) -> Claim:
     return Claim(name, target, ours, ours >= target)
 
 
-def spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Rank correlation, ties at their mean rank; 0 where one side is constant."""
-    x, y = _ranks(a), _ranks(b)
-    if x.std() == 0 or y.std() == 0:
-        return 0.0
-    return float(np.corrcoef(x, y)[0, 1])
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    _, inverse, count = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: NDArray[np.float64] = (np.cumsum(count) - (count - 1) / 2)[inverse]
-    return ranks
+def _spearman(points: NDArray[np.float64], truth: NDArray[np.float64]) -> float:
+    """0 where one side is constant."""
+    return float(np.nan_to_num(spearman(points, truth)))
 
 
 def _interval(points: NDArray[np.float64], truth: NDArray[np.float64]) -> tuple[float, float]:
     rng = np.random.default_rng(0)
     drawn = [
-        spearman(points[chosen], truth[chosen])
+        _spearman(points[chosen], truth[chosen])
         for chosen in (rng.integers(0, len(truth), len(truth)) for _ in range(RESAMPLES))
     ]
     low, high = np.quantile(drawn, [0.05, 0.95])
