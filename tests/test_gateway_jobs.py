@@ -17,6 +17,8 @@ from gateway_kit import ACME, GLOBEX, Served, chat, completion, serving, two_key
 from kill_jobs import kills
 
 from scheduler.cli import main
+from scheduler.core.estimate import PaperEstimator
+from scheduler.core.tenant_estimate import TenantEstimator
 from scheduler.core.types import Rejected, Request
 from scheduler.engines.engine import EngineLost
 from scheduler.gateway.completions import DEADLINE, PRIORITY
@@ -291,6 +293,38 @@ async def test_results_and_what_was_learned_are_there_after_a_restart(path: Path
         assert served.run.scheduler.estimator.state() == learned
 
 
+async def test_each_estimator_keeps_what_it_has_learned_over_swaps_and_restarts(path: Path) -> None:
+    async def learn(served: Served) -> dict[str, Any]:
+        await ended(served, (await served.post(JOBS, completion(max_tokens=400)))[1]["id"])
+        return served.run.scheduler.estimator.state()
+
+    async with serving(journal=path) as served:
+        session = served.run.session
+        paper = await learn(served)
+        session.switch_estimator(TenantEstimator(statistic="mean"), by="test")
+        mean = await learn(served)
+        session.switch_estimator(TenantEstimator(), by="test")
+        assert served.run.scheduler.estimator.state() == TenantEstimator().state(), "a median is no mean"
+    async with serving(journal=path) as served:
+        scheduler = served.run.scheduler
+        assert scheduler.estimator.state() == paper
+        served.run.session.switch_estimator(TenantEstimator(statistic="mean"), by="test")
+        assert scheduler.estimator.state() == mean
+        served.run.session.switch_estimator(PaperEstimator(), by="test")
+        assert scheduler.estimator.state() == paper
+        assert scheduler.learned["tenant (mean)"] == mean
+
+
+async def test_a_state_that_cannot_be_read_is_told_and_learned_anew(path: Path) -> None:
+    journal = Journal(path)
+    await journal.learn("paper", "{}")
+    await journal.close()
+    async with serving(journal=path) as served:
+        assert served.run.scheduler.estimator.state() == PaperEstimator().state()
+        texts = [notice.text for notice in served.run.notices.after(0)]
+        assert "what paper had learned cannot be read; it begins anew" in texts
+
+
 async def test_what_cannot_be_written_stops_no_other_write(path: Path) -> None:
     journal, held = Journal(path), threading.Event()
     group = [journal._ask(lambda db: held.wait(5))]  # meanwhile the rest comes, for one commit
@@ -432,7 +466,8 @@ async def test_what_was_learned_is_saved_once_the_disk_has_room(
             full.setattr(jobs.journal, "learn", fail)
             await jobs._save_learned()
         await jobs._save_learned()
-        assert await jobs.journal.learned() == json.dumps(served.run.scheduler.estimator.state())
+        state = json.dumps(served.run.scheduler.estimator.state())
+        assert await jobs.journal.learned() == {"paper": state}
         assert [notice.kind for notice in served.run.notices.after(0)].count("error") == 1
 
 

@@ -50,6 +50,7 @@ class Controls:
         self.paused = False
         self.waiting = WaitingRoom(policy)
         self.swaps: list[SwapRecord] = []
+        self.learned: dict[str, Mapping[str, Any]] = {}  # states of estimators that are not in use, by name
         self._emit = emit
         self._active: dict[str, Request] = {}  # queued or in flight
         self._dispatches = 0
@@ -104,10 +105,25 @@ class Controls:
         return True
 
     def set_estimator(self, estimator: Estimator, now: float, *, by: str = "") -> int:
-        """Change the estimator: everything queued is estimated and ranked anew, by the same sliced swap."""
+        """Change the estimator: everything queued is estimated and ranked anew, by the same sliced swap. One
+        that was in use before goes on with what it had learned.
+        """
         target = self.swap.queue.policy if self.swap else self.policy
         self._tell(now, Kind.ESTIMATOR, {"to": estimator.name, "by": by})
-        return self.begin_swap(target.fresh(), now, by=by, estimator=estimator)
+        self.learned[self.estimator.name] = self.estimator.state()
+        queued = self.begin_swap(target.fresh(), now, by=by, estimator=estimator)
+        self.recall()
+        return queued
+
+    def recall(self) -> bool:
+        """Give the estimator what one of its name had learned; False where it cannot take that."""
+        state = self.learned.pop(self.estimator.name, None)
+        if state is not None:
+            try:
+                self.estimator.restore(state)
+            except ValueError:
+                return False
+        return True
 
     def _reestimate(self, request: Request) -> None:
         request.estimate = self.estimator.estimate(request)

@@ -62,12 +62,11 @@ class _Tenant:
 class LearnedEstimator:
     """O(prompt length) for a prompt that is new, within 100 us for usual ones."""
 
-    name = "learned"
-
     def __init__(
         self, *, counter: Counter = count_words, prior: Prior = NO_PRIOR, embed: Embed | None = None
     ) -> None:
         """Raises ValueError unless ``embed`` and a prior that was trained with it come together."""
+        self.name = "learned" if embed is None else "learned (embeddings)"
         self.prior = prior
         self.margin = Margin(1.28 * prior.spread)
         self._read = PromptReader(prior, counter, embed)

@@ -79,13 +79,13 @@ class TenantEstimator:
     was believed, else it says nothing.
     """
 
-    name = "tenant"
     meanings = None
 
     def __init__(self, *, counter: Counter = count_words, statistic: str = "median") -> None:
         if statistic not in STATISTICS:
             raise ValueError(f"unknown statistic {statistic!r}; allowed: {', '.join(STATISTICS)}")
         self.statistic = statistic
+        self.name = "tenant" if statistic == "median" else f"tenant ({statistic})"
         self.margin = Margin()
         self._read = reading_once(lambda prompt: _formula(classify(prompt), counter(prompt)))
         self._cell = STATISTICS[statistic]

@@ -47,7 +47,7 @@ class SetPolicy(Verb):
 
 
 class SetEstimator(Verb):
-    """Another estimator, which has learned nothing yet; what waits is estimated and ranked anew."""
+    """Another estimator; what waits is estimated and ranked anew."""
 
     estimator: Annotated[str, Field(max_length=64)]
 

@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import Any, TypeVar
@@ -92,7 +92,7 @@ class Jobs:
         self._given_up: set[str] = set()  # cancelled before they were taken up
         self._arriving: dict[tuple[str, str], _Arriving] = {}
         self._tidying: asyncio.Task[None] | None = None
-        self._learned = ""
+        self._learned: dict[str, Mapping[str, Any]] = {}  # by estimator, as the journal has it
         self._complained = 0.0
 
     def routes(self) -> list[web.RouteDef]:
@@ -141,15 +141,12 @@ class Jobs:
         return True
 
     async def _relearn(self) -> None:
-        learned = await self.journal.learned()
-        if learned is None:
-            return
-        try:
-            self._run.scheduler.estimator.restore(json.loads(learned))
-        except ValueError:
-            self._run.notices.add(
-                self._run.clock.now(), "error", "what was learned belongs to another estimator"
-            )
+        scheduler = self._run.scheduler
+        self._learned = {name: json.loads(state) for name, state in (await self.journal.learned()).items()}
+        scheduler.learned = {**self._learned, **scheduler.learned}
+        if not scheduler.recall():
+            what = f"what {scheduler.estimator.name} had learned cannot be read; it begins anew"
+            self._run.notices.add(self._run.clock.now(), "error", what)
 
     async def close(self) -> None:
         """After the run has stopped: what has ended is written, the rest waits for the next server."""
@@ -181,15 +178,17 @@ class Jobs:
             self._run.notices.add(self._run.clock.now(), "error", str(error))
 
     async def _save_learned(self) -> None:
-        state = json.dumps(self._run.scheduler.estimator.state())
-        if state == self._learned:
-            return
-        try:
-            await self.journal.learn(state)
-        except JournalError as error:
-            self._complain(error)
-        else:
-            self._learned = state
+        scheduler = self._run.scheduler
+        states = {**scheduler.learned, scheduler.estimator.name: scheduler.estimator.state()}
+        for name, state in states.items():
+            if state == self._learned.get(name):
+                continue
+            try:
+                await self.journal.learn(name, json.dumps(state))
+            except JournalError as error:
+                self._complain(error)
+            else:
+                self._learned[name] = state
 
     # -- handlers ------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE jobs (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -35,7 +35,7 @@ CREATE TABLE jobs (
 );
 CREATE INDEX jobs_ended ON jobs (ended) WHERE ended NOT NULL;
 CREATE INDEX jobs_kept ON jobs (ended, seq) WHERE result NOT NULL;
-CREATE TABLE learned (one INTEGER PRIMARY KEY CHECK (one = 1), state TEXT NOT NULL);
+CREATE TABLE learned (estimator TEXT PRIMARY KEY, state TEXT NOT NULL);
 """
 _MAX_GROUP = 500  # writes in one commit
 _KEPT = "SELECT SUM(LENGTH(body) + LENGTH(result)) FROM jobs WHERE result NOT NULL"
@@ -110,9 +110,10 @@ class Journal:
 
         return self._ask(work)
 
-    def learn(self, state: str) -> asyncio.Future[None]:
-        """What is known about lengths, as JSON."""
-        return self._ask(lambda db: _run(db, "INSERT OR REPLACE INTO learned VALUES (1, ?)", (state,)))
+    def learn(self, estimator: str, state: str) -> asyncio.Future[None]:
+        """What the estimator of this name knows about lengths, as JSON."""
+        sql = "INSERT OR REPLACE INTO learned VALUES (?, ?)"
+        return self._ask(lambda db: _run(db, sql, (estimator, state)))
 
     def purge(self, before: float, keep_bytes: int) -> asyncio.Future[None]:
         """Forget jobs that ended before this time, and drop the oldest texts over so many bytes.
@@ -156,12 +157,9 @@ class Journal:
         sql = f"SELECT {_COLUMNS} FROM jobs WHERE ended IS NULL ORDER BY seq"
         return self._ask(lambda db: [Entry(*row) for row in db.execute(sql)])
 
-    def learned(self) -> asyncio.Future[str | None]:
-        def work(db: sqlite3.Connection) -> str | None:
-            row = db.execute("SELECT state FROM learned").fetchone()
-            return None if row is None else str(row[0])
-
-        return self._ask(work)
+    def learned(self) -> asyncio.Future[dict[str, str]]:
+        """The state of each estimator, by its name."""
+        return self._ask(lambda db: dict(db.execute("SELECT estimator, state FROM learned")))
 
     # -- the thread ----------------------------------------------------------------------------------
 
