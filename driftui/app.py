@@ -38,7 +38,7 @@ class DriftApp(App[None]):
     TITLE = "driftsched"
     COMMANDS = {DriftCommands}  # noqa: RUF012 (Textual's own declaration)
     BINDINGS = [  # noqa: RUF012
-        Binding("ctrl+c,ctrl+q", "quit", "quit", show=False, priority=True),
+        Binding("ctrl+c,ctrl+q", "interrupt", "quit", show=False, priority=True),
     ]
 
     def __init__(
@@ -143,6 +143,13 @@ class DriftApp(App[None]):
             self.push_screen(QuitScreen())
         else:
             self.leave()
+
+    async def action_interrupt(self) -> None:
+        """As ``q``; and asked again it is a yes to the question."""
+        if isinstance(self.screen, QuitScreen):
+            self.leave()
+        else:
+            await self.action_quit()
 
     def leave(self) -> None:
         """Stop the run, and then the app. Called again, it skips the drain."""

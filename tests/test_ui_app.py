@@ -527,7 +527,8 @@ async def test_every_main_command_is_in_the_palette() -> None:
         assert feed.calls == [("pause",)]
 
 
-async def test_quit_asks_while_requests_are_in_flight() -> None:
+@pytest.mark.parametrize("keys", [("q", "y"), ("ctrl+c", "y"), ("ctrl+c", "ctrl+c")])
+async def test_quit_asks_while_requests_are_in_flight(keys: tuple[str, str]) -> None:
     stopped = []
 
     async def stop() -> None:
@@ -542,7 +543,7 @@ async def test_quit_asks_while_requests_are_in_flight() -> None:
         assert "requests in flight" in text_of(app)
         await pilot.press("n")
         assert not stopped
-        await pilot.press("ctrl+c", "y")
+        await pilot.press(*keys)
         await app.workers.wait_for_complete()
     assert stopped == [True]
     assert app.return_code == 0
