@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     live.add_argument(
         "--speed", type=_positive, metavar="X", help="run seconds in a second (simulated engine)"
     )
-    live.add_argument("--record", type=Path, metavar="DIR", help="write the run folder")
+    live.add_argument("--record", type=_folder, metavar="DIR", help="write the run folder")
     live.add_argument("--listen", metavar="HOST:PORT", help="let clients in too (the OpenAI API)")
     live.set_defaults(command=_live)
 
@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         "--clock", choices=("virtual", "real"), help="default: virtual when simulated, else real"
     )
     run.add_argument("--seed", type=int, metavar="N", help="instead of the scenario's")
-    run.add_argument("--out", type=Path, metavar="DIR", help="write the run folder")
+    run.add_argument("--out", type=_folder, metavar="DIR", help="write the run folder")
     run.add_argument("--record-text", action="store_true", help="prompts go into the run folder (mode 0600)")
     run.add_argument("--json", action="store_true", help="run.json on stdout, and nothing else")
     run.set_defaults(command=_run)
@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--config", metavar="FILE", help="a scenario without load, and keys (docs/gateway.md)")
     serve.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:8000", help="default: %(default)s")
     serve.add_argument("--journal", type=Path, metavar="FILE", help="keep durable jobs there (/v1/jobs)")
-    serve.add_argument("--record", type=Path, metavar="DIR", help="write the run folder")
+    serve.add_argument("--record", type=_folder, metavar="DIR", help="write the run folder")
     _add_run_options(serve)
     serve.set_defaults(command=_serve)
 
@@ -207,6 +207,14 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=ENGINES, help="instead of the scenario's")
     parser.add_argument("--model", metavar="M", help="smollm2, a model's folder, or a Hugging Face name")
     parser.add_argument("--policy", metavar="P", help='a name, or "aging rate=0.05"; see driftsched policies')
+
+
+def _folder(text: str) -> Path:
+    """A folder that is there or can be made."""
+    folder = Path(text)
+    if not text or (folder.exists() and not folder.is_dir()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no folder, nor the name of a new one")
+    return folder
 
 
 def _positive(text: str) -> float:

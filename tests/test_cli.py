@@ -259,6 +259,13 @@ def test_a_bad_number_says_what_is_needed(capsys: pytest.CaptureFixture[str], ar
     assert "number above 0 is needed" in err
 
 
+@pytest.mark.parametrize("out", ["", __file__])
+def test_a_run_goes_into_a_folder(capsys: pytest.CaptureFixture[str], out: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["run", "demo", "--out", out])
+    assert f"{out!r} is no folder, nor the name of a new one" in capsys.readouterr().err
+
+
 def test_live_needs_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "live", "demo")
     assert code == 2
