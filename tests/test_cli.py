@@ -116,7 +116,7 @@ def test_a_quick_command_does_not_wait_for_what_it_does_not_use(
         (("check", "nowhere"), "allowed"),
         (("models", "prepare", "nothing"), "smollm2"),
         (("bench", "estimate", "--lengths", "nowhere.jsonl"), "cannot be read"),
-        (("bench", "estimate", "--lengths", __file__), "line 1: an object"),
+        (("bench", "estimate", "--lengths", __file__), "line 1: no object in JSON"),
         (("bench", "policies", "--trace", "nowhere.csv"), "no such file"),
         (("bench", "policies", "--trace", __file__), "test_cli.py"),
     ],

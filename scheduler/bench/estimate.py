@@ -150,7 +150,9 @@ def _read(file: Path) -> Lengths:
                     _add(json.loads(line), data)
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{file.name!r} cannot be read: {error}") from None
-    except (ValueError, RecursionError) as error:
+    except (json.JSONDecodeError, RecursionError):
+        raise BadInput(f"{file.name!r} line {number}: no object in JSON") from None
+    except ValueError as error:
         raise BadInput(f"{file.name!r} line {number}: {error!s:.200}") from None
     if len(data.prompts) < LEAST_PROMPTS:
         raise BadInput(f"{file.name!r} has {len(data.prompts)} prompts; {LEAST_PROMPTS} are needed")

@@ -1,4 +1,4 @@
-"""What an operator may change while requests wait and run: policy, estimator, limits, tenants, pause.
+"""What an operator may see and change while requests wait and run: policy, estimator, limits, tenants, pause.
 
 The Scheduler's state lives here, too; ``scheduler.py`` adds what happens to requests.
 """
@@ -67,6 +67,24 @@ class Controls:
     def swap(self) -> Swap | None:
         """The swap that is under way."""
         return self.waiting.swap
+
+    @property
+    def idle(self) -> bool:
+        """Nothing queued, nothing in flight."""
+        return not self._active
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were dispatched and have not ended."""
+        return len(self._active) - self.books.totals.queued
+
+    def get(self, request_id: str) -> Request | None:
+        """The queued or running request of this id."""
+        return self._active.get(request_id)
+
+    def active(self) -> Iterable[Request]:
+        """Everything queued or in flight, oldest first."""
+        return self._active.values()
 
     def begin_swap(
         self, policy: Policy, now: float, *, by: str = "", estimator: Estimator | None = None

@@ -7,7 +7,7 @@ None, and it comes back at ``next_timer()``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import inf
 
 from scheduler.core import admission
@@ -369,24 +369,6 @@ class Scheduler(Controls):
         self.slots.restore(self.slots.replicas[replica_index])
 
     # -- reading -------------------------------------------------------------------------------------
-
-    @property
-    def idle(self) -> bool:
-        """Nothing queued, nothing in flight."""
-        return not self._active
-
-    @property
-    def in_flight(self) -> int:
-        """Requests that were dispatched and have not ended."""
-        return len(self._active) - self.books.totals.queued
-
-    def get(self, request_id: str) -> Request | None:
-        """The queued or running request of this id."""
-        return self._active.get(request_id)
-
-    def active(self) -> Iterable[Request]:
-        """Everything queued or in flight, oldest first."""
-        return self._active.values()
 
     def next_timer(self) -> float:
         """When to call expire() and next_dispatch() again whatever else happens; inf for never."""
