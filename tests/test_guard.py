@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from math import inf, nan
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.core.autopilot import Autopilot, Forecast, Goal, best
-from scheduler.core.guard import Bound, Guard, GuardRule
+from scheduler.core.autopilot import BAR_S, Autopilot, Forecast, Goal, best
+from scheduler.core.guard import Beside, Bound, Guard, GuardRule
 from scheduler.load.scenario import ScenarioError, load_scenario
 from scheduler.plan import make_plan
 from scheduler.virtual import VirtualRun
@@ -47,9 +49,11 @@ def test_without_a_switch_there_is_nothing_to_roll_back() -> None:
     assert [guard.check("fifo", premium(20.0), now) for now in (0.0, 50.0, 100.0)] == [None] * 3
 
 
-def test_a_named_policy_is_rolled_back_to_and_then_left_alone() -> None:
+def test_a_named_policy_is_gone_back_to_but_after_a_switch_alone() -> None:
     guard = Guard(GuardRule(SLOW, hold_s=0.0, roll_back="priority"))
-    assert guard.check("fifo", premium(20.0), 1.0) == "priority"
+    assert guard.check("fifo", premium(20.0), 1.0) is None
+    guard.on_switch("fifo", 2.0)
+    assert guard.check("sjf", premium(20.0), 3.0) == "priority"
     assert guard.check("priority", premium(20.0), 500.0) is None
 
 
@@ -63,9 +67,10 @@ def test_few_requests_say_nothing() -> None:
 def test_worse_than_predicted() -> None:
     guard = Guard(GuardRule(worse_than_predicted=0.25, hold_s=0.0))
     guard.on_switch("fifo", 0.0)
-    assert guard.check("sjf", premium(1.0, p50_s=9.0), 1.0) is None, "nothing was predicted"
-    assert guard.check("sjf", premium(1.0, p50_s=9.9), 2.0, {"e2e.p50": 8.0}) is None
-    assert guard.check("sjf", premium(1.0, p50_s=10.1), 3.0, {"e2e.p50": 8.0}) == "fifo"
+    assert guard.check("sjf", premium(1.0), 1.0) is None, "nothing was predicted"
+    assert guard.check("sjf", premium(1.0), 2.0, Beside(9.9, 8.0)) is None
+    assert guard.check("sjf", premium(1.0), 3.0, Beside(nan, 8.0)) is None
+    assert guard.check("sjf", premium(1.0), 4.0, Beside(10.1, 8.0)) == "fifo"
 
 
 steps = st.tuples(st.floats(0.1, 60.0), st.floats(0.0, 30.0), st.sampled_from(["", "sjf", "fair", "fifo"]))
@@ -114,33 +119,71 @@ def test_it_swaps_when_two_previews_in_a_row_name_the_same() -> None:
         {"fifo": forecast(9.0), "sjf": forecast(4.0)},
         {"fifo": forecast(9.0), "fair": forecast(4.0)},
     )
-    assert [pilot.choose("fifo", better) for _ in range(2)] == [None, "sjf"]
+    assert [pilot.choose("fifo", better, 0.0) for _ in range(2)] == [None, "sjf"]
     pilot = Autopilot(GOAL)
-    assert [pilot.choose("fifo", found) for found in (better, other, better, better)] == [None] * 3 + ["sjf"]
+    found = [pilot.choose("fifo", forecasts, 0.0) for forecasts in (better, other, better, better)]
+    assert found == [None, None, None, "sjf"]
 
 
 def test_a_small_gain_is_none() -> None:
     pilot = Autopilot(GOAL)
     near = {"fifo": forecast(9.0), "sjf": forecast(8.2)}
-    assert [pilot.choose("fifo", near) for _ in range(5)] == [None] * 5
+    assert [pilot.choose("fifo", near, 0.0) for _ in range(5)] == [None] * 5
 
 
 def test_back_within_the_bounds_needs_no_gain() -> None:
     pilot = Autopilot(GOAL)
     beyond = {"sjf": forecast(4.0, 20.0), "fair": forecast(6.0)}
-    assert [pilot.choose("sjf", beyond) for _ in range(2)] == [None, "fair"]
+    assert [pilot.choose("sjf", beyond, 0.0) for _ in range(2)] == [None, "fair"]
 
 
 @settings(max_examples=50)
 @given(st.lists(st.lists(st.floats(0.1, 50.0), min_size=3, max_size=3), max_size=40))
-def test_it_swaps_at_most_every_other_preview(previews: list[list[float]]) -> None:
-    pilot, policy, swapped = Autopilot(GOAL), "a", []
+def test_it_swaps_at_most_every_other_preview_and_not_soon_back(previews: list[list[float]]) -> None:
+    pilot, policy, swapped, left_s = Autopilot(GOAL), "a", [], dict.fromkeys("abc", -inf)
     for number, values in enumerate(previews):
-        target = pilot.choose(policy, {name: forecast(v) for name, v in zip("abc", values, strict=True)})
+        now = 10.0 * number
+        target = pilot.choose(policy, {name: forecast(v) for name, v in zip("abc", values, strict=True)}, now)
         if target is not None:
+            assert now - left_s[target] >= BAR_S
+            pilot.on_switch(policy, now)
             swapped.append(number)
+            left_s[policy] = now
             policy = target
     assert all(later - earlier >= 2 for earlier, later in pairwise(swapped))
+
+
+def test_of_two_that_each_look_better_while_the_other_orders_it_tires() -> None:
+    pilot, policy, swapped_s = Autopilot(GOAL), "fifo", []
+    for now in range(0, 7200, 20):
+        other = "sjf" if policy == "fifo" else "fifo"
+        if pilot.choose(policy, {policy: forecast(9.0), other: forecast(4.0)}, now):
+            pilot.on_switch(policy, now)
+            swapped_s.append(now)
+            policy = other
+    assert len(swapped_s) <= 12, "each is left for 2, 4, 8, 16, 32 and 60 minutes"
+
+
+@pytest.mark.parametrize("cooldown_s", [30.0, 120.0])
+def test_guard_and_autopilot_do_not_flap_together(cooldown_s: float) -> None:
+    """What the autopilot finds best the guard finds bad, for as long as they run."""
+    rule = GuardRule(SLOW, hold_s=10.0, cooldown_s=cooldown_s)
+    guard, pilot, policy, switched_s = Guard(rule), Autopilot(GOAL), "fifo", []
+    for now in range(0, 1500, 5):
+        bad = policy == "sjf"
+        target = guard.check(policy, premium(20.0 if bad else 1.0), now)
+        if target is None and now % 20 == 0:
+            target = pilot.choose(policy, {"fifo": forecast(9.0), "sjf": forecast(4.0)}, now)
+            if target is not None:
+                guard.on_switch(policy, now)
+        if target is not None:
+            pilot.on_switch(policy, now)
+            switched_s.append(now)
+            policy = target
+    gaps = [later - earlier for earlier, later in pairwise(switched_s[1::2])]
+    assert len(gaps) >= 2
+    assert all(later >= 1.5 * earlier for earlier, later in pairwise(gaps)), "each time for longer"
+    assert len(switched_s) <= 8
 
 
 # -- in a scenario ----------------------------------------------------------------------------------------
@@ -169,6 +212,7 @@ def check(folder: Path, text: str) -> str:
         ("guard:\n  when: e2e.p50 > 3s\n  roll_back: sjx", 8, "unknown policy 'sjx'"),
         ("guard:\n  worse_than_predicted: lots", 7, "a share such as 25% or 0.25, got 'lots'"),
         ("policy:\n  auto:\n    minimise: e2e", 8, "no figure 'e2e'"),
+        ("policy:\n  auto:\n    minimise: goodput.requests_per_s", 8, "more is better; bound it"),
         ("policy:\n  auto:\n    candidates: [fifo, sjx]", 8, "unknown policy 'sjx'"),
         ("policy:\n  auto:\n    candidates: []", 8, "must not be empty"),
         ("policy:\n  auto:\n    evry: 3s", 8, "did you mean 'every'"),
@@ -180,15 +224,15 @@ def test_errors_name_the_line_and_what_is_allowed(tmp_path: Path, text: str, lin
     assert words in told
 
 
-def run(folder: Path, text: str) -> dict[str, object]:
-    (folder / "s.yaml").write_text(HEAD + text, encoding="utf-8")
-    return VirtualRun(make_plan(load_scenario(str(folder / "s.yaml")), clock="virtual")).run()
+def steered(folder: Path, text: str, seed: int = 0) -> dict[str, Any]:
+    (folder / "s.yaml").write_text(text, encoding="utf-8")
+    return VirtualRun(make_plan(load_scenario(str(folder / "s.yaml")), seed=seed, clock="virtual")).run()
 
 
 def test_the_autopilot_takes_over_and_a_policy_by_name_turns_it_off(tmp_path: Path) -> None:
     auto = "policy: {auto: {candidates: [sjf], every: 30s, start: fifo}}\n"
-    switches = run(tmp_path, auto)["switches"]
-    assert [(s["from"], s["to"], s["by"]) for s in switches] == [("fifo", "sjf", "autopilot")]  # type: ignore[attr-defined]
+    switches = steered(tmp_path, HEAD + auto)["switches"]
+    assert [(s["from"], s["to"], s["by"]) for s in switches] == [("fifo", "sjf", "autopilot")]
     scenario = load_scenario(str(tmp_path / "s.yaml"))
     assert make_plan(scenario, policy="fair", clock="virtual").goal is None
 
@@ -199,6 +243,50 @@ policy: priority
 guard: {when: "latency_s.tiers.premium.e2e.p99 > 14s", over: 30s, hold: 10s}
 timeline: [{at: 40s, policy: sjf}]
 """
-    switches = run(tmp_path, text)["switches"]
-    assert [(s["to"], s["by"]) for s in switches] == [("sjf", "timeline"), ("priority", "guard")]  # type: ignore[attr-defined]
-    assert 50.0 <= switches[1]["at_s"] < 110.0  # type: ignore[index]
+    switches = steered(tmp_path, HEAD + text)["switches"]
+    assert [(s["to"], s["by"]) for s in switches] == [("sjf", "timeline"), ("priority", "guard")]
+    assert 50.0 <= switches[1]["at_s"] < 110.0
+
+
+PROMISED = """
+name: promised
+engine: {capacity: 32}
+guard: {worse_than_predicted: 25%}
+tenants: [{name: acme, tier: premium}, {name: lab, tier: batch}]
+load: [{tenant: {acme: 1, lab: 1}, arrivals: {poisson: 9}, for: 220s}]
+timeline:
+  - {at: 100s, policy: fair+two-class}
+"""
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_switch_that_does_as_predicted_stays(tmp_path: Path, seed: int) -> None:
+    """Although those who end first have waited longer than anybody is to wait later."""
+    document = steered(tmp_path, PROMISED, seed)
+    (prediction,) = document["predictions"]
+    assert prediction["observed"]["e2e.p50"] < 1.25 * prediction["predicted"]["e2e.p50"]
+    assert [switch["by"] for switch in document["switches"]] == ["timeline"]
+
+
+@pytest.mark.parametrize(
+    "worse",
+    [
+        "- {at: 101s, drift: {output_scale: 2.0}}",
+        "- {at: 105s, burst: {tenant: lab, rate: 10.0, for: 60s}}",
+    ],
+)
+def test_a_switch_that_does_worse_than_predicted_is_soon_undone(tmp_path: Path, worse: str) -> None:
+    calm = PROMISED.replace("poisson: 9", "poisson: 6")
+    switches = steered(tmp_path, f"{calm}  {worse}\n", seed=1)["switches"]
+    assert [switch["by"] for switch in switches] == ["timeline", "guard"]
+    assert switches[1]["at_s"] < 100.0 + 90.0
+
+
+def test_of_two_switches_at_one_instant_the_second_starts_from_the_first(tmp_path: Path) -> None:
+    twice = PROMISED + "  - {at: 100s, policy: sjf}\n"
+    document = steered(tmp_path, twice)
+    pairs = [[(each["from"], each["to"]) for each in document[part]] for part in ("switches", "predictions")]
+    assert pairs[0] == pairs[1]
+    first, second = document["predictions"]
+    assert first["observed_s"] == 0.0
+    assert second["stay"] == first["predicted"]

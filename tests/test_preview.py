@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from scheduler.bench.preview import Case, Found, judge
+from scheduler.core.guard import Beside
 from scheduler.core.slots import MicroBatch
 from scheduler.core.types import Estimate, Limits, Request, State, Tenant
 from scheduler.load.scenario import load_scenario
@@ -28,6 +29,7 @@ from scheduler.twin.picture import (
     Recent,
     unpacked,
 )
+from scheduler.twin.predictions import Prediction
 from scheduler.twin.preview import (
     HORIZON_S,
     MAX_HORIZON_S,
@@ -72,12 +74,21 @@ def picture(queued: int = 100, running: int = 8, **changes: Any) -> Picture:
 
 
 def played(what: Picture, policy: str, seed: int = 0) -> dict[str, float]:
-    return dict(play(what, policy, draw_future(what, HORIZON_S, seed), HORIZON_S))
+    return dict(play(what, policy, draw_future(what, HORIZON_S, seed), HORIZON_S).figures)
 
 
 def test_the_same_picture_and_seed_give_the_same_figures() -> None:
     assert played(picture(), "fair+two-class") == played(unpacked(picture().packed()), "fair+two-class")
     assert played(picture(), "sjf") != played(picture(), "sjf", seed=1)
+
+
+def test_a_course_is_what_shorter_plays_come_to() -> None:
+    what = picture()
+    future = draw_future(what, 100.0, 0)
+    whole = play(what, "sjf", future, 100.0, 30.0)
+    shorter = [play(what, "sjf", future, span_s).figures["e2e.p50"] for span_s in (30.0, 60.0, 90.0)]
+    assert whole.course == shorter
+    assert whole.figures == play(what, "sjf", future, 100.0).figures
 
 
 def test_policies_do_what_they_are_known_for() -> None:
@@ -209,6 +220,19 @@ def test_who_is_still_here_counts_with_its_age() -> None:
     assert (figures["e2e.p50"], figures["e2e.p99"], figures["tiers.batch.e2e.p50"]) == (5.0, 60.0, 60.0)
     assert (figures["longest_wait_s"], figures["ended"], figures["here"]) == (60.0, 1.0, 1.0)
     assert figures["goodput.requests_per_s"] == 1 / 50
+
+
+def test_what_is_observed_so_far_is_held_against_as_long_a_span() -> None:
+    prediction = Prediction(100.0, "fifo", "sjf", 12.0, TENANTS)
+    waits = [Request("w", "lab", "batch", 98.0, 10, 10)]
+    assert prediction.beside(105.0, waits) is None, "nothing is predicted yet"
+    prediction.course = [3.0, 4.0]
+    assert prediction.beside(105.0, waits) == Beside(7.0, 3.0)
+    prediction.on_ended(ended(106.0, 97.0))
+    assert prediction.beside(110.0, waits) == Beside(9.0, 4.0)
+    assert prediction.beside(115.0, waits) is None, "nothing is predicted of so long a span"
+    prediction.close(110.0, waits)
+    assert prediction.beside(110.0, waits) is None
 
 
 def test_who_expired_counts_with_its_age() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from math import inf
 from pathlib import Path
 
 import psutil
@@ -20,13 +21,14 @@ from scheduler.core.policies import POLICIES, policy_from
 from scheduler.gateway.remote import RemoteFeed
 from scheduler.live.feed import LocalFeed
 from scheduler.live.players import Packed, PlayerLost, Players
+from scheduler.live.preview import _table
 from scheduler.live.preview_child import LENGTH, Job
 from scheduler.live.run import LiveRun
 from scheduler.live.view import CommandError, Preview
 from scheduler.load.scenario import load_scenario
 from scheduler.plan import make_plan
 from scheduler.twin.future import draw_future
-from scheduler.twin.preview import play
+from scheduler.twin.preview import Played, play
 
 SCENARIO = """
 name: busy
@@ -67,17 +69,17 @@ def children() -> list[psutil.Process]:
 async def test_what_the_processes_play_is_what_the_twin_plays() -> None:
     what, found = picture(), {}
 
-    def keep(policy: str, seed: int, figures: Figures) -> None:
-        found[policy, seed] = figures
+    def keep(policy: str, seed: int, played: Played) -> None:
+        found[policy, seed] = played
 
     players = Players()
     jobs = [(policy, seed) for policy in ("fifo", "sjf", "fair") for seed in (0, 3)]
     try:
-        await players.play(Packed(what, 30.0), jobs, keep)
+        await players.play(Packed(what, 30.0, 10.0), jobs, keep)
     finally:
         await players.stop()
     assert found == {
-        (policy, seed): play(what, policy, draw_future(what, 30.0, seed), 30.0) for policy, seed in jobs
+        (policy, seed): play(what, policy, draw_future(what, 30.0, seed), 30.0, 10.0) for policy, seed in jobs
     }
     assert children() == []
 
@@ -127,7 +129,7 @@ async def test_a_process_ends_with_its_stdin_in_the_middle_of_a_job() -> None:
     try:
         await players.play(Packed(picture(), 1.0), [("fifo", 0)], lambda *_: None)
         (child,) = children()
-        deep = pickle.dumps(Job(picture(queued=50_000).packed(), "fair+two-class", 0, 480.0))
+        deep = pickle.dumps(Job(picture(queued=50_000).packed(), "fair+two-class", 0, 480.0, inf))
         process = players._players[0]._process or players._players[1]._process
         assert process is not None
         assert process.stdin is not None
@@ -170,6 +172,23 @@ async def test_predicted_beside_observed_after_a_switch(tmp_path: Path) -> None:
         assert found["predicted"]["e2e.p50"] < found["stay"]["e2e.p50"]
 
 
+async def test_a_switch_that_cannot_be_predicted_ends_the_span_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path) as run:
+        await until(lambda: run.scheduler.books.totals.queued > 20)
+        run.session.switch_policy(policy_from("sjf"), by="me")
+        monkeypatch.setattr("scheduler.live.preview.MAX_PICTURED", 10)
+        await asyncio.sleep(0)
+        run.session.switch_policy(policy_from("fair"), by="me")
+        assert run.previewer.beside(run.clock.now() + 60.0) is None
+        first, second = run.previewer.document(run.clock.now())
+    assert (first["to"], second["from"]) == ("sjf", "sjf")
+    assert first["observed"]["here"] > 20
+    assert first["observed_s"] < 10.0
+    assert (second["stay"], second["predicted"]) == (None, None)
+
+
 async def test_guard_and_autopilot_steer_a_live_run(tmp_path: Path) -> None:
     text = SCENARIO + (
         "policy: {auto: {candidates: [sjf], every: 10s, gain: 5%}}\n"
@@ -194,3 +213,14 @@ async def test_from_afar() -> None:
         preview = latest()
         assert preview is not None
         assert set(preview.policies) >= {policy_from(name).describe() for name in POLICIES}
+
+
+def test_a_table_shows_the_mean_over_the_futures_that_all_have_met() -> None:
+    def figures(*p50s: float) -> dict[int, Figures]:
+        return {seed: {"e2e.p50": p50, "tenants.lab.e2e.mean": p50} for seed, p50 in enumerate(p50s)}
+
+    assert _table({"fifo": {}, "sjf": figures(4.0)})["sjf"].figures["e2e.p50"] == 4.0
+    both = _table({"fifo": figures(1.0, 3.0, 9.0), "sjf": figures(4.0, 5.0)})
+    assert [row.figures["e2e.p50"] for row in both.values()] == [2.0, 4.5]
+    assert [(row.low["e2e.p50"], row.high["e2e.p50"]) for row in both.values()] == [(1.0, 3.0), (4.0, 5.0)]
+    assert [row.longer for row in both.values()] == [(), ("lab",)]

@@ -1,4 +1,8 @@
-"""The autopilot: which policy should order, by previews of several, and when that is clear enough to swap."""
+"""The autopilot: which policy should order, by previews of several, and when that is clear enough to swap.
+
+It does not soon go back to what has been left: near a bound two policies may each look better while the other
+one orders, and what a guard rolls back may look better to previews for ever.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,11 @@ from math import inf
 from typing import NamedTuple
 
 from scheduler.core.guard import Bound, Figures
+
+BAR_S = 120.0
+"""So long it does not go back to a policy that has been left, whoever left it; twice as long each time."""
+
+MAX_BAR_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +55,26 @@ class Autopilot:
     def __init__(self, goal: Goal) -> None:
         self.goal = goal
         self._favourite = ""  # of the preview before
+        self._bar_s: dict[str, float] = {}  # by policy, the latest
+        self._until_s: dict[str, float] = {}  # when that is over
 
-    def choose(self, current: str, forecasts: Mapping[str, Forecast]) -> str | None:
+    def on_switch(self, source: str, now: float) -> None:
+        """The policy is no longer ``source``, whoever asked for it."""
+        bar_s = self._bar_s[source] = min(2 * self._bar_s.get(source, BAR_S / 2), MAX_BAR_S)
+        self._until_s[source] = now + bar_s
+        self._favourite = ""
+
+    def choose(self, current: str, forecasts: Mapping[str, Forecast], now: float) -> str | None:
         """The policy to swap to now; None to stay. ``forecasts`` has the current policy, too."""
-        found = best({current: forecasts[current], **forecasts}, self.goal)
+        barred = {name for name, until_s in self._until_s.items() if now < until_s} - {current}
+        allowed = {name: forecast for name, forecast in forecasts.items() if name not in barred}
+        found = best({current: forecasts[current], **allowed}, self.goal)
         if found == current or not self._clear(forecasts[current], forecasts[found]):
             self._favourite = ""
             return None
         if found != self._favourite:
             self._favourite = found
             return None
-        self._favourite = ""
         return found
 
     def _clear(self, now: Forecast, then: Forecast) -> bool:

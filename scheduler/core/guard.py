@@ -1,7 +1,7 @@
 """The guard: rolls a switch back when what follows is worse than it may be, and never flaps.
 
-It acts only after a violation has lasted, at most once for each switch that somebody else made, and then not
-again before the cooldown is over.
+It acts only after a switch that somebody else made, at most once for each, when a violation has lasted, and
+then not again before the cooldown is over.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ COMPARE: Mapping[str, Callable[[float, float], bool]] = {
 
 PERCENTILES = ("p50", "p95", "p99")
 LATENCIES = tuple(f"{group}e2e.{p}" for group in ("", *(f"tiers.{t}." for t in TIERS)) for p in PERCENTILES)
-FIGURES = (*LATENCIES, "longest_wait_s", "goodput.requests_per_s")
-"""What a rule may name: figures over a span of time, see ``twin.outlook``."""
+COSTS = (*LATENCIES, "longest_wait_s")
+FIGURES = (*COSTS, "goodput.requests_per_s")
+"""What a rule may name: figures over a span of time, see ``twin.outlook``. Of ``COSTS`` less is better."""
+
+CHECK_S = 5.0
+"""From a switch to a guard's first look, and from each look to the next."""
 
 MIN_ENDED = 10
 """Requests that must have ended before figures say something."""
@@ -51,6 +55,13 @@ class Bound(NamedTuple):
         return abs(figures[self.figure] - self.limit) / (abs(self.limit) or 1.0)
 
 
+class Beside(NamedTuple):
+    """P50 of E2E since the last switch, and what was predicted of as long a time; nan where nobody is."""
+
+    observed_s: float
+    predicted_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class GuardRule:
     """When to roll back. At least one of ``when`` and ``worse_than_predicted`` is set."""
@@ -69,43 +80,40 @@ class Guard:
     def __init__(self, rule: GuardRule) -> None:
         self.rule = rule
         self.switched_s = -inf
-        self._previous: str | None = None  # what a roll back goes to; None when there is nothing to undo
+        self._target: str | None = None  # what a roll back goes to; None when there is nothing to undo
         self._violated_since_s = inf
         self._acted_s = -inf
 
     def on_switch(self, source: str, now: float) -> None:
         """The policy is no longer ``source``, whoever asked for it."""
-        self._previous = source
+        self._target = self.rule.roll_back or source
         self._violated_since_s = inf
         self.switched_s = now
 
-    def check(
-        self, current: str, figures: Figures, now: float, predicted: Figures | None = None
-    ) -> str | None:
+    def check(self, current: str, figures: Figures, now: float, beside: Beside | None = None) -> str | None:
         """The policy to go back to, now; None to leave things as they are. ``figures`` are over the last
-        ``over_s`` seconds, or since the last switch if that is later; ``predicted`` is what that switch
-        promised. Once it has named a policy the switch to it is taken as made.
+        ``over_s`` seconds, or since the last switch if that is later; ``beside`` is None where nothing is
+        predicted of so long a time after it. Once it has named a policy the switch to it is taken as made.
         """
-        if not self._violated(figures, predicted):
+        if not self._violated(figures, beside):
             self._violated_since_s = inf
             return None
         self._violated_since_s = min(self._violated_since_s, now)
-        rule = self.rule
-        target = rule.roll_back or self._previous
+        rule, target = self.rule, self._target
         lasted = now - self._violated_since_s >= rule.hold_s
         if not lasted or target in (None, current) or now - self._acted_s < rule.cooldown_s:
             return None
         self._acted_s = self.switched_s = now
         self._violated_since_s = inf
-        self._previous = None  # what the guard did is not undone by it
+        self._target = None  # what the guard did is not undone by it
         return target
 
-    def _violated(self, figures: Figures, predicted: Figures | None) -> bool:
+    def _violated(self, figures: Figures, beside: Beside | None) -> bool:
         if figures.get("ended", 0.0) < MIN_ENDED:
             return False
         rule = self.rule
         if rule.when is not None and rule.when.figure in figures and rule.when.holds(figures):
             return True
-        if rule.worse_than_predicted is None or predicted is None or "e2e.p50" not in predicted:
+        if rule.worse_than_predicted is None or beside is None:
             return False
-        return figures["e2e.p50"] > predicted["e2e.p50"] * (1 + rule.worse_than_predicted)
+        return beside.observed_s > beside.predicted_s * (1 + rule.worse_than_predicted)

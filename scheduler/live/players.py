@@ -12,10 +12,11 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable, Iterable
 from itertools import count
+from math import inf
 
-from scheduler.core.guard import Figures
 from scheduler.live.preview_child import LENGTH, Job
 from scheduler.twin.picture import Picture
+from scheduler.twin.preview import Played
 
 PLAYERS = 2
 
@@ -25,14 +26,15 @@ class PlayerLost(RuntimeError):
 
 
 class Packed:
-    """A picture on its way to the players, and how far ahead it is to be played."""
+    """A picture on its way to the players, how far ahead it is to be played, and by what steps."""
 
     _numbers = count()
 
-    def __init__(self, picture: Picture, horizon_s: float) -> None:
+    def __init__(self, picture: Picture, horizon_s: float, step_s: float = inf) -> None:
         self.number = next(self._numbers)
         self.data = picture.packed()
         self.horizon_s = horizon_s
+        self.step_s = step_s
 
 
 class _Player:
@@ -42,7 +44,7 @@ class _Player:
         self._has: int | None = None  # number of the picture that it has
         self._one_at_a_time = asyncio.Lock()
 
-    async def play(self, packed: Packed, policy: str, seed: int) -> Figures:
+    async def play(self, packed: Packed, policy: str, seed: int) -> Played:
         """Raises PlayerLost."""
         async with self._one_at_a_time:
             process = self._process or await self._start()
@@ -55,18 +57,18 @@ class _Player:
                 self._leave()  # or the answer would be taken for that of the next job
                 raise
 
-    async def _exchange(self, process: Process, packed: Packed, policy: str, seed: int) -> Figures:
+    async def _exchange(self, process: Process, packed: Packed, policy: str, seed: int) -> Played:
         stdin, stdout = process.stdin, process.stdout
         assert stdin is not None
         assert stdout is not None
         new = None if self._has == packed.number else packed.data
-        job = pickle.dumps(Job(new, policy, seed, packed.horizon_s), pickle.HIGHEST_PROTOCOL)
+        job = pickle.dumps(Job(new, policy, seed, packed.horizon_s, packed.step_s), pickle.HIGHEST_PROTOCOL)
         stdin.write(LENGTH.pack(len(job)) + job)
         await stdin.drain()
         self._has = packed.number
         (size,) = LENGTH.unpack(await stdout.readexactly(LENGTH.size))
-        figures: Figures = pickle.loads(await stdout.readexactly(size))
-        return figures
+        played: Played = pickle.loads(await stdout.readexactly(size))
+        return played
 
     async def _start(self) -> Process:
         command = (sys.executable, "-P", "-m", "scheduler.live.preview_child")
@@ -102,7 +104,7 @@ class Players:
         self,
         packed: Packed,
         jobs: Iterable[tuple[str, int]],
-        on_figures: Callable[[str, int, Figures], None],
+        on_played: Callable[[str, int, Played], None],
         wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         """Play (policy, seed) after (policy, seed), while they are ``wanted``. Raises PlayerLost."""
@@ -112,7 +114,7 @@ class Players:
             for policy, seed in todo:
                 if not wanted():
                     return
-                on_figures(policy, seed, await player.play(packed, policy, seed))
+                on_played(policy, seed, await player.play(packed, policy, seed))
 
         workers = [asyncio.ensure_future(work(player)) for player in self._players]
         try:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 from scheduler.core.autopilot import Forecast
-from scheduler.core.guard import Figures
+from scheduler.core.guard import CHECK_S, Beside, Figures
 from scheduler.core.policies import POLICIES, policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import FINISHED, Request
@@ -22,7 +23,7 @@ from scheduler.live.view import CommandError, NotNow, Predicted, Preview
 from scheduler.twin.future import POINT_SEED
 from scheduler.twin.picture import Recent, take_picture
 from scheduler.twin.predictions import Prediction, Predictions
-from scheduler.twin.preview import band, forecast, horizon_of, who_waits_longer
+from scheduler.twin.preview import HORIZON_S, Played, band, forecast, horizon_of, who_waits_longer
 from scheduler.twin.profile import Profile
 
 SEEDS = range(1, 9)
@@ -76,45 +77,42 @@ class Previewer:
         self._predictions.on_ended(request)
 
     def on_switch(self, source: str, target: str, now: float) -> None:
-        """The policy changes: predict what comes of it, and of staying."""
-        if not self._clock.started or self._scheduler.books.totals.queued > MAX_PICTURED:
-            return  # a picture of so many would hold the loop up
-        if (packed := self._take()) is None:
+        """The policy changes: predict what comes of it, and of staying, where that can be told."""
+        if not self._clock.started:
             return
-        tenants = self._scheduler.books.configs.values()
-        prediction = self._begin(Prediction(now, source, target, packed.horizon_s, tenants))
-        self._timer = self._clock.call_at(now + packed.horizon_s, self._observe, prediction)
-        self._spawn(self._predict(packed, prediction))
-
-    def _begin(self, prediction: Prediction) -> Prediction:
+        books = self._scheduler.books
+        packed = self._take(CHECK_S) if books.totals.queued <= MAX_PICTURED else None
+        horizon_s = HORIZON_S if packed is None else packed.horizon_s
+        prediction = Prediction(now, source, target, horizon_s, books.configs.values())
+        self._predictions.begin(prediction, self._scheduler.active())
         if self._timer is not None:
             self._timer.cancel()
-        self._predictions.begin(prediction, self._scheduler.active())
-        return prediction
+        self._timer = self._clock.call_at(now + horizon_s, self._observe, prediction)
+        if packed is not None:
+            self._spawn(self._predict(packed, prediction))
 
     async def _predict(self, packed: Packed, prediction: Prediction) -> None:
-        found: dict[str, Figures] = {}
+        found: dict[str, Played] = {}
 
-        def keep(policy: str, seed: int, figures: Figures) -> None:
-            found[policy] = figures
+        def keep(policy: str, seed: int, played: Played) -> None:
+            found[policy] = played
 
         jobs = [(prediction.source, POINT_SEED), (prediction.target, POINT_SEED)]
         try:
             await self._players.play(packed, jobs, keep)
         except PlayerLost:
             return  # the record then has no prediction
-        prediction.stay, prediction.predicted = found[prediction.source], found[prediction.target]
+        prediction.stay = found[prediction.source].figures
+        prediction.predicted, prediction.course = found[prediction.target]
 
     def _observe(self, prediction: Prediction) -> None:
         prediction.close(self._clock.now(), self._scheduler.active())
         if (line := prediction.line()) is not None:
             self._tell(line)
 
-    @property
-    def promised(self) -> Figures | None:
-        """What the latest switch was predicted to bring."""
-        latest = self._predictions.latest
-        return None if latest is None else latest.predicted
+    def beside(self, now: float) -> Beside | None:
+        """What is observed since the latest switch, beside its prediction."""
+        return self._predictions.beside(now, self._scheduler.active())
 
     async def forecasts(self, policies: Sequence[str], futures: int) -> dict[str, Forecast] | None:
         """All policies, by full name, over the same futures; None where there is no way to tell."""
@@ -123,8 +121,8 @@ class Previewer:
             return None
         draws: dict[str, list[Figures]] = {policy: [] for policy in policies}
 
-        def keep(policy: str, seed: int, figures: Figures) -> None:
-            draws[policy].append(figures)
+        def keep(policy: str, seed: int, played: Played) -> None:
+            draws[policy].append(played.figures)
 
         seeds = range(POINT_SEED, POINT_SEED + futures)
         try:
@@ -170,8 +168,8 @@ class Previewer:
                 if seed < MIN_FUTURES or time() < until_s:
                     yield from ((policy, seed) for policy in policies)
 
-        def show(policy: str, seed: int, figures: Figures) -> None:
-            draws[policy][seed] = figures
+        def show(policy: str, seed: int, played: Played) -> None:
+            draws[policy][seed] = played.figures
             update(policies=_table(draws))
 
         try:
@@ -180,13 +178,13 @@ class Previewer:
             update(error=str(error))
         update(done=True)
 
-    def _take(self) -> Packed | None:
+    def _take(self, step_s: float = inf) -> Packed | None:
         profile = self._profile()
         if profile is None:
             return None
         now = self._clock.now()
         picture = take_picture(self._scheduler, self.recent, profile, now, max_num_seqs=self._max_num_seqs)
-        return Packed(picture, horizon_of(picture))
+        return Packed(picture, horizon_of(picture), step_s)
 
     # -- the end -------------------------------------------------------------------------------------
 
@@ -210,12 +208,13 @@ class Previewer:
 
 
 def _table(draws: Mapping[str, Mapping[int, Figures]]) -> dict[str, Predicted]:
-    """A row for each policy whose point is there; the first one is today's."""
-    today = draws[next(iter(draws))].get(POINT_SEED)
+    """A row for each policy whose point is there, over the futures that all have met; first today's."""
+    met = set.intersection(*(set(found) for found in draws.values())) or {POINT_SEED}
+    played = {policy: [found[seed] for seed in met] for policy, found in draws.items() if POINT_SEED in found}
+    usual = {policy: forecast(figures).usual for policy, figures in played.items()}
+    today = usual.get(next(iter(draws)), {})
     rows = {}
-    for policy, found in draws.items():
-        if (point := found.get(POINT_SEED)) is not None:
-            longer = () if today is None else who_waits_longer(point, today)
-            low, high = band(list(found.values())) if len(found) >= MIN_FUTURES else ({}, {})
-            rows[policy] = Predicted(point, low, high, longer)
+    for policy, figures in played.items():
+        low, high = band(figures) if len(figures) >= MIN_FUTURES else ({}, {})
+        rows[policy] = Predicted(usual[policy], low, high, who_waits_longer(usual[policy], today))
     return rows

@@ -1,4 +1,4 @@
-"""The process that plays previews: jobs come on stdin, figures go to stdout, both as length-prefixed pickles.
+"""The process that plays previews: jobs come on stdin, answers go to stdout, both as length-prefixed pickles.
 
 It ends when its stdin does, in the middle of a job too: whoever started it is gone, however that went.
 """
@@ -22,12 +22,13 @@ NICENESS = 10
 
 
 class Job(NamedTuple):
-    """Play one policy over the seed's future of a picture; the answer is its figures."""
+    """Play one policy over the seed's future of a picture; the answer is what comes of it."""
 
     picture: bytes | None  # as Picture.packed gives it; None for the one of the job before
     policy: str
     seed: int
     horizon_s: float
+    step_s: float
 
 
 def main() -> None:
@@ -39,14 +40,15 @@ def main() -> None:
     picture: Picture | None = None
     futures: dict[tuple[int, float], Future] = {}
     while True:
-        data, policy, seed, horizon_s = jobs.get()
+        data, policy, seed, horizon_s, step_s = jobs.get()
         if data is not None:
             picture, futures = unpacked(data), {}
         assert picture is not None
         future = futures.get((seed, horizon_s))
         if future is None:
             future = futures[seed, horizon_s] = draw_future(picture, horizon_s, seed)
-        answer = pickle.dumps(play(picture, policy, future, horizon_s), pickle.HIGHEST_PROTOCOL)
+        played = play(picture, policy, future, horizon_s, step_s)
+        answer = pickle.dumps(played, pickle.HIGHEST_PROTOCOL)
         answers.write(LENGTH.pack(len(answer)) + answer)
         answers.flush()
 

@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Callable
 
 from scheduler.core.autopilot import Autopilot, Goal
-from scheduler.core.guard import Guard, GuardRule
+from scheduler.core.guard import CHECK_S, Guard, GuardRule
 from scheduler.core.policies import policy_from
 from scheduler.core.types import Request
 from scheduler.engines.clock import Clock
 from scheduler.live.preview import Previewer
 from scheduler.live.session import Session
 from scheduler.twin.outlook import Window
-from scheduler.twin.steering import AUTOPILOT, CHECK_S, FUTURES, GUARD
+from scheduler.twin.steering import AUTOPILOT, FUTURES, GUARD
 
 
 class Steering:
@@ -33,23 +33,31 @@ class Steering:
 
     def start(self) -> None:
         """The run's clock has started."""
-        if self._guard is not None:
-            self._every(GUARD, CHECK_S, self._check)
         if self._autopilot is not None:
-            self._every(AUTOPILOT, self._autopilot.goal.every_s, self._preview)
+            self._every(AUTOPILOT, 0.0, self._autopilot.goal.every_s, self._preview)
 
-    def _every(self, name: str, seconds: float, look: Callable[[float], None]) -> None:
+    def _every(self, name: str, start_s: float, seconds: float, look: Callable[[float], None]) -> None:
+        """From ``start_s`` on, instead of what is done by that name so far."""
+
         def turn(at_s: float) -> None:
             self._timers[name] = self._clock.call_at(at_s + seconds, turn, at_s + seconds)
-            if at_s and not self._session.scheduler.idle:
+            if at_s > start_s and not self._session.scheduler.idle:
                 look(self._clock.now())
 
-        turn(0.0)
+        if name in self._timers:
+            self._timers[name].cancel()
+        turn(start_s)
 
     def on_switch(self, source: str, by: str, now: float) -> None:
         """The policy changes from ``source`` to another."""
-        if self._guard is not None and by != GUARD:
-            self._guard.on_switch(source, now)
+        if not self._clock.started:
+            return  # there is nothing to go by
+        if self._autopilot is not None:
+            self._autopilot.on_switch(source, now)
+        if self._guard is not None:
+            self._every(GUARD, now, CHECK_S, self._check)
+            if by != GUARD:
+                self._guard.on_switch(source, now)
 
     def on_ended(self, request: Request) -> None:
         if self._window is not None:
@@ -60,7 +68,7 @@ class Steering:
         assert guard is not None
         assert window is not None
         figures = window.figures(scheduler.books.configs.values(), now, guard.switched_s)
-        target = guard.check(scheduler.policy.describe(), figures, now, self._previewer.promised)
+        target = guard.check(scheduler.policy.describe(), figures, now, self._previewer.beside(now))
         if target is not None:
             self._session.switch_policy(policy_from(target), by=GUARD)
 
@@ -76,7 +84,7 @@ class Steering:
         found = await self._previewer.forecasts(policies, FUTURES)
         if found is None or scheduler.policy.describe() != current:
             return  # nothing is known, or somebody else was faster
-        target = autopilot.choose(current, found)
+        target = autopilot.choose(current, found, self._clock.now())
         if target is not None:
             self._session.switch_policy(policy_from(target), by=AUTOPILOT)
 

@@ -64,7 +64,7 @@ class Notice(NamedTuple):
 class Predicted:
     """What one policy is predicted to do; figures as in ``twin.outlook``."""
 
-    figures: Mapping[str, float]
+    figures: Mapping[str, float]  # the mean over the futures that are played
     low: Mapping[str, float] = field(default_factory=dict)  # p10 and p90 over several futures, once played
     high: Mapping[str, float] = field(default_factory=dict)
     longer: tuple[str, ...] = ()  # tenants whose requests take longer than under today's policy

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_
 
 from scheduler.core.autopilot import Goal
 from scheduler.core.estimators import ESTIMATORS
-from scheduler.core.guard import COMPARE, FIGURES, Bound, GuardRule
+from scheduler.core.guard import COMPARE, COSTS, FIGURES, Bound, GuardRule
 from scheduler.core.policies import policy_from
 from scheduler.core.types import Limits, Slo, Tenant
 from scheduler.load.fields import (
@@ -209,6 +209,12 @@ def _figure(value: object) -> str:
     return name
 
 
+def _cost(value: object) -> str:
+    if (name := _figure(value)) not in COSTS:
+        raise ValueError(f"of {name} more is better; bound it, such as subject_to: [{name} > 5]")
+    return name
+
+
 def _share(value: object) -> float:
     """``25%`` or 0.25."""
     text = str(value)
@@ -272,7 +278,7 @@ class Guard(Section):
 class Auto(Section):
     """Previews every so often, and a swap when the gain is clear."""
 
-    minimise: Annotated[str, BeforeValidator(_figure)] = "e2e.p50"
+    minimise: Annotated[str, BeforeValidator(_cost)] = "e2e.p50"
     subject_to: tuple[BoundSpec, ...] = ()
     every_s: Duration = Field(default=30.0, alias="every")
     candidates: Annotated[tuple[PolicySpec, ...], AfterValidator(not_empty)] = CANDIDATES

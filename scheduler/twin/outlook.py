@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
-from math import inf
+from math import inf, nan
 
 from scheduler.core.books import TenantBooks
 from scheduler.core.guard import PERCENTILES, Figures
@@ -67,6 +67,13 @@ class Outlook:
             if wait_s > longest_s:
                 longest_s = wait_s
         self._longest_s = longest_s
+
+    def p50_s(self, active: Iterable[Request], now: float) -> float:
+        """Of E2E, of all who ended or are here so far; nan where that is nobody."""
+        values = [now - request.arrival_s for request in active]
+        for e2e in self._e2e.values():
+            values += e2e
+        return nearest_rank(sorted(values), 0.5) if values else nan
 
     def figures(self, books: Mapping[str, TenantBooks] | None = None) -> Figures:
         """What nobody was there for is left out. ``books`` are for fairness: they began with the span."""

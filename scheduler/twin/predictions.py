@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from scheduler.core.guard import Figures
+from scheduler.core.guard import CHECK_S, Beside, Figures
 from scheduler.core.types import Request, Tenant
 from scheduler.twin.outlook import Outlook
 
@@ -26,6 +26,7 @@ class Prediction:
         self.horizon_s = horizon_s
         self.stay: Figures | None = None  # predicted without the switch
         self.predicted: Figures | None = None
+        self.course: Sequence[float] = ()  # predicted P50 of E2E so far, after each CHECK_S
         self.observed: Figures | None = None
         self.observed_s = 0.0
         self._outlook: Outlook | None = Outlook(tenants, at_s, horizon_s)
@@ -33,6 +34,13 @@ class Prediction:
     def on_ended(self, request: Request) -> None:
         if self._outlook is not None:
             self._outlook.ended((request,))
+
+    def beside(self, now: float, active: Iterable[Request]) -> Beside | None:
+        """As far as it has come, by the same rule over the same span; None where nothing is predicted."""
+        checks = round((now - self.at_s) / CHECK_S)
+        if self._outlook is None or not 1 <= checks <= len(self.course):
+            return None
+        return Beside(self._outlook.p50_s(active, now), self.course[checks - 1])
 
     def close(self, now: float, active: Iterable[Request]) -> None:
         """The span is over, or as much of it as there will be."""
@@ -79,6 +87,10 @@ class Predictions:
     @property
     def latest(self) -> Prediction | None:
         return self._all[-1] if self._all else None
+
+    def beside(self, now: float, active: Iterable[Request]) -> Beside | None:
+        """What is observed since the latest switch, beside its prediction."""
+        return self._all[-1].beside(now, active) if self._all else None
 
     def on_ended(self, request: Request) -> None:
         if self._all:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import ceil, inf
+from typing import NamedTuple
 
 from scheduler.core.autopilot import Forecast
 from scheduler.core.estimate import Given
@@ -44,7 +45,7 @@ def forecasts(
     """All policies over the same ``futures``."""
     drawn = [draw_future(picture, horizon_s, seed) for seed in range(POINT_SEED, POINT_SEED + futures)]
     return {
-        policy: forecast([play(picture, policy, future, horizon_s) for future in drawn])
+        policy: forecast([play(picture, policy, future, horizon_s).figures for future in drawn])
         for policy in policies
     }
 
@@ -88,9 +89,16 @@ def horizon_of(picture: Picture) -> float:
     return min(MAX_HORIZON_S, max(HORIZON_S, drain_s))
 
 
-def play(picture: Picture, policy: str, future: Future, horizon_s: float) -> Figures:
-    """One future under one policy. Raises ValueError for a policy that there is not."""
-    return _Play(picture, policy, future, horizon_s).run()
+class Played(NamedTuple):
+    """What comes of one future under one policy."""
+
+    figures: Figures
+    course: Sequence[float]  # the P50 of E2E so far, step by step; seconds
+
+
+def play(picture: Picture, policy: str, future: Future, horizon_s: float, step_s: float = inf) -> Played:
+    """``horizon_s`` of a future. Raises ValueError for a policy that there is not."""
+    return _Play(picture, policy, future, horizon_s).run(step_s)
 
 
 _NOBODY = (inf, Pending("", "", inf, 0, 0, NO_ESTIMATE, None, 0), 0)
@@ -167,10 +175,12 @@ class _Play:
                 self._running.add(ready)
                 self._gpus[ready.replica].start(ready, prompt, max(1, more), start_s)
 
-    def run(self) -> Figures:
+    def run(self, step_s: float) -> Played:
         scheduler, gpus, running = self._scheduler, self._gpus, self._running
         next_dispatch, next_timer = scheduler.next_dispatch, scheduler.next_timer
         slots, until_s, now = scheduler.slots.capacity, self._until_s, self._now
+        outlook, step_at_s = self._outlook, min(now + step_s, until_s)
+        course: list[float] = []
         only = gpus[0] if len(gpus) == 1 else None
         ended: list[Request] = []
         arrivals = self._arrivals
@@ -187,8 +197,14 @@ class _Play:
                 soonest_s = coming_s
             if soonest_s > now:
                 now = soonest_s
-            if now >= until_s:
-                break
+            while now >= step_at_s:
+                outlook.ended(ended)
+                ended.clear()
+                if step_at_s == until_s:
+                    outlook.still_here(scheduler.active(), until_s)
+                    return Played(outlook.figures(scheduler.books.tenants), course)
+                course.append(outlook.p50_s(scheduler.active(), step_at_s))
+                step_at_s = min(step_at_s + step_s, until_s)
             if event_s <= now:
                 for gpu in gpus:
                     for _, sequence in gpu.advance(now):
@@ -204,7 +220,3 @@ class _Play:
             while coming_s <= now:
                 self._submit(coming, tokens, coming_s, now)
                 coming_s, coming, tokens = next(arrivals, _NOBODY)
-        outlook = self._outlook
-        outlook.ended(ended)
-        outlook.still_here(scheduler.active(), until_s)
-        return outlook.figures(scheduler.books.tenants)

@@ -10,7 +10,7 @@ from math import inf
 from typing import Any
 
 from scheduler.core.autopilot import Autopilot, Goal
-from scheduler.core.guard import Guard, GuardRule
+from scheduler.core.guard import CHECK_S, Guard, GuardRule
 from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import Request, State
@@ -24,10 +24,7 @@ from scheduler.twin.preview import forecasts, horizon_of, play
 
 GUARD, AUTOPILOT = "guard", "autopilot"  # who asked for a switch
 
-CHECK_S = 5.0
-"""Between two looks of a guard."""
-
-FUTURES = 3
+FUTURES = 9
 """What an autopilot's preview plays of each policy."""
 
 
@@ -84,12 +81,13 @@ class Steered(Watched):
         goal: Goal | None = None,
     ) -> None:
         super().__init__(workload, scheduler, gpu)
+        self._policy = scheduler.policy.describe()  # with all that has been taken, which is done after
         self._predictions = Predictions()
         self._closes_s = inf  # when the span of the latest prediction is over
         self._guard = None if guard is None else Guard(guard)
         self._window = None if guard is None else Window(guard.over_s)
         self._autopilot = None if goal is None else Autopilot(goal)
-        self._checks_s = inf if guard is None else CHECK_S
+        self._checks_s = inf  # there is nothing to roll back
         self._previews_s = inf if goal is None else goal.every_s
 
     def next_time(self) -> float:
@@ -105,16 +103,15 @@ class Steered(Watched):
             if (prediction := self._predictions.latest) is not None:
                 prediction.close(now, scheduler.active())
         actions = super().take(now)
-        if self._checks_s <= now:
-            self._checks_s = now + CHECK_S
-            actions.extend(self._check(now))
-        if self._previews_s <= now:
-            assert self._autopilot is not None
-            self._previews_s = now + self._autopilot.goal.every_s
-            actions.extend(self._preview(self._autopilot, now))
         for action in actions:
             if type(action) is SwitchPolicy:
                 self._on_switch(policy_from(action.spec).describe(), action.by, now)
+        if self._checks_s <= now and (target := self._check(now)) is not None:
+            actions.append(SwitchPolicy(target, GUARD))
+            self._on_switch(target, GUARD, now)
+        if self._previews_s <= now and (target := self._preview(now)) is not None:
+            actions.append(SwitchPolicy(target, AUTOPILOT))
+            self._on_switch(target, AUTOPILOT, now)
         return actions
 
     def on_ended(self, request: Request, now: float) -> None:
@@ -128,35 +125,40 @@ class Steered(Watched):
         return self._predictions.document(now, self.scheduler.active())
 
     def _on_switch(self, target: str, by: str, now: float) -> None:
-        source = self.scheduler.policy.describe()
+        source, self._policy = self._policy, target
         if source == target:
             return
-        if self._guard is not None and by != GUARD:
-            self._guard.on_switch(source, now)
+        if self._autopilot is not None:
+            self._autopilot.on_switch(source, now)
+        if self._guard is not None:
+            self._checks_s = now + CHECK_S
+            if by != GUARD:
+                self._guard.on_switch(source, now)
         picture = self.picture(now)
         horizon_s = horizon_of(picture)
         prediction = Prediction(now, source, target, horizon_s, picture.tenants)
         self._predictions.begin(prediction, self.scheduler.active())
         self._closes_s = now + horizon_s
         future = draw_future(picture, horizon_s, POINT_SEED)
-        prediction.stay = play(picture, source, future, horizon_s)
-        prediction.predicted = play(picture, target, future, horizon_s)
+        prediction.stay = play(picture, source, future, horizon_s).figures
+        prediction.predicted, prediction.course = play(picture, target, future, horizon_s, CHECK_S)
 
-    def _check(self, now: float) -> list[Action]:
-        guard, window = self._guard, self._window
+    def _check(self, now: float) -> str | None:
+        """What the guard goes back to."""
+        guard, window, scheduler = self._guard, self._window, self.scheduler
         assert guard is not None
         assert window is not None
-        tenants = self.scheduler.books.configs.values()
-        figures = window.figures(tenants, now, guard.switched_s)
-        latest = self._predictions.latest
-        promised = None if latest is None else latest.predicted
-        target = guard.check(self.scheduler.policy.describe(), figures, now, promised)
-        return [] if target is None else [SwitchPolicy(target, GUARD)]
+        self._checks_s = now + CHECK_S
+        figures = window.figures(scheduler.books.configs.values(), now, guard.switched_s)
+        beside = self._predictions.beside(now, scheduler.active())
+        return guard.check(self._policy, figures, now, beside)
 
-    def _preview(self, autopilot: Autopilot, now: float) -> list[Action]:
-        current = self.scheduler.policy.describe()
-        policies = dict.fromkeys([current, *autopilot.goal.candidates])
+    def _preview(self, now: float) -> str | None:
+        """What the autopilot goes on to."""
+        autopilot = self._autopilot
+        assert autopilot is not None
+        self._previews_s = now + autopilot.goal.every_s
         picture = self.picture(now)
+        policies = dict.fromkeys([self._policy, *autopilot.goal.candidates])
         found = forecasts(picture, policies, FUTURES, horizon_of(picture))
-        target = autopilot.choose(current, found)
-        return [] if target is None else [SwitchPolicy(target, AUTOPILOT)]
+        return autopilot.choose(self._policy, found, now)
