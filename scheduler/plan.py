@@ -30,6 +30,7 @@ from scheduler.engines.models import load_counter, resolve
 from scheduler.load.checks import counts_prompts
 from scheduler.load.scenario import Scenario
 from scheduler.load.schema import Engine as EngineSection
+from scheduler.load.schema import EstimatorOptions
 from scheduler.load.yamlfile import did_you_mean
 from scheduler.record.version import package_version
 from scheduler.twin.profile import Profile
@@ -96,7 +97,12 @@ class Plan:
         from scheduler.load.workload import Workload
 
         return Workload(
-            self.scenario, seed=self.seed, start_s=start_s, prefix=prefix, count_tokens=self.served_counter
+            self.scenario,
+            seed=self.seed,
+            start_s=start_s,
+            prefix=prefix,
+            count_tokens=self.served_counter,
+            estimator=self.estimator,
         )
 
     def scheduler(
@@ -106,7 +112,7 @@ class Plan:
         scenario, tenants = self.scenario, self.tenants
         return Scheduler(
             policy_from(self.policy),
-            self.estimator(scenario.estimator.kind),
+            self.estimator(scenario.estimator),
             tenants,
             capacities=(self.capacity if capacity is None else capacity,),
             batch=self.batch,
@@ -117,11 +123,12 @@ class Plan:
             emit=emit,
         )
 
-    def estimator(self, kind: str) -> Estimator:
-        """A fresh one of this name, with the scenario's options. Raises ValueError."""
-        options = self.scenario.estimator
+    def estimator(self, wanted: EstimatorOptions) -> Estimator:
+        """A fresh one; what ``wanted`` does not say is as the scenario has it. Raises PlanError."""
+        said = {name: getattr(wanted, name) for name in wanted.model_fields_set}
+        options = self.scenario.estimator.model_copy(update=said)
         prior, embed = NO_PRIOR, None
-        if kind == "learned":
+        if options.kind == "learned":
             from scheduler.load.embedding import EmbeddingError, embedding_model
             from scheduler.load.prior import shipped_prior
 
@@ -131,7 +138,7 @@ class Plan:
                 raise PlanError(f"estimator.embeddings: {error}") from None
             prior = shipped_prior(embed is not None)
         return estimator_from(
-            kind,
+            options.kind,
             counter=self.counter,
             calibrate=options.calibrate,
             faithful=self.scenario.paper,
@@ -163,6 +170,8 @@ def make_plan(
     Raises PlanError, and ScenarioError for what is wrong in the scenario.
     """
     kind = engine or scenario.engine.kind
+    estimators = {scenario.estimator.kind}
+    estimators |= {item.estimator.kind for item in scenario.timeline if item.estimator is not None}
     model_loc = ("engine", "model") if model is None else ()
     if model is None and not (engine == "vllm" and scenario.engine.kind == "sim"):
         model = scenario.engine.model  # what a simulated engine is called is no model to load
@@ -172,7 +181,7 @@ def make_plan(
         if engine == "vllm":
             raise PlanError("--clock virtual needs the simulated engine: a real one cannot be hurried")
         kind = "sim"
-    elif scenario.estimator.kind == "oracle" and (clock is not None or kind != "sim"):
+    elif "oracle" in estimators and (clock is not None or kind != "sim"):
         raise PlanError("estimator oracle: it knows true lengths, which only --clock virtual has")
     autopilot = scenario.policy.auto if policy is None else None  # a policy by name is to stay
     with _blaming(scenario):

@@ -11,6 +11,7 @@ import pytest
 
 from scheduler.core.types import Request
 from scheduler.load.scenario import ScenarioError, load_scenario
+from scheduler.load.workload import SwitchEstimator
 from scheduler.plan import Plan, PlanError, make_plan
 
 HEAD = """\
@@ -111,3 +112,23 @@ def test_a_load_that_knows_its_prompt_tokens_needs_no_tokenizer(
         [request] = make_plan(scenario).workload().take(0.0)
         assert isinstance(request, Request)
         assert request.prompt_tokens in (5, 50)
+
+
+def test_an_estimator_of_the_timeline_has_the_scenarios_options(tmp_path: Path) -> None:
+    plan = planned(
+        tmp_path,
+        """
+estimator: {kind: paper, statistic: mean, calibrate: false}
+timeline: [{at: 1, estimator: tenant}, {at: 2, estimator: {kind: tenant, statistic: median}}, {at: 3, estimator: paper}]
+""",
+    )
+    actions = plan.workload().take(3.0)
+    names = [action.estimator.name for action in actions if isinstance(action, SwitchEstimator)]
+    assert names == ["tenant (mean)", "tenant", "paper (no calibration)"]
+
+
+def test_the_oracle_cannot_come_later_in_real_time(tmp_path: Path) -> None:
+    text = "timeline: [{at: 1, estimator: oracle}]"
+    with pytest.raises(PlanError, match="only --clock virtual"):
+        planned(tmp_path, text)
+    assert planned(tmp_path, text, clock="virtual").scenario.timeline

@@ -98,6 +98,17 @@ ADDED = [
         "'acme'",
     ),
     ("timeline: [{at: 5s, tenant: {name: x, weight: 1}}]", "7: timeline.0.tenant.name: unknown tenant", ""),
+    ("timeline: [{at: 5s, estimator: papr}]", "7: timeline.0.estimator: unknown estimator", "'paper'"),
+    (
+        "timeline: [{at: 5s, estimator: {kind: tenant, statistic: mode}}]",
+        "7: timeline.0.estimator.statistic: got 'mode'",
+        "median, mean",
+    ),
+    (
+        "timeline: [{at: 5s, estimator: {counter: tokenizer}}]",
+        "7: timeline.0.estimator.counter: unknown key",
+        "allowed: kind, calibrate, statistic, embeddings",
+    ),
     (
         "timeline: [{at: 5s, fault: {engine: melt}}]",
         "7: timeline.0.fault.engine: got 'melt'",

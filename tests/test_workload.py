@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from scheduler.core.estimate import BASE_TOKENS, classify
+from scheduler.core.estimate import BASE_TOKENS, PaperEstimator, classify
 from scheduler.core.types import CATEGORIES, Limits, Request, State
 from scheduler.load.content import DEFAULT_MIX
 from scheduler.load.lengths import PROFILES, length_table
@@ -27,6 +27,7 @@ from scheduler.load.workload import (
     ChangeTenant,
     Fault,
     Mark,
+    SwitchEstimator,
     SwitchPolicy,
     Workload,
 )
@@ -181,13 +182,16 @@ def test_the_timeline_goes_before_the_arrivals_of_its_instant(tmp_path: Path) ->
         {"at": 0, "policy": {"name": "aging", "rate": 0.5}},
         {"at": 0, "tenant": {"name": "lab", "weight": 9, "ttl": "5s"}},
         {"at": 0, "fault": {"engine": "crash"}},
+        {"at": 0, "estimator": "tenant"},
     ]
     one = scenario(tmp_path, {"tenant": "lab", "arrivals": "at-once", "count": 1}, timeline=timeline)
-    *first, last = Workload(one, seed=1).take(0.0)
+    made = PaperEstimator()
+    *first, last = Workload(one, seed=1, estimator=lambda wanted: made).take(0.0)
     assert first == [
         SwitchPolicy("aging rate=0.5"),
         ChangeTenant("lab", 9, Limits(max_queued=5, ttl_s=5)),
         Fault("crash"),
+        SwitchEstimator(made),
     ]
     assert isinstance(last, Request)
 

@@ -17,6 +17,9 @@ ESTIMATORS: Mapping[str, str] = {
 }
 """Name -> one line that says what it does."""
 
+LIVE_ESTIMATORS = {name: what for name, what in ESTIMATORS.items() if name != "oracle"}
+"""Those that a live run may have."""
+
 
 def estimator_from(
     kind: str,

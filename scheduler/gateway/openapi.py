@@ -10,7 +10,7 @@ import json
 import sys
 from typing import Any
 
-from scheduler.core.estimators import ESTIMATORS
+from scheduler.core.estimators import LIVE_ESTIMATORS
 from scheduler.core.types import TIERS
 from scheduler.gateway.completions import DEADLINE, PRIORITY
 from scheduler.gateway.jobs import IDEMPOTENCY_KEY
@@ -31,8 +31,6 @@ _NOT_NOW = {
     ("post", "drain"): " 503",
 }
 """Of the control API's verbs: how they are refused when it is not their time."""
-
-_ESTIMATORS = [name for name in ESTIMATORS if name != "oracle"]
 
 _JSON, _TEXT, _EVENTS = "application/json", "text/plain", "text/event-stream"
 
@@ -106,7 +104,10 @@ def _control() -> Json:
     policy = {"type": "string", "maxLength": 200, "examples": ["sjf", "aging rate=0.05"]}
     verbs: dict[tuple[str, str], tuple[str, Json]] = {
         ("post", "policy"): ("Swap the policy", {"policy": policy}),
-        ("put", "estimator"): ("Estimate by another one from now on", {"estimator": {"enum": _ESTIMATORS}}),
+        ("put", "estimator"): (
+            "Estimate by another one from now on",
+            {"estimator": {"enum": list(LIVE_ESTIMATORS)}},
+        ),
         ("post", "preview"): (
             "Predict what these policies would do, or all",
             {"policies": {"type": "array", "maxItems": 32, "items": policy}},

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from scheduler.core.estimators import ESTIMATORS
+from scheduler.core.estimate import Estimator
+from scheduler.core.estimators import LIVE_ESTIMATORS
 from scheduler.core.events import Event, Kind
 from scheduler.core.lifecycle import UnknownTenant
 from scheduler.core.policies import POLICIES, policy_from
@@ -13,6 +14,7 @@ from scheduler.core.types import Limits
 from scheduler.live.run import LiveRun
 from scheduler.live.view import CommandError, Notice, NotNow, Preview, View
 from scheduler.load.scenario import ScenarioError, load_scenario, shipped_scenarios
+from scheduler.load.schema import EstimatorOptions
 from scheduler.load.workload import Workload
 
 
@@ -79,15 +81,18 @@ class LocalFeed:
         self._run.session.switch_policy(policy_from(self._undo.pop()), by=f"{by} (undo)")
 
     def switch_estimator(self, kind: str, by: str = "operator") -> None:
-        """One of ``ESTIMATORS``, beginning anew. Raises CommandError."""
-        if kind not in ESTIMATORS or kind == "oracle":
-            allowed = ", ".join(name for name in ESTIMATORS if name != "oracle")
-            raise CommandError(f"estimator must be one of {allowed}")
+        if kind not in LIVE_ESTIMATORS:
+            raise CommandError(f"estimator must be one of {', '.join(LIVE_ESTIMATORS)}")
+        self._run.session.switch_estimator(self._estimator(EstimatorOptions(kind=kind)), by=by)
+
+    def _estimator(self, wanted: EstimatorOptions) -> Estimator:
+        """Raises CommandError."""
         try:
-            estimator = self._run.plan.estimator(kind)
+            if wanted.kind == "oracle":
+                raise ValueError("estimator oracle: it knows true lengths, which a live run does not")
+            return self._run.plan.estimator(wanted)
         except ValueError as error:
             raise CommandError(str(error)) from error
-        self._run.session.switch_estimator(estimator, by=by)
 
     def inject(self, scenario: str, by: str = "operator") -> None:
         try:
@@ -104,6 +109,7 @@ class LocalFeed:
             start_s=now,
             prefix=f"i{self._injected}-",
             count_tokens=run.plan.served_counter,
+            estimator=self._estimator,
         )
         self._playing, self._since_s, self._load = found.name, now, load
         run.on_event(Event(now, Kind.SCENARIO, None, {"what": f"{found.name} injected", "by": by}))

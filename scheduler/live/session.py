@@ -22,7 +22,16 @@ from scheduler.core.types import ABORTING, ENDED, QUEUED, RUNNING, Outcome, Reje
 from scheduler.engines.clock import Clock
 from scheduler.engines.engine import Chunk, Engine, EngineConfigError, EngineError, EngineLost
 from scheduler.live.answer import Answer
-from scheduler.load.workload import Action, Cancel, ChangeTenant, Fault, Mark, SwitchPolicy, Workload
+from scheduler.load.workload import (
+    Action,
+    Cancel,
+    ChangeTenant,
+    Fault,
+    Mark,
+    SwitchEstimator,
+    SwitchPolicy,
+    Workload,
+)
 from scheduler.record.recorder import finite
 
 SWAP_SLICE = 1000
@@ -180,6 +189,8 @@ class Session:
                 self.cancel(request_id)
             case SwitchPolicy(spec, by):
                 self.switch_policy(policy_from(spec), by=by)
+            case SwitchEstimator(estimator, by):
+                self.switch_estimator(estimator, by=by)
             case ChangeTenant(name, weight, limits):
                 tenant = self.scheduler.books.tenant(name).config.changed(weight, limits)
                 self.scheduler.set_tenant(tenant, now, by="timeline")

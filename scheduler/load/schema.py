@@ -69,11 +69,10 @@ class Dispatch(Section):
     microbatch: Microbatch | None = None
 
 
-class Estimator(Section):
-    """How output lengths are guessed."""
+class EstimatorOptions(Section):
+    """How output lengths are guessed; a name alone will do."""
 
     kind: str = "paper"
-    counter: Literal["whitespace", "tokenizer"] = "whitespace"
     calibrate: bool = True
     """Learn from completions; of the paper's estimator."""
     statistic: Literal["median", "mean"] = "median"
@@ -81,11 +80,22 @@ class Estimator(Section):
     embeddings: Annotated[str, AfterValidator(embedding_path)] | None = None
     """`minilm` or a folder with all-MiniLM-L6-v2: `learned` reads prompts with it, too."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: object) -> object:
+        return {"kind": value} if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _known(self) -> Self:
         if self.kind not in ESTIMATORS:
             raise ValueError(f"unknown estimator {self.kind!r:.60}; {did_you_mean(self.kind, ESTIMATORS)}")
         return self
+
+
+class Estimator(EstimatorOptions):
+    """The one that a run starts with, and how all of them count."""
+
+    counter: Literal["whitespace", "tokenizer"] = "whitespace"
 
 
 class SloSection(Section):
@@ -184,10 +194,12 @@ class TimelineItem(Section):
     drift: Drift | None = None
     tenant: TenantChange | None = None
     fault: Fault | None = None
+    estimator: EstimatorOptions | None = None
+    """What it does not say is as in the scenario's own."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        exactly_one(self, "policy", "burst", "drift", "tenant", "fault")
+        exactly_one(self, "policy", "burst", "drift", "tenant", "fault", "estimator")
         return self
 
 

@@ -14,10 +14,10 @@ from itertools import count
 from math import inf
 from typing import Any, NamedTuple
 
-from scheduler.core.estimate import count_words
+from scheduler.core.estimate import Estimator, count_words
 from scheduler.core.types import Limits, Request, Tenant
 from scheduler.load.content import Setting, Shift
-from scheduler.load.schema import Drift, Scenario, TenantChange, TimelineItem
+from scheduler.load.schema import Drift, EstimatorOptions, Scenario, TenantChange, TimelineItem
 from scheduler.load.sources import Clients, Source, source_from
 from scheduler.load.stream import Arrivals, Stream
 
@@ -32,6 +32,13 @@ class SwitchPolicy(NamedTuple):
     """Swap to the policy of this spec, as ``policy_from`` reads it."""
 
     spec: str
+    by: str = "timeline"
+
+
+class SwitchEstimator(NamedTuple):
+    """Estimate by this one from now on."""
+
+    estimator: Estimator
     by: str = "timeline"
 
 
@@ -55,15 +62,19 @@ class Mark(NamedTuple):
     text: str
 
 
-Action = Request | Cancel | SwitchPolicy | ChangeTenant | Fault | Mark  # a Request arrives
+Action = Request | Cancel | SwitchPolicy | SwitchEstimator | ChangeTenant | Fault | Mark  # a Request arrives
 
 # At the same instant the timeline goes first, then cancels, then arrivals.
 _TIMELINE, _CANCEL, _ARRIVAL = 0, 1, 2
-_Entry = tuple[float, int, int, Any]  # (when, rank, sequence number, TimelineItem | request id | Source)
+# (when, rank, sequence number, TimelineItem | SwitchEstimator | request id | Source)
+_Entry = tuple[float, int, int, Any]
 
 
 class Workload:
-    """The load of one scenario from ``start_s`` on. Same scenario and seed, same requests."""
+    """The load of one scenario from ``start_s`` on. Same scenario and seed, same requests.
+
+    ``estimator`` makes those that the timeline switches to: here and now, so that none fails in mid-run.
+    """
 
     def __init__(
         self,
@@ -73,6 +84,7 @@ class Workload:
         start_s: float = 0.0,
         prefix: str = "",
         count_tokens: Callable[[str], int] | None = None,
+        estimator: Callable[[EstimatorOptions], Estimator] | None = None,
     ) -> None:
         self._prefix = prefix
         self._numbers = count()
@@ -93,7 +105,11 @@ class Workload:
         self._to_come: dict[int, Stream] = {}  # streams that wait for another's end or for a drain
         self.total_s: float | None = _total_s(scenario)
         for item in scenario.timeline:
-            heappush(self._heap, (start_s + item.at_s, _TIMELINE, next(self._sequence), item))
+            what: TimelineItem | SwitchEstimator = item
+            if item.estimator is not None:
+                assert estimator is not None
+                what = SwitchEstimator(estimator(item.estimator))
+            heappush(self._heap, (start_s + item.at_s, _TIMELINE, next(self._sequence), what))
         for place, stream in enumerate(self._streams):
             if stream.after is None:
                 self._start(place, stream, start_s)
@@ -226,8 +242,10 @@ class Workload:
                 self._start_followers(now)
                 return
 
-    def _apply(self, item: TimelineItem, now: float) -> Iterator[Action]:
-        if item.policy is not None:
+    def _apply(self, item: TimelineItem | SwitchEstimator, now: float) -> Iterator[Action]:
+        if isinstance(item, SwitchEstimator):
+            yield item
+        elif item.policy is not None:
             yield SwitchPolicy(item.policy)
         elif item.burst is not None:
             self.burst(item.burst.tenant, item.burst.rate, item.burst.for_s, now)

@@ -16,7 +16,15 @@ from scheduler.core.events import Emit, Event, Kind
 from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import ENDED, Outcome, Request
-from scheduler.load.workload import Action, Cancel, ChangeTenant, Fault, Mark, SwitchPolicy
+from scheduler.load.workload import (
+    Action,
+    Cancel,
+    ChangeTenant,
+    Fault,
+    Mark,
+    SwitchEstimator,
+    SwitchPolicy,
+)
 from scheduler.twin.answer import answer
 from scheduler.twin.gpu import Gpu
 
@@ -148,17 +156,9 @@ class Simulation:
             case Cancel(request_id):
                 self._cancel(request_id, now)
             case SwitchPolicy(spec, by):
-                started = time.perf_counter()
-                source = scheduler.policy.describe()
-                scheduler.begin_swap(policy_from(spec), now, by=by)
-                scheduler.swap_step(now, max_items=1 << 62)
-                scheduler.waiting.retire(1 << 62)
-                took_ms = (time.perf_counter() - started) * 1e3
-                record = scheduler.swaps[-1]
-                switch = {"at_s": now, "from": source, "to": record.target, "queued": record.queued}
-                self.switches.append({**switch, "took_ms": took_ms, "by": record.by})
-                # By the run's own time it took none, and the log of one seed is always the same.
-                self._tell(now, Kind.SWITCHED, {**switch, "took_ms": 0.0, "by": record.by})
+                self._swap(lambda: scheduler.begin_swap(policy_from(spec), now, by=by), now)
+            case SwitchEstimator(estimator, by):
+                self._swap(lambda: scheduler.set_estimator(estimator, now, by=by), now)
             case ChangeTenant(name, weight, limits):
                 tenant = scheduler.books.tenant(name).config.changed(weight, limits)
                 scheduler.set_tenant(tenant, now, by="timeline")
@@ -168,6 +168,20 @@ class Simulation:
                 self._tell(now, Kind.SCENARIO, {"what": text})
             case _:
                 raise TypeError(f"the workload gave {action!r}")
+
+    def _swap(self, begin: Callable[[], object], now: float) -> None:
+        """Carried out at once."""
+        scheduler, started = self.scheduler, time.perf_counter()
+        source = scheduler.policy.describe()
+        begin()
+        scheduler.swap_step(now, max_items=1 << 62)
+        scheduler.waiting.retire(1 << 62)
+        took_ms = (time.perf_counter() - started) * 1e3
+        record = scheduler.swaps[-1]
+        switch = {"at_s": now, "from": source, "to": record.target, "queued": record.queued}
+        self.switches.append({**switch, "took_ms": took_ms, "by": record.by})
+        # By the run's own time it took none, and the log of one seed is always the same.
+        self._tell(now, Kind.SWITCHED, {**switch, "took_ms": 0.0, "by": record.by})
 
     def _cancel(self, request_id: str, now: float) -> None:
         request = self.scheduler.get(request_id)
