@@ -255,11 +255,11 @@ guard: {worse_than_predicted: 25%}
 tenants: [{name: acme, tier: premium}, {name: lab, tier: batch}]
 load: [{tenant: {acme: 1, lab: 1}, arrivals: {poisson: 9}, for: 220s}]
 timeline:
-  - {at: 100s, policy: fair+two-class}
+  - {at: 100s, policy: sjf}
 """
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [0, 2])
 def test_a_switch_that_does_as_predicted_stays(tmp_path: Path, seed: int) -> None:
     """Although those who end first have waited longer than anybody is to wait later."""
     document = steered(tmp_path, PROMISED, seed)
@@ -283,7 +283,7 @@ def test_a_switch_that_does_worse_than_predicted_is_soon_undone(tmp_path: Path, 
 
 
 def test_of_two_switches_at_one_instant_the_second_starts_from_the_first(tmp_path: Path) -> None:
-    twice = PROMISED + "  - {at: 100s, policy: sjf}\n"
+    twice = PROMISED + "  - {at: 100s, policy: fair}\n"
     document = steered(tmp_path, twice)
     pairs = [[(each["from"], each["to"]) for each in document[part]] for part in ("switches", "predictions")]
     assert pairs[0] == pairs[1]
