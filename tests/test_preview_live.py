@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from math import inf
+from math import ceil, inf
 from pathlib import Path
 
 import psutil
@@ -16,7 +16,7 @@ import pytest
 from gateway_kit import serving
 from test_preview import picture
 
-from scheduler.core.guard import Figures
+from scheduler.core.guard import CHECK_S, Figures
 from scheduler.core.policies import POLICIES, policy_from
 from scheduler.gateway.remote import RemoteFeed
 from scheduler.live.feed import LocalFeed
@@ -170,6 +170,9 @@ async def test_predicted_beside_observed_after_a_switch(tmp_path: Path) -> None:
         (found,) = run.previewer.document(run.clock.now())
         assert found["observed_s"] == pytest.approx(found["horizon_s"], abs=1.0)
         assert found["predicted"]["e2e.p50"] < found["stay"]["e2e.p50"]
+        latest = run.previewer._predictions.latest
+        assert latest is not None
+        assert len(latest.course) == ceil(found["horizon_s"] / CHECK_S) - 1, "for the guard to go by"
 
 
 async def test_a_switch_that_cannot_be_predicted_ends_the_span_of_the_one_before(
