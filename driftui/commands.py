@@ -61,6 +61,7 @@ _LABELS = {
 COMMANDS: tuple[Command, ...] = (
     Command("p", "policy", "policy", "Switch the policy; the queue is kept.", "main", "policy", True),
     Command("u", "undo", "undo", "Back to the policy before the last switch.", "main", "undo", True),
+    Command("e", "estimator", "estimator", "Switch how lengths are estimated.", "main", "estimator"),
     Command("s", "inject", "inject", "Inject a scenario, or a burst of one tenant.", "main", "inject", True),
     Command("space", "freeze", "freeze", "Freeze the display; the run goes on.", "main", "freeze", True),
     Command("P", "pause", "pause", "Pause or resume dispatch; what runs goes on.", "main", "pause", True),
@@ -88,6 +89,8 @@ COMMANDS: tuple[Command, ...] = (
     Command("slash", "policy_type", "type", "Type one, such as two-class q=0.4.", "policy", "type"),
     Command("u", "policy_undo", "undo last switch", "Back to the policy before.", "policy", "undo"),
     Command("escape", "policy_cancel", "cancel", "Leave the policy as it is.", "policy", "dismiss"),
+    Command("enter", "estimator_apply", "apply", "Switch to the one under the cursor.", "estimator", "apply"),
+    Command("escape", "estimator_cancel", "cancel", "Leave it as it is.", "estimator", "dismiss"),
     Command("enter", "inject_apply", "inject", "Inject the scenario, or send the burst.", "inject", "apply"),
     Command("escape", "inject_cancel", "cancel", "Inject nothing.", "inject", "dismiss"),
     Command("enter", "tenant_apply", "apply", "Set weight and limits as written.", "tenant", "apply"),
@@ -106,7 +109,7 @@ COMMANDS: tuple[Command, ...] = (
 
 
 # A recorded run is watched as a live one is, but for what would change it.
-_LIVE_ONLY = frozenset({"policy", "undo", "inject", "freeze", "pause"})
+_LIVE_ONLY = frozenset({"policy", "undo", "estimator", "inject", "freeze", "pause"})
 
 
 def on_screen(where: str) -> tuple[Command, ...]:

@@ -151,6 +151,7 @@ class FakeFeed:
             recorded_bytes=int(17_500 * self.now),
             loop_lag_p99_ms=1.4,
             health=Health(cpu_share=0.41, memory_share=0.38, steal_share=0.0, pressure_some=0.06),
+            estimator="tenant (mean)",
         )
         return replace(view, **self.changes)
 
@@ -212,6 +213,10 @@ class FakeFeed:
         if not self.policies_before:
             raise CommandError("nothing to undo: the policy has not been switched in this run")
         self.policy, self.since = self.policies_before.pop(), self.now
+
+    def switch_estimator(self, kind: str, by: str = "operator") -> None:
+        self._called("switch_estimator", kind)
+        self.notice("policy", f"estimator {kind} by {by}", marker=True)
 
     def inject(self, scenario: str, by: str = "operator") -> None:
         self._called("inject", scenario)

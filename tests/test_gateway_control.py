@@ -225,6 +225,8 @@ async def test_attached_a_run_looks_and_is_steered_as_at_home(served: Served) ->
         feed.switch_policy("sjf", by="dana")
         await until(lambda: feed.view().snapshot.policy == "sjf")
         assert any("dana" in notice.text for notice in feed.notices())
+        feed.switch_estimator("learned")
+        await until(lambda: feed.view().estimator == "learned")
         feed.undo_policy()
         feed.pause()
         await until(lambda: feed.view().snapshot.paused and feed.view().snapshot.policy == "fifo")

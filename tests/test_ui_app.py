@@ -296,6 +296,18 @@ async def test_a_refusal_is_shown_and_keeps_the_dialog() -> None:
         assert "\x1b" not in text_of(app)
 
 
+@pytest.mark.parametrize("size", [(80, 24), (160, 48)])
+async def test_switching_the_estimator(size: tuple[int, int]) -> None:
+    async with running(size=size) as (app, pilot, feed):
+        await pilot.press("e")
+        await pilot.pause()
+        assert "Now: tenant (mean)." in text_of(app)
+        assert "were lately (median or" in text_of(app), "cut in a narrow list, but not below it"
+        await pilot.press("down", "enter")
+        assert feed.calls == [("switch_estimator", "learned")]
+        assert isinstance(app.screen, MainScreen)
+
+
 async def test_injecting_a_scenario() -> None:
     async with running() as (app, pilot, feed):
         await pilot.press("s", "down", "enter")

@@ -113,6 +113,7 @@ def test_a_recorded_run_cannot_be_changed(recording: Recording) -> None:
         feed.resume,
         feed.undo_policy,
         lambda: feed.switch_policy("sjf"),
+        lambda: feed.switch_estimator("learned"),
         lambda: feed.inject("demo"),
         lambda: feed.burst("a", 1, 1),
         lambda: feed.set_tenant("a", weight=2),
@@ -122,7 +123,7 @@ def test_a_recorded_run_cannot_be_changed(recording: Recording) -> None:
         with pytest.raises(CommandError, match="watched, not changed"):
             verb()
     actions = {command.action for command in on_screen("replay")}
-    assert not actions & {"policy", "undo", "inject", "pause", "freeze"}
+    assert not actions & {"policy", "undo", "estimator", "inject", "pause", "freeze"}
     assert actions >= {"play", "seek(-10)", "seek(10)", "tenant", "help", "app.quit"}
 
 

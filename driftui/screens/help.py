@@ -11,6 +11,7 @@ _HEADINGS = {
     "main": "Main screen",
     "replay": "Recorded run (driftsched replay)",
     "policy": "Policy switcher",
+    "estimator": "Estimator switcher",
     "inject": "Injector",
     "tenant": "Tenant",
     "quit": "Leaving",

@@ -14,6 +14,7 @@ from textual.widgets import Input
 from driftui import figures, layout, palette
 from driftui.commands import bindings
 from driftui.screens.dialog import field
+from driftui.screens.estimator import EstimatorScreen
 from driftui.screens.help import HelpScreen
 from driftui.screens.inject import InjectScreen
 from driftui.screens.policy import PolicyScreen
@@ -184,6 +185,9 @@ class MainScreen(Screen[None]):
 
     def action_undo(self) -> None:
         self.drift.ask(self.drift.feed.undo_policy)
+
+    def action_estimator(self) -> None:
+        self.app.push_screen(EstimatorScreen())
 
     def action_inject(self) -> None:
         self.app.push_screen(InjectScreen(self.tenants.cursor))

@@ -197,6 +197,9 @@ class RemoteFeed:
     def undo_policy(self, by: str = "operator") -> None:
         self._send("POST", "/control/policy/undo", by=by)
 
+    def switch_estimator(self, kind: str, by: str = "operator") -> None:
+        self._send("PUT", "/control/estimator", estimator=kind, by=by)
+
     def inject(self, scenario: str, by: str = "operator") -> None:
         if scenario not in self._scenarios:
             raise CommandError(f"the server has {', '.join(self._scenarios)}; files stay where they are")

@@ -49,6 +49,7 @@ class LocalFeed:
             recorded_bytes=recorder.written_bytes if recorder else 0,
             loop_lag_p99_ms=run.lag.recent_p99_ms(),
             health=run.health,
+            estimator=run.scheduler.estimator.name,
         )
 
     def notices(self, after: int = 0) -> Sequence[Notice]:

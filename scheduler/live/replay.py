@@ -131,6 +131,9 @@ class ReplayFeed:
     def undo_policy(self, by: str = "operator") -> None:
         self._refuse()
 
+    def switch_estimator(self, kind: str, by: str = "operator") -> None:
+        self._refuse()
+
     def inject(self, scenario: str, by: str = "operator") -> None:
         self._refuse()
 

@@ -47,6 +47,7 @@ class View:
     loop_lag_p99_ms: float  # NaN where nothing was measured
     health: Health
     replay: str = ""  # of a recorded run: playing, held or over
+    estimator: str = ""  # its kind, and options if it has any: "learned", "tenant (mean)"; "" when unknown
 
 
 class Notice(NamedTuple):
@@ -117,6 +118,9 @@ class Feed(Protocol):
 
     def undo_policy(self, by: str = "operator") -> None:
         """Back to the policy before the last switch. Raises CommandError when there is none."""
+
+    def switch_estimator(self, kind: str, by: str = "operator") -> None:
+        """To one of ``LIVE_ESTIMATORS``. Raises CommandError."""
 
     def inject(self, scenario: str, by: str = "operator") -> None:
         """Add the load of a scenario file (path or shipped name) from now on. Raises CommandError."""
