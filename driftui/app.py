@@ -16,7 +16,7 @@ from textual.driver import Driver
 
 from driftui.clean import clean
 from driftui.commands import Command, DriftCommands
-from driftui.feed import History
+from driftui.history import History
 from driftui.palette import THEME
 from driftui.screens.main import MainScreen
 from driftui.screens.quit import QuitScreen

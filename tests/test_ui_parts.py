@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from driftui import figures, layout
 from driftui.clean import clean, pad
 from driftui.commands import COMMANDS, on_screen
-from driftui.feed import MAX_TENANTS, Grid, History
+from driftui.history import MAX_TENANTS, Grid, History
 from driftui.screens.help import help_text
 from driftui.screens.parse import FieldError, bound, positive, seconds_bound
 from driftui.screens.tenant import facts

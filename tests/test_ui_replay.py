@@ -13,7 +13,7 @@ from textual.pilot import Pilot
 
 from driftui.app import DriftApp
 from driftui.commands import on_screen
-from driftui.feed import Grid
+from driftui.history import Grid
 from driftui.screens.replay import ReplayScreen
 from scheduler.cli import main
 from scheduler.live.replay import FASTEST, ReplayFeed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from driftui.commands import bindings
-from driftui.feed import History
+from driftui.history import History
 from driftui.screens.main import WINDOWS_S, MainScreen
 from scheduler.live.replay import ReplayFeed
 

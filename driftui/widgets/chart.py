@@ -13,7 +13,7 @@ from textual import events
 
 from driftui import figures, palette
 from driftui.clean import clean
-from driftui.feed import Floats, Grid, History
+from driftui.history import Floats, Grid, History
 from driftui.palette import ink
 from driftui.widgets.canvas import Panel
 from driftui.widgets.raster import GROUND, MARKER, Raster, scale

@@ -9,7 +9,7 @@ from math import inf, isfinite, isnan
 
 from driftui import figures, palette
 from driftui.clean import clean
-from driftui.feed import Floats
+from driftui.history import Floats
 from scheduler.core.types import Percentiles, TenantSnapshot
 
 Cell = tuple[str, str]  # text and colour

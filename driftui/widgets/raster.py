@@ -9,7 +9,7 @@ from math import floor, log10
 import numpy as np
 import numpy.typing as npt
 
-from driftui.feed import Floats, Ints
+from driftui.history import Floats, Ints
 
 _BRAILLE = 0x2800
 _BITS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # of a cell's left and right dots, from the top

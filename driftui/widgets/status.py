@@ -28,6 +28,8 @@ _BAR = " │ "
 
 
 class Part(NamedTuple):
+    """A piece of the status line in one style."""
+
     text: str
     colour: str = palette.FAINT
     bold: bool = False

@@ -11,7 +11,7 @@ from textual.message import Message
 
 from driftui import palette
 from driftui.clean import clean, fill, pad
-from driftui.feed import Grid, History
+from driftui.history import Grid, History
 from driftui.palette import ink
 from driftui.widgets.canvas import Panel
 from driftui.widgets.columns import (
