@@ -18,6 +18,8 @@ from typing import Any
 
 from textual.drivers.linux_driver import LinuxDriver
 
+from scheduler.live.output import engine_output_to
+
 _PENDING_WRITES = 64  # a frame is up to three writes; start-up makes about twenty at once
 _STOP_WAIT_S = 1.0  # how long a terminal may take to swallow the last writes
 
@@ -148,25 +150,14 @@ def own_terminal(log_path: Path) -> Iterator[None]:
     draws on ``sys.__stderr__`` and asks ``sys.__stdout__`` for the size: both become a copy of the tty
     meanwhile. At the end everything is as it was, and one line on stderr says where the log is.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-    log_fd = os.open(log_path, flags, 0o600)
-    os.fchmod(log_fd, 0o600)  # engines may log prompts; the file may have been there before
-    stdout_fd, stderr_fd = os.dup(1), os.dup(2)
-    before = (sys.__stdout__, sys.__stderr__)
-    tty = open(stderr_fd if os.isatty(stderr_fd) else stdout_fd, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    before = sys.__stdout__, sys.__stderr__
     try:
-        os.dup2(log_fd, 1)
-        os.dup2(log_fd, 2)
-        sys.__stdout__ = sys.__stderr__ = tty  # type: ignore[misc]
-        yield
+        with engine_output_to(log_path) as kept:
+            tty = kept.stderr if kept.stderr.isatty() else kept.stdout
+            sys.__stdout__ = sys.__stderr__ = tty  # type: ignore[misc,assignment]
+            try:
+                yield
+            finally:
+                sys.__stdout__, sys.__stderr__ = before  # type: ignore[misc]
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        sys.__stdout__, sys.__stderr__ = before  # type: ignore[misc]
-        os.dup2(stdout_fd, 1)
-        os.dup2(stderr_fd, 2)
-        for fd in (log_fd, stdout_fd, stderr_fd):
-            os.close(fd)
         print(f"log: {log_path}", file=sys.stderr)

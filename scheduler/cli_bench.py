@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scheduler.live.output import printable
+from scheduler.live.output import engine_output_to, log_path, printable
 
 if TYPE_CHECKING:
     from scheduler.bench.engine import Work
@@ -106,6 +108,13 @@ def _tell(line: str) -> None:
     print(printable(line), file=sys.stderr, flush=True)
 
 
+@contextmanager
+def _telling_beside_an_engine() -> Iterator[Callable[[str], None]]:
+    """The same while what engines print goes to a log."""
+    with engine_output_to(log_path()) as output:
+        yield lambda line: print(line, file=output.stderr, flush=True)
+
+
 def _bench_core(args: argparse.Namespace) -> int:
     from scheduler.bench.core import bench_core
 
@@ -114,13 +123,8 @@ def _bench_core(args: argparse.Namespace) -> int:
 
 def _bench_engine(args: argparse.Namespace) -> int:
     from scheduler.bench.engine import bench_engine
-    from scheduler.live.output import engine_output_to, log_path
 
-    with engine_output_to(log_path()) as output:
-
-        def tell(line: str) -> None:
-            print(line, file=output.stderr, flush=True)
-
+    with _telling_beside_an_engine() as tell:
         result = bench_engine(tell, model=args.model, work=_work(args), pairs=args.pairs)
     return _show(result, args)
 
@@ -135,15 +139,10 @@ def _bench_screen(args: argparse.Namespace) -> int:
 
 def _bench_twin(args: argparse.Namespace) -> int:
     from scheduler.bench.twin import Sizes, bench_twin
-    from scheduler.live.output import engine_output_to, log_path
 
     given = {name: getattr(args, name) for name in ("requests", "tokens", "concurrency", "repeats")}
     sizes = Sizes(**{name: value for name, value in given.items() if value is not None})
-    with engine_output_to(log_path()) as output:
-
-        def tell(line: str) -> None:
-            print(line, file=output.stderr, flush=True)
-
+    with _telling_beside_an_engine() as tell:
         result = bench_twin(tell, model=args.model, sizes=sizes, out=args.out)
     return _show(result, args)
 
@@ -180,13 +179,8 @@ def _bench_policies(args: argparse.Namespace) -> int:
 
 def _bench_gateway(args: argparse.Namespace) -> int:
     from scheduler.bench.gateway import bench_gateway
-    from scheduler.live.output import engine_output_to, log_path
 
-    with engine_output_to(log_path()) as output:
-
-        def tell(line: str) -> None:
-            print(line, file=output.stderr, flush=True)
-
+    with _telling_beside_an_engine() as tell:
         result = bench_gateway(tell, model=args.model, pairs=args.pairs)
     return _show(result, args)
 

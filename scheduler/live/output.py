@@ -34,7 +34,7 @@ def printable(text: str) -> str:
 
 @contextmanager
 def engine_output_to(path: Path) -> Iterator[Output]:
-    """vLLM, its children and their libraries print on 1 and 2 whatever they are told (FINDINGS: traps).
+    """vLLM, its children and their libraries print on 1 and 2 whatever they are told.
 
     To be entered before an engine spawns children, which inherit the log. The file is 0600: engines may log
     prompts.
