@@ -7,18 +7,16 @@ characters, and Textual passes them on to the terminal. Every string that somebo
 
 from __future__ import annotations
 
-from unicodedata import category
-
 from rich.cells import cell_len
 
-# Controls (ESC, OSC, C1), formats (bidi, zero width), surrogates, private use, unassigned, line separators.
-_UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+from scheduler.core.text import is_unsafe
+
 _REPLACEMENT = "�"
 _MARKS_PER_CELL = 3  # combining marks take no cells: without a bound a name could stack thousands
 
 
 def _is_safe(char: str) -> bool:
-    if category(char) in _UNSAFE:
+    if is_unsafe(char):
         return False
     # Variation selectors change how wide a terminal draws the character before them.
     return not ("\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scheduler.core.types import CATEGORIES, RUNTIME_CLASSES, Request
+from scheduler.core.types import CATEGORIES, RUNTIME_CLASSES, TIERS, Request
 from scheduler.load.scenario import Scenario, load_scenario
 from scheduler.load.schema import Dispatch, Policy
 from scheduler.load.stream import Lengths
@@ -82,7 +82,7 @@ def run_cell(cell: Cell, out: Path | None = None) -> dict[str, Any]:
         "p99_s": e2e["p99"],
         "tier_p50_s": {
             tier: six(np.array([_ended(r) - r.arrival_s for r in stress if r.tier == tier]))["p50"]
-            for tier in ("premium", "standard", "batch")
+            for tier in TIERS
         },
         "drain_s": max(map(_ended, stress)) - min(r.arrival_s for r in stress),
         "slot_use": slot_use(stress),

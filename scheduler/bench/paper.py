@@ -20,10 +20,10 @@ from typing import Any
 from scheduler.bench.experiment import Cell, run_cell
 from scheduler.bench.result import Claim, Result
 from scheduler.core.estimate import PaperEstimator
+from scheduler.core.policies import PAPER_POLICIES
 from scheduler.core.types import RUNTIME_CLASSES, TIERS, Outcome, Request
 from scheduler.engines.models import ModelError, load_counter, resolve
 
-POLICIES = ("fifo", "priority", "weighted", "sjf", "aging")
 DISPATCHES = ("static", "continuous")
 FLOORS = {"l4": "bandwidth-bound, 16 ms", "l4-eager": "eager, 24 ms"}
 LENGTHS = ("sat", "near", "mod", "short", "heavy")
@@ -61,7 +61,7 @@ def bench_paper(
     matrix = [
         Cell(dispatch, policy, counter, calibrate, seed, faithful, scale=scale)
         for seed, dispatch, policy, counter, calibrate in product(
-            range(seeds), DISPATCHES, POLICIES, counters, (True, False)
+            range(seeds), DISPATCHES, PAPER_POLICIES, counters, (True, False)
         )
     ]
     grid = [
@@ -93,15 +93,12 @@ def _run_all(cells: Sequence[Cell], out: Path | None, progress: Progress, proces
     def folder(cell: Cell) -> Path | None:
         return out if cell.seed == 0 and (cell.gpu, cell.lengths) == ("l4", "near") else None
 
-    found: Found = {}
     if processes == 0:
-        results: Iterator[dict[str, Any]] = map(run_cell, cells, map(folder, cells))
-        return _collect(cells, results, progress)
+        return _collect(cells, map(run_cell, cells, map(folder, cells)), progress)
     # Spawned: a forked child would inherit whatever threads and event loops are here.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=context) as pool:
-        found = _collect(cells, pool.map(run_cell, cells, map(folder, cells), chunksize=4), progress)
-    return found
+        return _collect(cells, pool.map(run_cell, cells, map(folder, cells), chunksize=4), progress)
 
 
 def _collect(cells: Sequence[Cell], results: Iterable[dict[str, Any]], progress: Progress) -> Found:
@@ -138,7 +135,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def _latency_rows(found: Found, counters: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for dispatch, counter, calibrate, policy in product(DISPATCHES, counters, (True, False), POLICIES):
+    for dispatch, counter, calibrate, policy in product(DISPATCHES, counters, (True, False), PAPER_POLICIES):
         same = partial(_select, found, dispatch=dispatch, counter=counter, calibrate=calibrate)
         runs, fifo = same(policy=policy), same(policy="fifo")
         yield {
@@ -157,7 +154,7 @@ def _latency_rows(found: Found, counters: Sequence[str]) -> Iterator[dict[str, A
 
 def _packing_rows(found: Found) -> Iterator[dict[str, Any]]:
     """Where the P99 comes from: batches of like lengths waste fewer slots, so the backlog drains sooner."""
-    for policy in POLICIES:
+    for policy in PAPER_POLICIES:
         main = partial(_select, found, counter="whitespace", calibrate=True)
         static, fifo = main(policy=policy, dispatch="static"), main(policy="fifo", dispatch="static")
         moving = main(policy=policy, dispatch="continuous")
@@ -286,7 +283,7 @@ def _claims(found: Found, counters: Sequence[str], feedback_us: float) -> Iterat
     for id_, key, paper in (("mae_cut", "mae", -38.8), ("rmse_cut", "rmse", -40.5)):
         cuts = [
             change
-            for dispatch, counter, policy in product(DISPATCHES, counters, POLICIES)
+            for dispatch, counter, policy in product(DISPATCHES, counters, PAPER_POLICIES)
             for change in _changes(
                 _select(found, dispatch=dispatch, counter=counter, policy=policy, calibrate=True),
                 _select(found, dispatch=dispatch, counter=counter, policy=policy, calibrate=False),
@@ -300,10 +297,10 @@ def _claims(found: Found, counters: Sequence[str], feedback_us: float) -> Iterat
         shown = ", ".join(f"{lengths} {cut:.0f}" for lengths, cut in by_lengths.items())
         needs = f"answers that are off the base by a constant factor; by length profile: {shown} %"
         yield near(id_, paper, median(cuts), 5.0, f"{needs}; over {len(cuts)} pairs of runs {_spread(cuts)}")
-    on = {policy: main(policy=policy, calibrate=True) for policy in POLICIES}
-    off = {policy: main(policy=policy, calibrate=False) for policy in POLICIES}
-    by_policy = max(abs(median(_changes(on[policy], fifo, "p50_s"))) for policy in POLICIES)
-    by_feedback = max(abs(median(_changes(on[policy], off[policy], "p50_s"))) for policy in POLICIES)
+    on = {policy: main(policy=policy, calibrate=True) for policy in PAPER_POLICIES}
+    off = {policy: main(policy=policy, calibrate=False) for policy in PAPER_POLICIES}
+    by_policy = max(abs(median(_changes(on[policy], fifo, "p50_s"))) for policy in PAPER_POLICIES)
+    by_feedback = max(abs(median(_changes(on[policy], off[policy], "p50_s"))) for policy in PAPER_POLICIES)
     yield Claim(
         "policy_over_calibration",
         0.0,

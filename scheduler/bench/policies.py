@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from scheduler.bench.result import BadInput, Claim, Result
 from scheduler.bench.trial import Trial, figures, run_trial, scenario
 from scheduler.core.estimate import Oracle
-from scheduler.core.types import Request
+from scheduler.core.types import TIERS, Request
 from scheduler.load.schema import Scenario
 from scheduler.load.stream import Trace
 from scheduler.load.traces import TraceError, scan
@@ -144,14 +144,13 @@ def _claims(table: dict[tuple[str, str, str], dict[str, float]]) -> list[Claim]:
         at_most("full stack 128: P50 %", -80, change("continuous_128", "two-class", p50, static)),
         at_most("full stack 128: P99 %", -65, change("continuous_128", "two-class", p99, static)),
     ]
-    tiers = ("premium", "standard", "batch")
     for figure in (p50, p99):
-        premium, standard, batch = (table["burst", "fair+two-class", tier][figure] for tier in tiers)
+        premium, standard, batch = (table["burst", "fair+two-class", tier][figure] for tier in TIERS)
         closest = max(premium / standard, standard / batch)
         claims.append(Claim(f"burst: fair+two-class tiers in order, {figure}", 1, closest, closest < 1))
     for flooder in SHARE:
         calm, noisy = f"calm_{flooder}", f"noisy_{flooder}"
-        others = [tier for tier in tiers if tier != flooder]
+        others = [tier for tier in TIERS if tier != flooder]
         worst = max(
             table[noisy, "fair+two-class", tier][p99] / table[calm, "fair+two-class", tier][p99] - 1
             for tier in others

@@ -31,9 +31,24 @@ def gap_value(bucket: int) -> float:
     return GAP_FLOOR_S * exp((bucket + 0.5) * GAP_LOG_GROWTH)
 
 
+def gap_rank(counts: Mapping[int, int], share: float) -> float:
+    """Nearest rank, in seconds to 2.5 %, of gaps counted by bucket; NaN where there is none."""
+    wanted, seen = share * sum(counts.values()), 0
+    for bucket in sorted(counts):
+        seen += counts[bucket]
+        if seen >= wanted:
+            return gap_value(bucket)
+    return nan
+
+
+def rank_index(share: float, count: int) -> int:
+    """Where the nearest rank is among ``count`` values in ascending order."""
+    return max(0, ceil(share * count) - 1)
+
+
 def nearest_rank(ordered: Sequence[float], share: float) -> float:
     """The smallest value with at least ``share`` of ``ordered`` (ascending) at or below it."""
-    return ordered[max(0, ceil(share * len(ordered)) - 1)]
+    return ordered[rank_index(share, len(ordered))]
 
 
 def percentiles(values: Iterable[float]) -> Percentiles:
@@ -93,7 +108,7 @@ class Completion:
     covered: bool  # within its upper estimate
 
 
-BIAS_MEMORY = 50  # observations over which a converged bias moves less than BIAS_TOLERANCE
+CONVERGED_OVER = 50  # observations over which a converged bias moves less than BIAS_TOLERANCE
 BIAS_TOLERANCE = 0.02
 
 
@@ -107,7 +122,7 @@ class TenantWindow:
         self.tokens: deque[list[float]] = deque()  # [whole second, output tokens, tokens served]
         self.categories: dict[str, int] = {}  # observations by category, over the whole run
         self.bias = 1.0
-        self.biases: deque[float] = deque(maxlen=BIAS_MEMORY + 1)
+        self.biases: deque[float] = deque(maxlen=CONVERGED_OVER + 1)
 
     def forget(self, before_s: float) -> None:
         while self.completions and self.completions[0].at_s < before_s:
@@ -119,7 +134,7 @@ class TenantWindow:
 
     @property
     def converged(self) -> bool:
-        if len(self.biases) <= BIAS_MEMORY:
+        if len(self.biases) <= CONVERGED_OVER:
             return False
         return max(self.biases) - min(self.biases) < BIAS_TOLERANCE * self.bias
 

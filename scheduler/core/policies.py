@@ -6,15 +6,15 @@ then runs over it.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from scheduler.core.orderings import AgedSjf, Aging, Edf, Fifo, Packed, Priority, Sjf, ThreeClass, TwoClass
 from scheduler.core.policy import Policy
 from scheduler.core.sharing import Fair, Lottery, Sharing, StrictTiers, Weighted
+from scheduler.core.text import hint
 
-__all__ = ["INSIDE", "POLICIES", "SHARING", "Policy", "policy_from"]
+__all__ = ["INSIDE", "PAPER_POLICIES", "POLICIES", "SHARING", "Policy", "policy_from"]
 
 _ALONE: Mapping[str, type[Policy]] = {
     policy.kind: policy
@@ -28,6 +28,9 @@ INSIDE: Mapping[str, type[Policy]] = {
     ordering.kind: ordering for ordering in (Fifo, Sjf, TwoClass, ThreeClass, AgedSjf, Edf)
 }
 """Orderings that a sharing rule takes; without one it is ``fifo``."""
+
+PAPER_POLICIES = ("fifo", "priority", "weighted", "sjf", "aging")
+"""Those of the paper (arXiv 2606.02982)."""
 
 _SUGGESTED = ("fair+two-class", "fair+sjf", "priority+two-class")
 
@@ -75,10 +78,10 @@ def _kinds(name: object) -> tuple[type[Policy], ...]:
         rule, _, ordering = name.partition("+")
         if rule in SHARING and ordering in INSIDE:
             return (SHARING[rule], INSIDE[ordering])
-    near = difflib.get_close_matches(str(name), POLICIES, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
     combined = f"or one of {', '.join(SHARING)} + one of {', '.join(INSIDE)}"
-    raise ValueError(f"unknown policy {name!r}; allowed: {', '.join(_ALONE)}, {combined}{hint}")
+    raise ValueError(
+        f"unknown policy {name!r}; allowed: {', '.join(_ALONE)}, {combined}{hint(name, POLICIES)}"
+    )
 
 
 def _parse(text: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from scheduler.core.metrics import gap_bucket, gap_value, nearest_rank
+from scheduler.core.metrics import gap_bucket, gap_rank, nearest_rank
 from scheduler.live.view import Health
 
 Sample = Mapping[str, float | None]
@@ -32,12 +32,12 @@ class Machine:
         cpu = psutil.cpu_times_percent()
         memory = psutil.virtual_memory()
         return {
+            **self._read_gpu(),  # first: the paper's telemetry.csv has these alone
             "cpu_share": round(1 - cpu.idle / 100, 4),
             "steal_share": getattr(cpu, "steal", 0.0) / 100,
             "pressure_some": _pressure(),
             "memory_share": memory.percent / 100,
             "memory_used_bytes": float(memory.used),
-            **self._read_gpu(),
         }
 
     def _read_gpu(self) -> dict[str, float | None]:
@@ -177,9 +177,4 @@ class LoopLag:
 
     def _rank_s(self, share: float) -> float:
         """Nearest rank in the histogram; NaN before anything was measured."""
-        rank, below = share * self._counts.total(), 0
-        for bucket in sorted(self._counts):
-            below += self._counts[bucket]
-            if below >= rank:
-                return min(gap_value(bucket), self._max_s)
-        return nan
+        return min(gap_rank(self._counts, share), self._max_s)

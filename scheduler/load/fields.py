@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from unicodedata import category as unicode_category
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 from scheduler.core.durations import parse_duration
 from scheduler.core.estimate import BASE_TOKENS
 from scheduler.core.policies import policy_from
+from scheduler.core.text import is_unsafe
 from scheduler.load.yamlfile import did_you_mean
 from scheduler.twin.profile_file import load_profile, profiles
 
@@ -33,7 +33,7 @@ class Section(BaseModel):
 def _name(value: str) -> str:
     if not value.strip() or value != value.strip() or len(value) > 64:
         raise ValueError("must be 1 to 64 characters, with no space at the ends")
-    if any(unicode_category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") for char in value):
+    if any(map(is_unsafe, value)):
         raise ValueError(
             "holds a control or invisible character; letters, digits and punctuation are allowed"
         )

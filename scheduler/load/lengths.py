@@ -12,6 +12,8 @@ from functools import cache
 from math import exp
 from statistics import NormalDist
 
+from scheduler.core.types import CATEGORIES
+
 LogNormal = tuple[float, float]
 """Median in tokens, and sigma: the standard deviation of the logarithm."""
 
@@ -20,8 +22,7 @@ QUANTILES = 4096  # a distribution as that many equally likely values: one look-
 
 
 def _profile(sigma: float, *medians: float) -> Mapping[str, LogNormal]:
-    names = ("short_qa", "summary", "technical", "report")
-    return {name: (median, sigma) for name, median in zip(names, medians, strict=True)}
+    return {name: (median, sigma) for name, median in zip(CATEGORIES, medians, strict=True)}
 
 
 PROFILES: Mapping[str, Mapping[str, LogNormal]] = {

@@ -7,7 +7,6 @@ says so. Every problem of a file is reported, not only the first.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+
+from scheduler.core.text import hint
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 20_000  # after aliases are expanded
@@ -48,9 +49,7 @@ class ScenarioError(ValueError):
 def did_you_mean(word: object, allowed: Iterable[str]) -> str:
     """The tail of a message: what is allowed, and the nearest of it."""
     names = list(allowed)
-    near = difflib.get_close_matches(str(word), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"allowed: {', '.join(names) or 'nothing'}{hint}"
+    return f"allowed: {', '.join(names) or 'nothing'}{hint(word, names)}"
 
 
 def dotted(loc: Sequence[str | int]) -> str:

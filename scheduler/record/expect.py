@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from scheduler.core.admission import REASONS
 from scheduler.core.durations import parse_duration
+from scheduler.core.text import hint
 from scheduler.core.types import Limits, Slo
 
 Value = float | str | bool | None
@@ -66,11 +66,8 @@ def parse_expect(text: str, paths: Mapping[str, object] | None = None) -> Expect
     if paths is not None and not path.startswith(_OPEN):
         known = re.sub(r"^switches\.\d+\.", "switches.0.", path)
         if known not in paths:
-            near = difflib.get_close_matches(path, paths, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"no run has the path {path[:80]!r}, allowed are the numbers and words of run.json{hint}"
-            )
+            allowed = f"allowed are the numbers and words of run.json{hint(path, paths)}"
+            raise ValueError(f"no run has the path {path[:80]!r}, {allowed}")
         if not _comparable(paths[known], value):
             raise ValueError(
                 f"{path} is {_KINDS[type(paths[known])]}, it cannot be compared with {match[3][:60]!r}"

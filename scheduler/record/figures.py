@@ -7,7 +7,6 @@ reads in light and dark; on files of their own they are black on white.
 from __future__ import annotations
 
 import io
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from scheduler.core.policies import PAPER_POLICIES
+from scheduler.core.text import is_unsafe
 from scheduler.core.types import CATEGORIES, RUNTIME_CLASSES, TIERS
 from scheduler.record.folders import RunFolder
 
@@ -38,7 +39,7 @@ _STYLE: Any = {  # Any: matplotlib types the keys as literals
 
 
 @dataclass(frozen=True)
-class Picture:
+class ReportFigure:
     """One figure, its caption, and the runs it was drawn from."""
 
     id: str
@@ -65,7 +66,7 @@ class Picture:
         return data.getvalue()
 
 
-def pictures(runs: Sequence[RunFolder]) -> Iterator[Picture]:
+def pictures(runs: Sequence[RunFolder]) -> Iterator[ReportFigure]:
     """Every figure that these runs have the data for."""
     with matplotlib.rc_context(_STYLE):
         counters = sorted({run.counter for run in runs}, reverse=True)
@@ -97,7 +98,7 @@ def pictures(runs: Sequence[RunFolder]) -> Iterator[Picture]:
 
 def plain(text: str) -> str:
     """A name from outside as a figure may show it: no control characters, no markup, not endless."""
-    shown = "".join(c if unicodedata.category(c)[0] != "C" and c not in "\u2028\u2029" else "?" for c in text)
+    shown = "".join("?" if is_unsafe(char) else char for char in text)
     return shown[:40]
 
 
@@ -111,11 +112,10 @@ def _one_per_policy(runs: Sequence[RunFolder]) -> list[RunFolder]:
         if run.rows:
             (static if run.static else continuous).setdefault(run.policy, run)
     first = continuous if len(continuous) > len(static) else static
-    order = ("fifo", "priority", "weighted", "sjf", "aging")
 
     def place(run: RunFolder) -> tuple[int, str]:
         name = run.policy.split(" ")[0]
-        return (order.index(name) if name in order else len(order), run.policy)
+        return (PAPER_POLICIES.index(name) if name in PAPER_POLICIES else len(PAPER_POLICIES), run.policy)
 
     return sorted(first.values(), key=place)
 
@@ -159,7 +159,7 @@ def _learned(run: RunFolder) -> str:
     return "calibrated" if run.calibrated else "not calibrated"
 
 
-def _misclassified(runs: Sequence[RunFolder]) -> Iterator[Picture]:
+def _misclassified(runs: Sequence[RunFolder]) -> Iterator[ReportFigure]:
     shown = _pair(runs)
     if not shown:
         return
@@ -187,10 +187,10 @@ def _misclassified(runs: Sequence[RunFolder]) -> Iterator[Picture]:
         f"Requests by runtime class. The worst guess of the first run: a {worst.category} request put at "
         f"{worst.estimated:.0f} tokens ({guess}) that took {worst.actual} ({truth})."
     )
-    yield Picture("2-classes", "Figure 2: misclassification", caption, figure, _names(shown))
+    yield ReportFigure("2-classes", "Figure 2: misclassification", caption, figure, _names(shown))
 
 
-def _categories(number: int, counter: str, runs: Sequence[RunFolder]) -> Iterator[Picture]:
+def _categories(number: int, counter: str, runs: Sequence[RunFolder]) -> Iterator[ReportFigure]:
     shown = _pair(runs)
     if not shown:
         return
@@ -213,12 +213,12 @@ def _categories(number: int, counter: str, runs: Sequence[RunFolder]) -> Iterato
     axes[-1].legend(loc="lower left", bbox_to_anchor=(1.0, 0.0))
     title = f"Figure {number}: semantic category against runtime class, {counter} counter"
     caption = "Runtime class by the estimated total budget (at most 128 tokens is short, 512 medium)."
-    yield Picture(f"{number}-categories-{counter}", title, caption, figure, _names(shown))
+    yield ReportFigure(f"{number}-categories-{counter}", title, caption, figure, _names(shown))
 
 
 def _by_policy(
     id_: str, title: str, caption: str, runs: Sequence[RunFolder], draw: Callable[[Axes, RunFolder], None]
-) -> Iterator[Picture]:
+) -> Iterator[ReportFigure]:
     shown = _one_per_policy(runs)
     if not shown:
         return
@@ -235,7 +235,7 @@ def _by_policy(
     figure.legend(
         handles, labels, loc="outside lower center", ncols=min(6, max(1, len(labels))), markerscale=3
     )
-    yield Picture(id_, title, caption, figure, _names(shown))
+    yield ReportFigure(id_, title, caption, figure, _names(shown))
 
 
 def _bias(ax: Axes, run: RunFolder) -> None:
@@ -263,7 +263,7 @@ def _queues(ax: Axes, run: RunFolder) -> None:
     ax.set_ylabel("requests waiting")
 
 
-def _latency(runs: Sequence[RunFolder]) -> Iterator[Picture]:
+def _latency(runs: Sequence[RunFolder]) -> Iterator[ReportFigure]:
     regimes = [
         (title, _one_per_policy(mine))
         for title, mine in (
@@ -298,7 +298,7 @@ def _latency(runs: Sequence[RunFolder]) -> Iterator[Picture]:
     figure.legend(handles, labels, loc="outside lower center", ncols=6)
     used = [run for _, mine in regimes for run in mine]
     caption = "Median as a bar, P99 as a dash, over the whole run, for all requests and by tier."
-    yield Picture("9-latency", "Figure 9: end-to-end latency by policy", caption, figure, _names(used))
+    yield ReportFigure("9-latency", "Figure 9: end-to-end latency by policy", caption, figure, _names(used))
 
 
 def _e2e(run: RunFolder, tier: str | None) -> dict[str, float]:
@@ -307,7 +307,7 @@ def _e2e(run: RunFolder, tier: str | None) -> dict[str, float]:
     return {key: (figures["e2e"][key] if figures else None) or 0.0 for key in ("p50", "p99")}
 
 
-def _budgets(number: int, counter: str, runs: Sequence[RunFolder]) -> Iterator[Picture]:
+def _budgets(number: int, counter: str, runs: Sequence[RunFolder]) -> Iterator[ReportFigure]:
     shown = _pair(runs)
     if not shown:
         return
@@ -336,10 +336,10 @@ def _budgets(number: int, counter: str, runs: Sequence[RunFolder]) -> Iterator[P
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=3)
     title = f"Figure {number}: estimated budget against observed length, {counter} counter"
     caption = "One dot per request, on the dotted line where the estimate was right; max_tokens cuts the top."
-    yield Picture(f"{number}-budget-{counter}", title, caption, figure, _names(shown))
+    yield ReportFigure(f"{number}-budget-{counter}", title, caption, figure, _names(shown))
 
 
-def _engine_time(runs: Sequence[RunFolder]) -> Iterator[Picture]:
+def _engine_time(runs: Sequence[RunFolder]) -> Iterator[ReportFigure]:
     shown = _one_per_policy(runs)
     if not shown:
         return
@@ -360,4 +360,4 @@ def _engine_time(runs: Sequence[RunFolder]) -> Iterator[Picture]:
     _name_below(ax, range(1, len(shown) + 1), shown)
     ax.set_ylabel("on the engine, s")
     caption = "Dispatch to the end: box from P25 to P75, whiskers from P1 to P99."
-    yield Picture("12-engine", "Figure 12: time on the engine by policy", caption, figure, _names(shown))
+    yield ReportFigure("12-engine", "Figure 12: time on the engine by policy", caption, figure, _names(shown))

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from scheduler.record.figures import Picture, pictures, plain
+from scheduler.record.figures import ReportFigure, pictures, plain
 from scheduler.record.folders import RunFolder, read_folders
 
 
@@ -29,7 +29,7 @@ def write_report(folders: Sequence[Path], out: Path, figures: Path | None = None
     return len(drawn)
 
 
-def page(runs: Sequence[RunFolder], drawn: Sequence[Picture]) -> str:
+def page(runs: Sequence[RunFolder], drawn: Sequence[ReportFigure]) -> str:
     """The whole document."""
     by_name = {run.name: run for run in runs}
     sections = "".join(_section(picture, by_name) for picture in drawn)
@@ -56,7 +56,7 @@ def _long(text: str) -> str:
     return "\n".join("".join(map(plain, line)) for line in text.split("\n"))
 
 
-def _section(picture: Picture, runs: dict[str, RunFolder]) -> str:
+def _section(picture: ReportFigure, runs: dict[str, RunFolder]) -> str:
     commands = "\n".join(dict.fromkeys(reproduce(runs[name]) for name in picture.runs))
     sources = ", ".join(picture.runs)
     return (

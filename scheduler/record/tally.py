@@ -7,7 +7,7 @@ as much again while their figures are made.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import ceil, inf, nan, sqrt
+from math import inf, nan, sqrt
 from struct import Struct
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.books import TenantBooks
-from scheduler.core.metrics import gap_value, jain
+from scheduler.core.metrics import gap_rank, gap_value, jain, rank_index
 from scheduler.core.types import (
     CATEGORIES,
     FINISHED,
@@ -126,7 +126,7 @@ class Tally:
         }
 
     def figures(self, books: Mapping[str, TenantBooks], now: float) -> dict[str, Any]:
-        """The part of run.json that is about requests (DESIGN: "Command line")."""
+        """The part of run.json that is about requests (docs/run-folder.md)."""
         column = self._columns()
         duration_s = self.last_end_s
         output = float(column["output_tokens"].sum())
@@ -197,14 +197,12 @@ def six(values: Column) -> dict[str, float]:
     if not len(ordered):
         return dict.fromkeys(("p50", "p90", "p95", "p99", "mean", "max"), nan)
 
-    def rank(share: float) -> float:
-        return float(ordered[max(0, ceil(share * len(ordered)) - 1)])
-
+    n = len(ordered)
     return {
-        "p50": rank(0.50),
-        "p90": rank(0.90),
-        "p95": rank(0.95),
-        "p99": rank(0.99),
+        "p50": float(ordered[rank_index(0.50, n)]),
+        "p90": float(ordered[rank_index(0.90, n)]),
+        "p95": float(ordered[rank_index(0.95, n)]),
+        "p99": float(ordered[rank_index(0.99, n)]),
         "mean": float(ordered.mean()),
         "max": float(ordered[-1]),
     }
@@ -215,23 +213,13 @@ def _gap_six(gaps: Mapping[int, int], total_s: float) -> dict[str, float]:
     count = sum(gaps.values())
     if not count:
         return dict.fromkeys(("p50", "p90", "p95", "p99", "mean", "max"), nan)
-    buckets = sorted(gaps)
-
-    def rank(share: float) -> float:
-        wanted, seen = max(1, ceil(share * count)), 0
-        for bucket in buckets:
-            seen += gaps[bucket]
-            if seen >= wanted:
-                return gap_value(bucket)
-        raise AssertionError("unreachable: the shares add up to one")
-
     return {
-        "p50": rank(0.50),
-        "p90": rank(0.90),
-        "p95": rank(0.95),
-        "p99": rank(0.99),
+        "p50": gap_rank(gaps, 0.50),
+        "p90": gap_rank(gaps, 0.90),
+        "p95": gap_rank(gaps, 0.95),
+        "p99": gap_rank(gaps, 0.99),
         "mean": total_s / count,
-        "max": gap_value(buckets[-1]),
+        "max": gap_value(max(gaps)),
     }
 
 
