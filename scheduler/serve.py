@@ -102,7 +102,7 @@ async def _serve(
 async def serve_until(
     stopping: asyncio.Event, run: LiveRun, gateway: Gateway, say: Callable[[str], None]
 ) -> None:
-    """Start the engine, serve, and stop in DESIGN's order whatever happens in between."""
+    """Start the engine and serve; in the end, whatever happened: drain, stop the engine, close."""
     starting = asyncio.create_task(_start(run, gateway, say))
     given_up = asyncio.create_task(stopping.wait())
     try:

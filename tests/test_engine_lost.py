@@ -36,7 +36,7 @@ def test_what_a_lost_engine_ran_is_tried_once_more() -> None:
     assert ids(dispatch_all(scheduler, 9.0)) == ["00", "01"]
     scheduler.on_first_token("00", 10.0)
     complete(scheduler, requests[0], 11.0)
-    assert requests[0].retried
+    assert requests[0].attempts == 2
     assert requests[0].dispatched_s == 3.0, "queue wait ends at the first dispatch"
     assert requests[0].first_token_s == 10.0
     assert log.kinds("00") == [

@@ -234,8 +234,3 @@ class TestCounter:
     def test_name_that_is_not_on_this_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ModelError, match="driftsched models prepare smollm2"):
             models.load_counter("driftsched/no-such-model")
-
-    def test_no_tokenizers_library(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "tokenizers", None)
-        with pytest.raises(ModelError, match="pip install tokenizers"):
-            models.load_counter(str(folder))

@@ -1,4 +1,4 @@
-"""Scenario files that are right: DESIGN's example, what ships, defaults, names and paths."""
+"""Scenario files that are right: the documented example, what ships, defaults, names and paths."""
 
 # ruff: noqa: E501 (the example as it stands in the documentation)
 

@@ -56,7 +56,7 @@ def test_a_request_from_arrival_to_its_last_token() -> None:
         5,
         5,
     )
-    assert (request.output_tokens, request.finish, request.attempts, request.retried) == (3, "stop", 1, False)
+    assert (request.output_tokens, request.finish, request.attempts) == (3, "stop", 1)
     assert [(e.at_s, e.kind.value) for e in log] == [
         (1.5, "queued"),
         (2.0, "dispatched"),

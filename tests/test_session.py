@@ -39,7 +39,8 @@ class Bench:
         file = folder / "session.yaml"
         file.write_text(SCENARIO.replace("COUNT", str(count)).replace("MORE", more))
         self.ended: list[Request] = []
-        self.run = LiveRun(make_plan(load_scenario(str(file))), speed=speed, on_ended=self.ended.append)
+        self.run = LiveRun(make_plan(load_scenario(str(file))), speed=speed)
+        self.run.observers.append(self.ended.append)
         self.feed = LocalFeed(self.run)
 
     async def until(self, what: Callable[[], bool]) -> None:

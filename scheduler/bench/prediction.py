@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from statistics import fmean
-from typing import Any, cast
+from typing import Any
 
 from scheduler.bench.replay import ReadyMade
 from scheduler.bench.result import Claim
 from scheduler.core.types import Request
-from scheduler.load.workload import Workload
 from scheduler.plan import Plan
 from scheduler.record.tally import Tally
 from scheduler.twin.gpu import Gpu, GpuEvent
@@ -61,7 +60,7 @@ def predict(
     scheduler = plan.scheduler(capacity=capacity)
     tally = Tally({tenant.name: tenant.slo for tenant in plan.tenants})
     gpu = Distant(profile, plan.capacity, delay_s)
-    Simulation(scheduler, [gpu], cast(Workload, ReadyMade(again)), on_ended=tally.add).run()
+    Simulation(scheduler, [gpu], ReadyMade(again), on_ended=tally.add).run()
     return tally.figures(scheduler.books.tenants, tally.last_end_s)
 
 

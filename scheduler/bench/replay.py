@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
-from typing import cast
 
 from scheduler.core.estimate import Given
 from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import Estimate, Request, Tenant
-from scheduler.load.workload import Workload
+from scheduler.load.workload import Action
 from scheduler.twin.gpu import Gpu
 from scheduler.twin.profile_file import load_profile
 from scheduler.twin.simulate import Simulation
@@ -30,8 +29,8 @@ class ReadyMade:
     def next_time(self) -> float:
         return self._requests[self._next].arrival_s if self._next < len(self._requests) else inf
 
-    def take(self, now: float) -> list[Request]:
-        due = []
+    def take(self, now: float) -> list[Action]:
+        due: list[Action] = []
         while self.next_time() <= now:
             due.append(self._requests[self._next])
             self._next += 1
@@ -60,8 +59,7 @@ def play(requests: Sequence[Request], points: Sequence[float], policy: str) -> l
         capacities=(SLOTS,),
     )
     gpu: Gpu[Request] = Gpu(load_profile("l4", "qwen1.5-1.8b-chat"), SLOTS)
-    workload = cast(Workload, ReadyMade(burst))  # all of it that a Simulation asks for
-    Simulation(scheduler, [gpu], workload, on_ended=ended.append).run()
+    Simulation(scheduler, [gpu], ReadyMade(burst), on_ended=ended.append).run()
     return [(request.ended_s or 0.0) - request.arrival_s for request in ended]
 
 

@@ -40,10 +40,6 @@ class Result:
     rows: list[dict[str, Any]] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
 
-    @property
-    def ok(self) -> bool:
-        return all(claim.ok for claim in self.claims)
-
     def document(self) -> dict[str, Any]:
         """As ``--json`` prints it."""
         claims = [asdict(claim) for claim in self.claims]

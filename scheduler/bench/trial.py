@@ -22,7 +22,7 @@ ALL = "all"
 
 @dataclass(slots=True)
 class Trial:
-    """What came of one run. Groups are "all", the tiers and the tenants ("tenant NAME")."""
+    """What came of one run. Groups are "all" and the tiers."""
 
     e2e: dict[str, list[float]] = field(default_factory=dict)  # seconds, by group
     jain: float = 0.0
@@ -66,7 +66,7 @@ def run_trial(
         if request.state is State.FINISHED and measured(request):
             assert request.ended_s is not None
             e2e_s = request.ended_s - request.arrival_s
-            for group in (ALL, request.tier, f"tenant {request.tenant}"):
+            for group in (ALL, request.tier):
                 trial.e2e.setdefault(group, []).append(e2e_s)
 
     simulation = Simulation(scheduler, [Gpu(plan.profile, plan.capacity)], plan.workload(), on_ended=ended)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scheduler.core.books import Load, TenantBooks
+from scheduler.core.books import Counts, TenantBooks
 from scheduler.core.types import Limits, Rejected, Request
 
 REASONS = (
@@ -17,7 +17,7 @@ REASONS = (
 """Every reason for which a request is turned away."""
 
 
-def admit(request: Request, tenant: TenantBooks, totals: Load, limits: Limits, now: float) -> str:
+def admit(request: Request, tenant: TenantBooks, totals: Counts, limits: Limits, now: float) -> str:
     """The limit that turns this request away, one of REASONS, or "" to let it wait."""
     if request.acknowledged:
         return ""
@@ -40,13 +40,13 @@ def admit(request: Request, tenant: TenantBooks, totals: Load, limits: Limits, n
     )
 
 
-def is_full(tenant: TenantBooks, totals: Load, limits: Limits, now: float) -> bool:
+def is_full(tenant: TenantBooks, totals: Counts, limits: Limits, now: float) -> bool:
     """Whether whatever this tenant sends would be turned away now. Nothing counts."""
     own = tenant.config.limits
     return _no_room(totals, limits) or _no_room(tenant, own) or tenant.pace.is_full(own, now)
 
 
-def _no_room(load: Load, limits: Limits) -> bool:
+def _no_room(load: Counts, limits: Limits) -> bool:
     requests, tokens = limits.max_queued, limits.max_queued_tokens
     return (requests is not None and load.queued >= requests) or (
         tokens is not None and load.queued_tokens >= tokens

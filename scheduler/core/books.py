@@ -22,7 +22,7 @@ class TokenCost:
     output_weight: float = 2.0
 
 
-class Load(Protocol):
+class Counts(Protocol):
     """What is queued and in flight; over all tenants, or of one."""
 
     @property
@@ -165,7 +165,7 @@ class Books:
             self._check(books, mine)
         self._check(self.totals, everything)
 
-    def _check(self, load: Load, active: Sequence[Request]) -> None:
+    def _check(self, load: Counts, active: Sequence[Request]) -> None:
         queued = [r for r in active if r.state is State.QUEUED]
         assert load.queued == len(queued)
         assert abs(load.queued_tokens - sum(map(self.estimated_cost, queued))) < 1e-3

@@ -1,6 +1,6 @@
 """Output-length estimates: classification, token counters, and what is learned from completions.
 
-``PaperEstimator`` is the published one (PAPER: "The pipeline"): keyword category x learned bias x factors.
+``PaperEstimator`` is the published one (arXiv 2606.02982): keyword category x learned bias x factors.
 ``faithful=True`` keeps its quirks; by default the safety factor stays out of the ranking value, the
 estimate never exceeds max_tokens, and censored answers are taken as the lower bounds that they are.
 """
@@ -26,7 +26,7 @@ _CATEGORY_OF = {word: category for category, words in KEYWORDS for word in words
 SAFETY_FACTOR: Mapping[str, float] = {"premium": 1.2, "standard": 1.0, "batch": 0.8}
 MAX_INPUT_FACTOR = 1.5
 BIAS_MEMORY = 0.9
-NEWS = 1 - BIAS_MEMORY
+EMA_GAIN = 1 - BIAS_MEMORY
 MEASURED_RANGE = LEAST_MEASURED, MOST_MEASURED = (0.25, 3.0)
 
 Counter = Callable[[str], int]
@@ -50,6 +50,7 @@ def count_words(prompt: str) -> int:
 
 
 def input_factor(input_tokens: int) -> float:
+    """By how much a longer prompt makes the paper expect a longer answer: 1 for none, at most 1.5."""
     factor = 1 + input_tokens / 1000
     return factor if factor < MAX_INPUT_FACTOR else MAX_INPUT_FACTOR
 
@@ -112,7 +113,7 @@ class Estimator(Learned, Protocol):
 
 
 class PaperEstimator:
-    """estimate = int(base x bias[category] x safety[tier] x input_factor) (PAPER: "The pipeline").
+    """estimate = int(base x bias[category] x safety[tier] x input_factor), as published (arXiv 2606.02982).
 
     Calibration is an EMA per category: measured = clamp(output / base, 0.25, 3.0), bias = 0.9 bias + 0.1
     measured, from 1.0. Without ``faithful``: no safety factor, never above max_tokens, and an answer that
@@ -171,7 +172,7 @@ class PaperEstimator:
                 return  # the paper's worker only feeds back what ran to its end
             if not self.faithful and measured <= bias:
                 return  # "at least this long" says nothing when more was expected
-        self._bias[category] = BIAS_MEMORY * bias + NEWS * measured
+        self._bias[category] = BIAS_MEMORY * bias + EMA_GAIN * measured
 
     def bias(self, tenant: str, category: str) -> float:
         return self._bias[category]

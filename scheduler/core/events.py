@@ -35,8 +35,6 @@ class Kind(StrEnum):
     SCENARIO = "scenario"  # started, ended, timeline items: detail["what"]
     DRIFT = "drift"  # a tenant's answers have become longer or shorter, see core/drift.py
     SLO = "slo"  # a tenant's window misses its objective
-    RECORD = "record"  # recording started, stopped, failed
-    RUN = "run"  # first and last line of a log
 
 
 class Event(NamedTuple):

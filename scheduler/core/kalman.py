@@ -1,5 +1,8 @@
 """Numbers that drift slowly, learned from noisy errors: Kalman filters of one and of three.
 
+R. E. Kalman, A New Approach to Linear Filtering and Prediction Problems (1960); what is believed stays as it
+is but for a random walk, so that each step only adds ``wander`` to the variance.
+
 Variances are in variances of the noise. Sizes are written out: they run once for every answer.
 """
 

@@ -71,7 +71,7 @@ class AgedSjf(Policy):
 
 @dataclass(slots=True)
 class Aging(Policy):
-    """Lowest tier rank - rate x seconds waited (PAPER: 0.01), as the static key arrival + rank / rate.
+    """Lowest tier rank - rate x seconds waited (the paper: 0.01), as the static key arrival + rank / rate.
 
     All scores fall at the same rate, so their order never changes: dividing by the rate and dropping the
     common -now leaves a key fixed at arrival. Rate 0 is strict priority.

@@ -63,6 +63,7 @@ NO_PRIOR = Prior(
 
 
 def bounded(standard: float) -> float:
+    """A standardized input, cut: one far outside what was trained on must not carry the estimate away."""
     return standard if -BOUND < standard < BOUND else copysign(BOUND, standard)
 
 

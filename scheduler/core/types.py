@@ -59,7 +59,7 @@ class Estimate:
 
     @property
     def budget(self) -> float:
-        """Total token budget: input tokens + estimated output tokens (PAPER)."""
+        """Total token budget: input tokens + estimated output tokens, the paper's."""
         return self.input_tokens + self.point
 
     @property
@@ -140,10 +140,6 @@ class Request:
     bias_after: float = 1.0
     # Token gaps (ITL) as {bucket: count}, see metrics.gap_bucket; a histogram, not a list.
     gaps: dict[int, int] | None = None
-
-    @property
-    def retried(self) -> bool:
-        return self.attempts > 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,12 +169,8 @@ def load_counter(model: str) -> Callable[[str], int]:
     It reads ``tokenizer.json`` with the ``tokenizers`` library alone. Raises ModelError.
     """
     path = _tokenizer_file(model)
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise ModelError(
-            f"counting tokens needs the tokenizers library: run `{sys.executable} -m pip install tokenizers`"
-        ) from error
+    from tokenizers import Tokenizer
+
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower

@@ -20,6 +20,7 @@ from scheduler.engines.engine import Chunk, EngineLost, EngineTelemetry
 from scheduler.twin.answer import answer
 from scheduler.twin.gpu import Gpu, NeverFits
 from scheduler.twin.profile import Profile
+from scheduler.twin.simulate import RESTART_S
 
 # How often a stream hands over what came since, real seconds.
 PROGRESS_S = 0.25
@@ -102,7 +103,6 @@ class SimulatedEngine:
         clock: Clock,
         *,
         start_delay_s: float = 0.5,
-        restart_delay_s: float = 10.0,
         text: bool = False,
     ) -> None:
         """``text``: stream placeholder words, one a token, for clients that want to see something."""
@@ -110,7 +110,6 @@ class SimulatedEngine:
         self._capacity = capacity
         self._clock = clock
         self._start_delay_s = start_delay_s
-        self._restart_delay_s = restart_delay_s
         self._text = text
         self._gpu: Gpu[str] | None = None  # None while it is down
         self._crashed = False
@@ -138,7 +137,7 @@ class SimulatedEngine:
         if self._gpu is not None:
             return
         self._stopped = False
-        delay_s = self._restart_delay_s if self._crashed else self._start_delay_s
+        delay_s = RESTART_S if self._crashed else self._start_delay_s
         await asyncio.sleep(delay_s / self._clock.speed)
         if self._stopped:
             raise EngineLost("the simulated engine was stopped while it started")

@@ -235,6 +235,6 @@ def _deadline(asked: str | None) -> float | None:
         seconds = parse_duration(asked)
     except ValueError:
         seconds = 0.0
-    if not isinstance(seconds, float | int) or not 0 < seconds <= 86_400:
+    if not 0 < seconds <= 86_400:
         raise bad(f"{DEADLINE} must be a time above 0 and up to 24h, such as 30s", DEADLINE)
-    return float(seconds)
+    return seconds

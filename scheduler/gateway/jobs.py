@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import Any, TypeVar
@@ -80,14 +80,11 @@ class Jobs:
         keys: Keys,
         completions: Completions,
         journal: Journal,
-        *,
-        wall: Callable[[], float] = time.time,
     ) -> None:
         self.journal = journal
         self._run = run
         self._keys = keys
         self._completions = completions
-        self._wall = wall
         self._live: dict[str, _Job] = {}
         self._given_up: set[str] = set()  # cancelled before they were taken up
         self._arriving: dict[tuple[str, str], _Arriving] = {}
@@ -112,14 +109,14 @@ class Jobs:
         await self._relearn()
         self._tidying = asyncio.create_task(self._tidy())
         entries = await self.journal.unfinished()
-        now_s, wall = self._run.clock.now(), self._wall()
+        now_s, wall = self._run.clock.now(), time.time()
         taken = 0
         for entry in entries:
             waited_s = max(0.0, wall - entry.accepted) * self._run.clock.speed
             try:
                 taken += await self._take_up(entry, now_s - waited_s)
             except ApiError as error:
-                await self.journal.finish(entry.id, State.FAILED, _bytes(error.body()), self._wall())
+                await self.journal.finish(entry.id, State.FAILED, _bytes(error.body()), time.time())
             await asyncio.sleep(0)  # there may be many thousands
         return taken
 
@@ -164,7 +161,7 @@ class Jobs:
     async def _tidy(self) -> None:
         while True:
             try:
-                await self.journal.purge(self._wall() - KEEP_S, KEEP_BYTES)
+                await self.journal.purge(time.time() - KEEP_S, KEEP_BYTES)
             except JournalError as error:
                 self._complain(error)
             await self._save_learned()
@@ -172,7 +169,7 @@ class Jobs:
 
     def _complain(self, error: JournalError) -> None:
         """Once in a while: every job that cannot be written comes here every second."""
-        now = self._wall()
+        now = time.time()
         if not 0 <= now - self._complained < COMPLAIN_S:
             self._complained = now
             self._run.notices.add(self._run.clock.now(), "error", str(error))
@@ -208,7 +205,7 @@ class Jobs:
             if entry is None:
                 self._completions.check_up()
                 request = await self._request(f"job-{uuid4().hex}", ask, tenant, terms, arrival_s=arrival_s)
-                entry = Entry(request.id, tenant, key, digest, raw, request.tier, request.ttl_s, self._wall())
+                entry = Entry(request.id, tenant, key, digest, raw, request.tier, request.ttl_s, time.time())
                 await self._accept(request, entry)
         return web.json_response(self._document(entry), status=202)
 
@@ -266,7 +263,7 @@ class Jobs:
         if untaken or entry.id in self._live:  # the latter was left for the next server
             timing = None if job is None else _timing(job.request)
             result = _bytes({**_cancelled().body(), "timing": timing})
-            await self._kept(self.journal.finish(entry.id, State.CANCELLED, result, self._wall()))
+            await self._kept(self.journal.finish(entry.id, State.CANCELLED, result, time.time()))
             self._live.pop(entry.id, None)  # or another DELETE was here meanwhile
         return web.json_response(self._document(await self._own(http)))
 
@@ -296,7 +293,7 @@ class Jobs:
         else:
             result = error.body()
         result["timing"] = _timing(request)
-        ended = self._wall()
+        ended = time.time()
         while True:
             try:
                 await self.journal.finish(job_id, request.state.value, _bytes(result), ended)

@@ -83,7 +83,7 @@ class _Tenant:
 
     def copy(self) -> _Tenant:
         other = copy(self)
-        for name in _TIMES:
+        for name in _TIMES:  # attributes, not a dict: they are looked up for every request that ends
             setattr(other, f"{name}_s", getattr(self, f"{name}_s").copy())
         return other
 

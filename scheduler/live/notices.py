@@ -69,8 +69,6 @@ def _line(event: Event) -> tuple[str, str, bool] | None:
             return "drift", f"{detail['tenant']}: answers ×{after / before:.2f} ({ratios})", False
         case Kind.SLO:
             return "slo", f"{detail['tenant']}: {detail['share']:.0%} of requests meet their SLO", False
-        case Kind.RECORD:
-            return "record", str(detail["what"]), False
         case _:
             return None
 

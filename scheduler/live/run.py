@@ -48,7 +48,6 @@ class LiveRun:
         speed: float | None = None,
         clients: bool = False,
         endless: bool = False,
-        on_ended: Callable[[Request], None] | None = None,
     ) -> None:
         self.plan = plan
         self._loop = asyncio.get_running_loop()
@@ -62,7 +61,7 @@ class LiveRun:
         self.lag = LoopLag(self._loop)
         self.health = Health()
         self.recorder: Recorder | None = None
-        self.observers = [on_ended] if on_ended is not None else []  # told of every request that has ended
+        self.observers: list[Callable[[Request], None]] = []  # told of every request that has ended
         self._endless = endless
         self._wall_from = time.perf_counter()
         self._summary = Summary()
@@ -108,7 +107,9 @@ class LiveRun:
         self.session.add_load(self.load)
 
     async def stop(self, *, drain_s: float = 0.0, interrupted: bool = False) -> dict[str, Any]:
-        """End the run in DESIGN's order and return its document; the run folder is complete then."""
+        """Drain for up to ``drain_s`` seconds, stop the engine, and return the document; the run folder is
+        complete then.
+        """
         await self.session.stop(drain_s=drain_s)
         await self.steering.stop()
         if self._sampling is not None:
@@ -191,8 +192,7 @@ class LiveRun:
         lag = self.lag.recent_p99_ms()
         return {
             "elapsed_s": round(self.clock.now(), 3),
-            **{name: sample[name] for name in sample if name.startswith("gpu_")},
-            **{name: sample[name] for name in sample if not name.startswith("gpu_")},
+            **sample,
             "loop_lag_p99_ms": None if isnan(lag) else lag,
             "engine_running": told.running,
             "engine_waiting": told.waiting,

@@ -24,6 +24,7 @@ class LineMaker:
         self._text = text
 
     def line(self, event: Event) -> str:
+        """As docs/run-folder.md has it, without the line's end. Raises ValueError of a NaN or an infinity."""
         fields: dict[str, Any] = {"t": event.at_s, "e": event.kind.value}
         request = event.request
         if request is not None:

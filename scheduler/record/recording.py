@@ -173,7 +173,6 @@ _NEEDS: Mapping[Kind, tuple[str, ...]] = {
     Kind.TENANT: ("tenant", "weight"),
     Kind.ENGINE: ("what",),
     Kind.SCENARIO: ("what",),
-    Kind.RECORD: ("what",),
     Kind.SLO: ("tenant", "share"),
     Kind.DRIFT: ("tenant", "before", "after"),
     Kind.ESTIMATOR: ("to",),

@@ -1,4 +1,4 @@
-"""run.json: the document that says what a run was and what came of it (DESIGN: "Command line")."""
+"""run.json: the document that says what a run was and what came of it (docs/run-folder.md)."""
 
 from __future__ import annotations
 
