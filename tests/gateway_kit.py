@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from scheduler.load.schema import Engine, TenantSection
 from scheduler.plan import make_plan
 
 MODEL = "placeholder"
+JOBS = "/v1/jobs"
 ACME, GLOBEX, OPERATOR = "acme-key-0123456789", "globex-key-0123456789", "operator-key-0123456789"
 ENVIRON = {"ACME": ACME, "GLOBEX": GLOBEX, "OPERATOR": OPERATOR}
 
@@ -114,3 +116,14 @@ async def serving(
 
 def two_keys() -> Keys:
     return Keys({"acme": ["env:ACME"], "globex": ["env:GLOBEX"]}, ["env:OPERATOR"], ENVIRON)
+
+
+async def ended(served: Served, job_id: str, key: str | None = None) -> dict[str, Any]:
+    """A job once it has ended."""
+    async with asyncio.timeout(10):
+        while True:
+            status, job = await served.get(f"{JOBS}/{job_id}", key)
+            assert status == 200
+            if job["status"] not in ("queued", "running"):
+                return dict(job)
+            await asyncio.sleep(0.01)
