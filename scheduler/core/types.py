@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import inf, nan
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-TIERS = ("premium", "standard", "batch")
+Tier = Literal["premium", "standard", "batch"]
+TIERS: tuple[str, ...] = get_args(Tier)
 TIER_RANK: Mapping[str, int] = {"premium": 1, "standard": 2, "batch": 3}
 
-CATEGORIES = ("short_qa", "summary", "technical", "report")
+Category = Literal["short_qa", "summary", "technical", "report"]
+CATEGORIES: tuple[str, ...] = get_args(Category)
 RUNTIME_CLASSES = ("short", "medium", "long")
 SHORT_TOKENS, MEDIUM_TOKENS = 128, 512
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
@@ -136,8 +136,6 @@ def exactly_one(section: BaseModel, *names: str) -> None:
         raise ValueError(f"exactly one of {', '.join(keys.values())} is needed, got {got}")
 
 
-Category = Literal["short_qa", "summary", "technical", "report"]
-Tier = Literal["premium", "standard", "batch"]
 Name = Annotated[str, AfterValidator(_name)]
 FilePath = Annotated[str, AfterValidator(_file)]
 Seconds = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]

@@ -13,7 +13,7 @@ from scheduler.core.autopilot import Goal
 from scheduler.core.estimators import ESTIMATORS
 from scheduler.core.guard import COMPARE, COSTS, FIGURES, Bound, GuardRule
 from scheduler.core.policies import policy_from
-from scheduler.core.types import Limits, Slo, Tenant
+from scheduler.core.types import Limits, Slo, Tenant, Tier
 from scheduler.load.fields import (
     Count,
     Duration,
@@ -22,7 +22,6 @@ from scheduler.load.fields import (
     Positive,
     Seconds,
     Section,
-    Tier,
     TimeToLive,
     Weight,
     embedding_path,

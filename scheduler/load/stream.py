@@ -8,9 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from scheduler.core.estimate import BASE_TOKENS
-from scheduler.core.types import Sampling
+from scheduler.core.types import Category, Sampling
 from scheduler.load.fields import (
-    Category,
     Count,
     Duration,
     FilePath,
