@@ -192,6 +192,16 @@ def share_claim(name: str, rows: Sequence[dict[str, Any]]) -> Claim:
 
 async def through(run: LiveRun) -> Half:
     """Play a run to its end. Raises EngineError, BenchError."""
+    document, took_s = await play_out(run)
+    tokens = document["tokens"]["output"]
+    return Half(tokens, tokens / took_s, document["loop_lag_ms"]["p99"])
+
+
+async def play_out(run: LiveRun) -> tuple[dict[str, Any], float]:
+    """The run.json of a run to its end, and the seconds from its start to its last token.
+
+    Raises EngineError; BenchError where not every request has finished.
+    """
     began_s = time.perf_counter()
     await run.start()
     await run.session.drained.wait()
@@ -199,10 +209,10 @@ async def through(run: LiveRun) -> Half:
     document = await run.stop()
     if run.session.failure is not None:
         raise run.session.failure
-    counts, tokens = document["requests"], document["tokens"]["output"]
+    counts = document["requests"]
     if not counts["submitted"] == counts["finished"] > 0:
         raise BenchError(f"{counts['finished']} of {counts['submitted']} requests finished")
-    return Half(tokens, tokens / took_s, document["loop_lag_ms"]["p99"])
+    return document, took_s
 
 
 async def straight(engine: SharedEngine, requests: Sequence[Request]) -> Half:

@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Protocol
 
 from scheduler.bench.calibrate import TENANTS, answers, handover_s, scenario, sweep
-from scheduler.bench.engine import SharedEngine, shared_engine
+from scheduler.bench.engine import SharedEngine, play_out, shared_engine
 from scheduler.bench.prediction import GAPS, claims, compare, predict
-from scheduler.bench.result import BenchError, Result
+from scheduler.bench.result import Result
 from scheduler.core.types import Request
 from scheduler.engines.vllm_setup import preflight
 from scheduler.live.run import LiveRun
@@ -142,14 +142,7 @@ async def play(run: LiveRun, steps: Sequence[StepSample]) -> Played:
     """A live run to its end; ``steps`` is filled meanwhile. Raises EngineError, BenchError."""
     ended: list[Request] = []
     run.observers.append(ended.append)
-    await run.start()
-    await run.session.drained.wait()
-    document = await run.stop()
-    if run.session.failure is not None:
-        raise run.session.failure
-    counts = document["requests"]
-    if not counts["submitted"] == counts["finished"] > 0:
-        raise BenchError(f"{counts['finished']} of {counts['submitted']} requests finished")
+    document, _ = await play_out(run)
     return Played(sorted(ended, key=lambda request: request.arrival_s), document, steps)
 
 
