@@ -258,28 +258,47 @@ def feedback_cost_us(requests: int = 20_000) -> float:
 
 
 def _claims(found: Found, counters: Sequence[str], feedback_us: float) -> Iterator[Claim]:
-    main = partial(_select, found, dispatch="static", counter="whitespace")
-    fifo, sjf = main(policy="fifo", calibrate=True), main(policy="sjf", calibrate=True)
+    yield from _sjf_claims(found)
+    yield from _calibration_claims(found, counters)
+    yield _policy_claim(found)
+    if "tokenizer" in counters:
+        yield _tokenizer_claim(found)
+    yield Claim(
+        "feedback_ms",
+        0.5,
+        feedback_us / 1e3,
+        feedback_us < 500.0,
+        paper=0.5,
+        tolerance=0.0,
+        needs="state in the process; the paper keeps it in Redis",
+    )
 
-    def near(id_: str, paper: float, ours: float, tolerance: float, needs: str) -> Claim:
-        return Claim(id_, paper, ours, abs(ours - paper) <= tolerance, tolerance, paper, needs)
 
+def _near(id_: str, paper: float, ours: float, tolerance: float, needs: str) -> Claim:
+    return Claim(id_, paper, ours, abs(ours - paper) <= tolerance, tolerance, paper, needs)
+
+
+def _sjf_claims(found: Found) -> Iterator[Claim]:
+    """What SJF gains over FIFO, and where the gain at the tail comes from."""
+    main = partial(_select, found, counter="whitespace", calibrate=True)
+    fifo, sjf = (main(dispatch="static", policy=policy) for policy in ("fifo", "sjf"))
+    moving, moving_sjf = (main(dispatch="continuous", policy=policy) for policy in ("fifo", "sjf"))
     batches = "static micro-batches of 32, answers near their max_tokens, a step bound by memory bandwidth"
-    yield near("sjf_p50", -42.0, median(_changes(sjf, fifo, "p50_s")), 4.0, batches)
-    moving = {
-        policy: _select(found, dispatch="continuous", counter="whitespace", policy=policy, calibrate=True)
-        for policy in ("fifo", "sjf")
-    }
+    yield _near("sjf_p50", -42.0, median(_changes(sjf, fifo, "p50_s")), 4.0, batches)
     slots = [median(run["slot_use"] for run in runs) for runs in (fifo, sjf)]
     sooner = -median(_changes(sjf, fifo, "drain_s"))
-    unpacked = median(_changes(moving["sjf"], moving["fifo"], "p99_s"))
+    unpacked = median(_changes(moving_sjf, moving, "p99_s"))
     packing = (
         f"{batches}; batch packing does it: slot use {slots[0]:.2f} to {slots[1]:.2f}, so the backlog drains "
         f"in {sooner:.0f} % less time; under continuous dispatch, with no packing, P99 changes by "
         f"{unpacked:+.1f} %"
     )
-    yield near("sjf_p99", -16.0, median(_changes(sjf, fifo, "p99_s")), 4.0, packing)
-    fifo_cell = {"dispatch": "static", "counter": "whitespace", "policy": "fifo", "calibrate": True}
+    yield _near("sjf_p99", -16.0, median(_changes(sjf, fifo, "p99_s")), 4.0, packing)
+
+
+def _calibration_claims(found: Found, counters: Sequence[str]) -> Iterator[Claim]:
+    """By how much calibration cuts the error of the estimates."""
+    fifo = {"dispatch": "static", "counter": "whitespace", "policy": "fifo", "calibrate": True}
     for id_, key, paper in (("mae_cut", "mae", -38.8), ("rmse_cut", "rmse", -40.5)):
         cuts = [
             change
@@ -291,17 +310,21 @@ def _claims(found: Found, counters: Sequence[str], feedback_us: float) -> Iterat
             )
         ]
         by_lengths = {
-            lengths: median(_learned(_select(found, lengths=lengths, **fifo_cell), key))
-            for lengths in LENGTHS
+            lengths: median(_learned(_select(found, lengths=lengths, **fifo), key)) for lengths in LENGTHS
         }
         shown = ", ".join(f"{lengths} {cut:.0f}" for lengths, cut in by_lengths.items())
         needs = f"answers that are off the base by a constant factor; by length profile: {shown} %"
-        yield near(id_, paper, median(cuts), 5.0, f"{needs}; over {len(cuts)} pairs of runs {_spread(cuts)}")
+        yield _near(id_, paper, median(cuts), 5.0, f"{needs}; over {len(cuts)} pairs of runs {_spread(cuts)}")
+
+
+def _policy_claim(found: Found) -> Claim:
+    """That the policy matters more than calibration."""
+    main = partial(_select, found, dispatch="static", counter="whitespace")
     on = {policy: main(policy=policy, calibrate=True) for policy in PAPER_POLICIES}
     off = {policy: main(policy=policy, calibrate=False) for policy in PAPER_POLICIES}
-    by_policy = max(abs(median(_changes(on[policy], fifo, "p50_s"))) for policy in PAPER_POLICIES)
+    by_policy = max(abs(median(_changes(on[policy], on["fifo"], "p50_s"))) for policy in PAPER_POLICIES)
     by_feedback = max(abs(median(_changes(on[policy], off[policy], "p50_s"))) for policy in PAPER_POLICIES)
-    yield Claim(
+    return Claim(
         "policy_over_calibration",
         0.0,
         by_policy - by_feedback,
@@ -309,28 +332,22 @@ def _claims(found: Found, counters: Sequence[str], feedback_us: float) -> Iterat
         needs=f"no more than this: P50 moves by up to {by_policy:.1f} % with the policy, "
         f"{by_feedback:.1f} % with calibration",
     )
-    if "tokenizer" in counters:
-        distance = [
-            median(
-                sum(abs(bias - 1.0) for bias in run["bias"].values()) / len(run["bias"])
-                for run in _select(found, counter=counter, calibrate=True)
-            )
-            for counter in ("whitespace", "tokenizer")
-        ]
-        yield Claim(
-            "tokenizer_keeps_bias_near_1",
-            0.0,
-            distance[1],
-            distance[1] < 0.5 * distance[0],
-            needs="more than a counter: the bias is output / base, which no counter enters; mean distance "
-            f"from 1 {distance[0]:.3f} with words, {distance[1]:.3f} with tokens",
+
+
+def _tokenizer_claim(found: Found) -> Claim:
+    """That a true token count keeps the bias near one."""
+    words, tokens = (
+        median(
+            sum(abs(bias - 1.0) for bias in run["bias"].values()) / len(run["bias"])
+            for run in _select(found, counter=counter, calibrate=True)
         )
-    yield Claim(
-        "feedback_ms",
-        0.5,
-        feedback_us / 1e3,
-        feedback_us < 500.0,
-        paper=0.5,
-        tolerance=0.0,
-        needs="state in the process; the paper keeps it in Redis",
+        for counter in ("whitespace", "tokenizer")
+    )
+    return Claim(
+        "tokenizer_keeps_bias_near_1",
+        0.0,
+        tokens,
+        tokens < 0.5 * words,
+        needs="more than a counter: the bias is output / base, which no counter enters; mean distance "
+        f"from 1 {words:.3f} with words, {tokens:.3f} with tokens",
     )
