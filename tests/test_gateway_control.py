@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from math import inf, isnan, nan
 
@@ -192,7 +193,10 @@ async def test_events_go_on_to_the_last_even_where_the_engine_dies_while_it_stop
 
 async def test_who_does_not_read_events_is_dropped(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scheduler.gateway.response.STALL_S", 0.05)
-    _, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rpartition(":")[2]), limit=1)
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # else the system itself takes megabytes
+    client.connect(("127.0.0.1", int(served.url.rpartition(":")[2])))
+    _, writer = await asyncio.open_connection(sock=client, limit=1)
     head = f"GET /control/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {OPERATOR}\r\n\r\n"
     writer.write(head.encode())
     await until(lambda: served.gateway.control._bells)

@@ -21,6 +21,8 @@ from scheduler.live.answer import SlowReader
 
 STALL_S = 30.0
 """Seconds that a client may read nothing of a stream before it is dropped."""
+_NO_WAIT_BYTES = 65_536
+"""What an empty transport takes without making its writer wait; a timeout would cost more than the write."""
 
 
 def json_response(http: web.Request, body: bytes) -> web.StreamResponse:
@@ -43,8 +45,8 @@ async def send_events(http: web.Request, events: AsyncGenerator[bytes]) -> web.S
         if transport is None:
             raise ConnectionError
         async for event in events:
-            if not transport.get_write_buffer_size():
-                await response.write(event)  # it takes some at once
+            if len(event) <= _NO_WAIT_BYTES and not transport.get_write_buffer_size():
+                await response.write(event)
                 continue
             async with asyncio.timeout(STALL_S):
                 await response.write(event)
