@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from scheduler.live.heap import calm_collector
 from scheduler.live.notices import Notices
-from scheduler.live.output import Output, engine_output_to, log_path, printable
+from scheduler.live.output import engine_output_to, log_path, printable
 from scheduler.live.view import Notice
 from scheduler.load.traces import scan
 from scheduler.plan import Plan
@@ -38,18 +38,15 @@ def run_headless(plan: Plan, *, clock: str, out: Path | None, text: bool) -> dic
     if clock == "virtual":
         return _run_virtual(plan, out, text)
     if plan.simulated:
-        output: AbstractContextManager[Output] = nullcontext(Output(sys.stdout, sys.stderr))
-    else:
-        log = log_path() if out is None else out / "engine.log"
-        print(f"the engine's own output goes to {log}", file=sys.stderr)
-        output = engine_output_to(log)
-    with output as streams:
-        if not plan.simulated:
-            from scheduler.engines.vllm_setup import preflight
+        return asyncio.run(_run_live(plan, out, text, sys.stderr))
+    from scheduler.engines.vllm_setup import preflight
 
-            # Imported while the engine is being built, vLLM would outlive its modules and say so at exit.
-            preflight(plan.model)
-        return asyncio.run(_run_live(plan, out, text, streams.stderr))
+    log = log_path() if out is None else out / "engine.log"
+    print(f"the engine's own output goes to {log}", file=sys.stderr)
+    with engine_output_to(log) as output:
+        # Imported while the engine is being built, vLLM would outlive its modules and say so at exit.
+        preflight(plan.model)
+        return asyncio.run(_run_live(plan, out, text, output.stderr))
 
 
 def _tell_malformed(plan: Plan, stderr: TextIO) -> None:
