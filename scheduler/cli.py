@@ -341,7 +341,7 @@ def _report(args: argparse.Namespace) -> int:
     try:
         from scheduler.record.html import write_report
     except ModuleNotFoundError as error:
-        _complain(f"driftsched: the report needs {error.name}: pip install 'driftsched[report]'")
+        _complain(f"driftsched: the report needs {error.name}: pip install '.[report]' in its source folder")
         return USAGE
     print(f"{args.out}: {write_report(args.folders, args.out, args.figures)} figures")
     return OK

@@ -276,7 +276,7 @@ def test_bench_engine_on_the_real_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     if importlib.util.find_spec("vllm") is None:
-        pytest.skip("THE REAL ENGINE IS NOT TESTED: vLLM is not installed (pip install 'driftsched[cpu]')")
+        pytest.skip("THE REAL ENGINE IS NOT TESTED: vLLM is not installed (pip install '.[cpu]')")
     try:
         resolve("smollm2")
     except ModelError as error:

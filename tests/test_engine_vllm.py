@@ -44,7 +44,7 @@ pytestmark = [
 @pytest.fixture(scope="module", autouse=True)
 def real_engine_or_a_loud_skip() -> None:
     if importlib.util.find_spec("vllm") is None:
-        pytest.skip("THE REAL ENGINE IS NOT TESTED: vLLM is not installed (pip install 'driftsched[cpu]')")
+        pytest.skip("THE REAL ENGINE IS NOT TESTED: vLLM is not installed (pip install '.[cpu]')")
     try:
         resolve("smollm2")
     except ModelError as error:

@@ -141,7 +141,7 @@ def prepare(name: str, progress: Progress = lambda stage, share: None) -> Path:
     if absent := [need for need in ("gguf", "accelerate", "transformers", "torch") if not _installed(need)]:
         raise ModelError(
             f"preparing {name!r} needs {', '.join(absent)}: "
-            f"run `{sys.executable} -m pip install 'driftsched[cpu]'`"
+            f"in DriftSched's source folder run `{sys.executable} -m pip install '.[cpu]'`"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside its final place, so that the rename at the end is one step on one file system.

@@ -49,8 +49,8 @@ def import_vllm() -> None:
         return
     if importlib.util.find_spec("vllm") is None:
         raise EngineConfigError(
-            "vLLM is not installed: run `pip install 'driftsched[vllm]'` for a GPU, "
-            "`pip install 'driftsched[cpu]'` for a CPU, or take --engine sim"
+            "vLLM is not installed: in DriftSched's source folder run `pip install '.[vllm]'` for a GPU, "
+            "`pip install '.[cpu]'` for a CPU, or take --engine sim"
         )
     for name, value in quiet_env().items():
         os.environ.setdefault(name, value)

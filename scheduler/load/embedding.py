@@ -39,7 +39,9 @@ def embedding_model(where: str) -> Embed:
         from safetensors.numpy import load_file
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise EmbeddingError(f"embeddings need pip install 'driftsched[embeddings]': {error}") from None
+        raise EmbeddingError(
+            f"embeddings need pip install '.[embeddings]' in DriftSched's source folder: {error}"
+        ) from None
     try:
         folder = Path(
             where
