@@ -144,7 +144,7 @@ class TestPrepare:
 
     def test_missing_libraries_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(models, "_installed", lambda module: module != "gguf")
-        with pytest.raises(ModelError, match=r"needs gguf: .*driftsched\[cpu\]"):
+        with pytest.raises(ModelError, match=r"needs gguf: .*'\.\[cpu\]'"):
             models.prepare("smollm2")
 
     def test_unknown_model(self) -> None:

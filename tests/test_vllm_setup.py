@@ -102,7 +102,7 @@ class TestImport:
 
     def test_no_vllm(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(EngineConfigError, match=r"pip install 'driftsched\[cpu\]'"):
+        with pytest.raises(EngineConfigError, match=r"pip install '\.\[cpu\]'"):
             vllm_setup.import_vllm()
 
     @pytest.fixture
