@@ -172,7 +172,10 @@ async def test_predicted_beside_observed_after_a_switch(tmp_path: Path) -> None:
         assert found["predicted"]["e2e.p50"] < found["stay"]["e2e.p50"]
         latest = run.previewer._predictions.latest
         assert latest is not None
-        assert len(latest.course) == ceil(found["horizon_s"] / CHECK_S) - 1, "for the guard to go by"
+        checks = ceil(
+            found["horizon_s"] / CHECK_S
+        )  # by rounding, the last one falls on the horizon or before it
+        assert len(latest.course) in (checks - 1, checks), "for the guard to go by"
 
 
 async def test_a_switch_that_cannot_be_predicted_ends_the_span_of_the_one_before(
