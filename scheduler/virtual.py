@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from scheduler.core.events import Event, Kind
 from scheduler.core.types import Request
@@ -37,30 +37,16 @@ def _no_cycle_collector() -> Iterator[None]:
             gc.enable()
 
 
-T = TypeVar("T")
-
-
-def _each(listeners: Sequence[Callable[[T], None]]) -> Callable[[T], None]:
+def _each(listeners: Sequence[Callable[[Request], None]]) -> Callable[[Request], None]:
     """All of them as one; one alone costs nothing more."""
     if len(listeners) == 1:
         return listeners[0]
 
-    def tell(news: T) -> None:
+    def tell(request: Request) -> None:
         for listen in listeners:
-            listen(news)
+            listen(request)
 
     return tell
-
-
-def _change_points(listeners: Sequence[Callable[[Event], None]]) -> Callable[[Request], None]:
-    """To be told of every request that has ended; tells where answers have changed."""
-    watch, tell = Watch(), _each(listeners)
-
-    def on_ended(request: Request) -> None:
-        if (change := watch.on_ended(request)) is not None:
-            tell(change)
-
-    return on_ended
 
 
 class VirtualRun:
@@ -96,8 +82,9 @@ class VirtualRun:
             )
         emit = None if self.recorder is None else self.recorder.on_event
         listeners: list[Callable[[Request], None]] = [self.tally.add]
-        if emit is not None:
-            listeners.append(_change_points([emit, on_change]))
+        if self.recorder is not None:
+            self._watch, self._on_change = Watch(), on_change
+            listeners.append(self._look_for_change)
         if on_ended is not None:
             listeners.append(on_ended)
         self.scheduler = plan.scheduler(emit=emit)
@@ -122,6 +109,12 @@ class VirtualRun:
             emit=emit,
             on_progress=on_progress,
         )
+
+    def _look_for_change(self, request: Request) -> None:
+        assert self.recorder is not None
+        if (change := self._watch.on_ended(request)) is not None:
+            self.recorder.on_event(change)
+            self._on_change(change)
 
     def run(self) -> dict[str, Any]:
         """To the end, or to ``stop``; returns run.json."""
