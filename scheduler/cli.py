@@ -248,7 +248,7 @@ def _tell_replaced(folder: Path | None) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from scheduler.headless import run_headless
-    from scheduler.record.report import summary
+    from scheduler.record.summary import summary
 
     plan = _plan(args, args.clock)
     _tell_replaced(args.out)

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.core.autopilot import BAR_S, Autopilot, Forecast, Goal, best
-from scheduler.core.guard import Beside, Bound, Guard, GuardRule
+from scheduler.core.bounds import Bound
+from scheduler.core.guard import Beside, Guard, GuardRule
 from scheduler.load.scenario import ScenarioError, load_scenario
 from scheduler.plan import make_plan
 from scheduler.virtual import VirtualRun

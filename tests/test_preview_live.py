@@ -16,7 +16,8 @@ import pytest
 from gateway_kit import serving
 from test_preview import picture
 
-from scheduler.core.guard import CHECK_S, Figures
+from scheduler.core.bounds import Figures
+from scheduler.core.guard import CHECK_S
 from scheduler.core.policies import POLICIES, policy_from
 from scheduler.gateway.remote import RemoteFeed
 from scheduler.live.feed import LocalFeed

@@ -20,7 +20,7 @@ from scheduler.bench.policies import EVENLY, TENANTS
 from scheduler.bench.result import Claim, Result
 from scheduler.bench.trial import scenario
 from scheduler.core.autopilot import Forecast, Goal, best
-from scheduler.core.guard import Bound, Figures
+from scheduler.core.bounds import Bound, Figures
 from scheduler.core.policies import policy_from
 from scheduler.core.types import Request
 from scheduler.live.players import Packed, Players

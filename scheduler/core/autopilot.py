@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
-from scheduler.core.guard import Bound, Figures
+from scheduler.core.bounds import Bound, Figures
 
 BAR_S = 120.0
 """So long it does not go back to a policy that has been left, whoever left it; twice as long each time."""

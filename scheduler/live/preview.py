@@ -13,7 +13,8 @@ from math import inf
 from typing import Any
 
 from scheduler.core.autopilot import Forecast
-from scheduler.core.guard import CHECK_S, Beside, Figures
+from scheduler.core.bounds import Figures
+from scheduler.core.guard import CHECK_S, Beside
 from scheduler.core.policies import POLICIES, policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import FINISHED, Request

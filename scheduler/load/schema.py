@@ -11,7 +11,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_
 
 from scheduler.core.autopilot import Goal
 from scheduler.core.estimators import ESTIMATORS
-from scheduler.core.guard import COMPARE, COSTS, FIGURES, Bound, GuardRule
+from scheduler.core.bounds import COMPARE, COSTS, FIGURES, Bound
+from scheduler.core.guard import GuardRule
 from scheduler.core.policies import policy_from
 from scheduler.core.types import Limits, Slo, Tenant, Tier
 from scheduler.load.fields import (

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from math import inf, nan
 
 from scheduler.core.books import TenantBooks
-from scheduler.core.guard import PERCENTILES, Figures
+from scheduler.core.bounds import PERCENTILES, Figures
 from scheduler.core.metrics import jain, meets_slo, nearest_rank
 from scheduler.core.types import EXPIRED, FINISHED, TIERS, Request, Slo, Tenant
 

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from scheduler.core.guard import CHECK_S, Beside, Figures
+from scheduler.core.bounds import Figures
+from scheduler.core.guard import CHECK_S, Beside
 from scheduler.core.types import Request, Tenant
 from scheduler.twin.outlook import Outlook
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from scheduler.core.autopilot import Forecast
 from scheduler.core.estimate import Given
-from scheduler.core.guard import Figures
+from scheduler.core.bounds import Figures
 from scheduler.core.metrics import nearest_rank
 from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
