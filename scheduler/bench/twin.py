@@ -34,12 +34,16 @@ PROTOCOL = (
     "client. "
     "Scenarios: {requests} requests each, prompts and seeds of their own, one Poisson at {steady:.0%} of the "
     "capacity that the twin gives them, under fifo, one at {rush:.0%}, under weighted. They are run in turn, "
-    "{repeats} times each, with a calibration before and after every turn. Then the twin is fitted to the "
+    "{repeats} times each, with a calibration before and after every run. Then the twin is fitted to the "
     "calibrations alone and given each scenario's arrivals, prompt and answer lengths; the same scheduler, "
     "policy and estimates run in virtual time. Error: predicted against the mean of the repeats. Gap: "
     "largest against smallest repeat, as a share of the mean. A figure is allowed its tolerance, or {gaps} "
     "times its gap if that is more."
 )
+
+
+POLICIES = {"steady": "fifo", "rush": "weighted"}
+"""Of each scenario."""
 
 
 class Played(NamedTuple):
@@ -152,7 +156,7 @@ async def judge(subject: Subject, sizes: Sizes, tell: Callable[[str], None]) -> 
     with TemporaryDirectory() as folder:
 
         async def calibrate() -> None:
-            tell(f"calibration {len(calibrations) + 1} of {sizes.repeats + 1}")
+            tell(f"calibration {len(calibrations) + 1} of {sizes.repeats * len(POLICIES) + 1}")
             spread = sweep(Path(folder), len(calibrations), capacity=sizes.concurrency, tokens=sizes.tokens)
             calibrations.append(await subject.play(subject.plan(spread)))
 
@@ -167,7 +171,7 @@ async def judge(subject: Subject, sizes: Sizes, tell: Callable[[str], None]) -> 
             for name, plan in plans.items():
                 tell(f"{name}, run {repeat} of {sizes.repeats}")
                 runs[name].append(await subject.play(plan))
-            await calibrate()
+                await calibrate()  # often: an engine's pace follows what else its machine does
 
     fit = fit_profile([step for each in calibrations for step in each.steps], subject.blank)
     alone = [request for each in calibrations for request in each.requests]
@@ -211,10 +215,10 @@ def _plans(subject: Subject, sizes: Sizes, profile: Profile, prompt_tokens: int)
     ]
     served = predict(plan, requests, profile, subject.capacity, 0.0)
     capacity = sizes.requests / served["duration_s"]
-    loads = (("steady", "fifo", sizes.steady), ("rush", "weighted", sizes.rush))
+    loads = {"steady": sizes.steady, "rush": sizes.rush}
     return {
-        name: subject.plan(_scenario(name, policy, sizes, share * capacity, sizes.requests, seed))
-        for seed, (name, policy, share) in enumerate(loads, start=1)
+        name: subject.plan(_scenario(name, policy, sizes, loads[name] * capacity, sizes.requests, seed))
+        for seed, (name, policy) in enumerate(POLICIES.items(), start=1)
     }
 
 
