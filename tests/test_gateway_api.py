@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -256,6 +257,27 @@ async def test_a_client_that_leaves_the_queue_or_its_answer_frees_its_place() ->
         assert [request.state for request in ended] == [State.CANCELLED] * 2
         assert served.run.engine.telemetry().running == 0
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_the_time_that_a_body_takes_to_come_is_not_ours(served: Served) -> None:
+    seen = []
+    served.run.observers.append(seen.append)
+    last = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        raw = json.dumps(completion()).encode()
+        yield raw[:-1]
+        await last.wait()
+        yield raw[-1:]
+
+    headers = {"Content-Type": "application/json"}
+    asked = asyncio.create_task(served.http.post(served.url + COMPLETIONS, data=slowly(), headers=headers))
+    await until(lambda: served.gateway.completions.bodies.coming["default"])
+    released_s = served.run.clock.now()
+    last.set()
+    async with await asked as answer:
+        assert answer.status == 200
+    assert seen[0].arrival_s >= released_s
 
 
 async def test_a_client_that_leaves_its_stream_frees_its_place() -> None:

@@ -83,9 +83,10 @@ class Completions:
         }
 
     async def serve(self, http: web.Request, *, chat: bool) -> web.StreamResponse:
-        arrival_s = self._run.clock.now()
         tenant = self._keys.tenant(http.headers)
-        ask = read_ask(read_json(await self.bodies.read(http, tenant)), chat=chat)
+        raw = await self.bodies.read(http, tenant)
+        arrival_s = self._run.clock.now()  # with its last byte: until then the client may take its time
+        ask = read_ask(read_json(raw), chat=chat)
         terms = self.terms(http.headers, tenant)
         self.check_up()
         request = await self.request_of(ask, tenant, terms, arrival_s=arrival_s)
