@@ -101,11 +101,19 @@ def test_keys_by_digest() -> None:
     assert keys.tenant({"Authorization": f"bearer {ACME}"}) == "acme"
 
 
+@pytest.mark.parametrize("name", ["FILE", "BYTES"])
+def test_keys_out_of_the_environment(name: str) -> None:
+    environ = {"FILE": f" {ACME}\n", "BYTES": f"{ACME}\udcff"}  # out of a file; not UTF-8
+    keys = Keys({"acme": [f"env:{name}"]}, environ=environ)
+    assert keys.tenant(bearer(environ[name].strip())) == "acme"
+
+
 @pytest.mark.parametrize(
     ("tenants", "operator", "what"),
     [
         ({"acme": ["env:NOWHERE"]}, [], "keys.acme: the environment variable NOWHERE is not set"),
         ({"acme": ["env:SHORT"]}, [], "at least 16 characters"),
+        ({"acme": ["env:BLANK"]}, [], "is not set"),
         ({"acme": ["plain-text-key-in-a-file"]}, [], "does not belong in a file"),
         ({"acme": ["sha256:12"]}, [], "64 hexadecimal"),
         ({"acme": ["env:ACME"], "globex": ["env:ACME"]}, [], "twice"),
@@ -114,7 +122,7 @@ def test_keys_by_digest() -> None:
 )
 def test_bad_keys(tenants: dict[str, list[str]], operator: list[str], what: str) -> None:
     with pytest.raises(BadKey, match=what) as refused:
-        Keys(tenants, operator, ENVIRON | {"SHORT": "abc"})
+        Keys(tenants, operator, ENVIRON | {"SHORT": "abc" + 16 * " ", "BLANK": " "})
     assert "plain-text" not in str(refused.value)
 
 
@@ -132,7 +140,16 @@ def test_listen_addresses() -> None:
     assert parse_listen("127.0.0.1:8000") == ("127.0.0.1", 8000)
     assert parse_listen(":0") == ("127.0.0.1", 0)
     assert parse_listen("[::1]:80") == ("::1", 80)
-    for bad in ("8000", "127.0.0.1", "host:port", "h:70000", "h:-1"):
+    for bad in (
+        "8000",
+        "127.0.0.1",
+        "host:port",
+        "h:70000",
+        "h:-1",
+        "h:" + "9" * 5000,
+        "a..b:80",
+        "\udcff:80",
+    ):
         with pytest.raises(ListenError, match="HOST:PORT"):
             parse_listen(bad)
 

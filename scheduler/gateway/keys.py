@@ -30,12 +30,12 @@ def digest(spec: str, where: str, environ: Mapping[str, str] = os.environ) -> by
     if _DIGEST.fullmatch(spec):
         return bytes.fromhex(spec.removeprefix("sha256:"))
     if spec.startswith("env:"):
-        value = environ.get(spec.removeprefix("env:"))
+        value = environ.get(spec.removeprefix("env:"), "").strip()  # as that of a header is
         if not value:
             raise BadKey(f"{where}: the environment variable {spec.removeprefix('env:')} is not set")
         if len(value) < MIN_KEY_CHARS:
             raise BadKey(f"{where}: a key needs at least {MIN_KEY_CHARS} characters")
-        return sha256(value.encode()).digest()
+        return _digest_of(value)
     raise BadKey(
         f"{where}: must be env:NAME or sha256: and the 64 hexadecimal digits of the key's SHA-256; "
         "a key itself does not belong in a file"
@@ -104,7 +104,11 @@ def _presented(headers: Mapping[str, str]) -> bytes:
     scheme, _, key = headers.get(hdrs.AUTHORIZATION, "").partition(" ")
     if scheme.lower() != "bearer" or not key:
         raise ApiError(401, "an API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
-    return sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+    return _digest_of(key.strip())
+
+
+def _digest_of(key: str) -> bytes:
+    return sha256(key.encode("utf-8", "surrogateescape")).digest()  # which may be any bytes
 
 
 def _check_local(headers: Mapping[str, str]) -> None:

@@ -13,9 +13,19 @@ def parse_listen(text: str) -> tuple[str, int]:
     """("127.0.0.1", 8000) of "127.0.0.1:8000", ":8000" or "[::1]:8000". Raises ListenError."""
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
-    if not colon or not (port.isascii() and port.isdigit() and int(port) < 65536):
+    digits = port.isascii() and port.isdigit() and len(port) < 6
+    if not (colon and _is_name(host) and digits and int(port) < 65536):
         raise ListenError(f"--listen {text!a}: HOST:PORT is needed, such as 127.0.0.1:8000")
     return host, int(port)
+
+
+def _is_name(host: str) -> bool:
+    """Whether it can be looked up: "a..b" cannot."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def check_open(host: str) -> None:
