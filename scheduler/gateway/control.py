@@ -31,7 +31,8 @@ KEEP_ALIVE_S = 15.0
 
 NO_TENANT = ""  # under which the operator's bodies are counted
 
-By = Annotated[str, Field(pattern=r"^[A-Za-z0-9._@ -]{1,32}$")]
+BY = "^[A-Za-z0-9._@ -]{1,32}$"
+By = Annotated[str, Field(pattern=BY)]
 
 
 class Verb(Section):

@@ -49,7 +49,7 @@ CANCEL_S = 10.0
 """A client that cancels waits so long for the engine to let go and for the disk."""
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
-_KEY = re.compile(r"[\x21-\x7e]{1,128}")
+KEY = re.compile("[!-~]{1,128}")
 
 T = TypeVar("T")
 
@@ -191,13 +191,13 @@ class Jobs:
 
     async def post(self, http: web.Request) -> web.Response:
         """202 and the job once it is on disk; the same key again gives the same job."""
-        arrival_s = self._run.clock.now()
         tenant = self._keys.tenant(http.headers)
         raw = await self._completions.bodies.read(http, tenant)
+        arrival_s = self._run.clock.now()
         body = read_json(raw)
         ask, terms = _ask_of(body), self._completions.terms(http.headers, tenant)
         key = http.headers.get(IDEMPOTENCY_KEY)
-        if key is not None and not _KEY.fullmatch(key):
+        if key is not None and not KEY.fullmatch(key):
             raise bad(f"{IDEMPOTENCY_KEY} must be 1 to 128 visible ASCII characters", IDEMPOTENCY_KEY)
         digest = sha256(json.dumps(body, sort_keys=True).encode()).digest()
         async with self._one_at_a_time(tenant, key):

@@ -13,7 +13,8 @@ from typing import Any
 from scheduler.core.estimators import LIVE_ESTIMATORS
 from scheduler.core.types import TIERS
 from scheduler.gateway.completions import DEADLINE, PRIORITY
-from scheduler.gateway.jobs import IDEMPOTENCY_KEY
+from scheduler.gateway.control import BY
+from scheduler.gateway.jobs import IDEMPOTENCY_KEY, KEY
 from scheduler.gateway.params import MAX_STOP_CHARS, MAX_STOPS, NEUTRAL, ROLES
 from scheduler.load.fields import MAX_WEIGHT, MIN_WEIGHT
 
@@ -149,7 +150,7 @@ def _control() -> Json:
         errors = steer + " 404" * (path is not None) + _NOT_NOW.get((method, name), "")
         operation = _operation(what, errors, key="operator", path=path)
         required = tuple(field for field in fields if field in _NEEDED)
-        by = {"type": "string", "pattern": "^[A-Za-z0-9._@ -]{1,32}$"}
+        by = {"type": "string", "pattern": BY}
         body = _object({**fields, "by": by}, closed=True, required=required)
         operation["requestBody"] = _body(body, required=bool(required))
         paths.setdefault(f"/control/{name}", {})[method] = operation
@@ -168,7 +169,7 @@ def _generate(what: str, schema: str) -> Json:
 def _post_job() -> Json:
     operation = _operation("Promise a completion or a chat", "400 401 403 404 408 409 413 415 429 503")
     operation["responses"]["202"] = {**operation["responses"].pop("200"), "description": "It is on disk."}
-    key = {"type": "string", "pattern": "^[!-~]{1,128}$"}
+    key = {"type": "string", "pattern": f"^{KEY.pattern}$"}
     operation["parameters"] = [*_headers(), {"name": IDEMPOTENCY_KEY, "in": "header", "schema": key}]
     whole = {"properties": {"stream": {"enum": [False, None]}}}
     both = [{"allOf": [{"$ref": f"#/components/schemas/{each}"}, whole]} for each in ("Completion", "Chat")]
