@@ -24,7 +24,7 @@ from driftui.screens.replay import ReplayScreen
 from driftui.terminal import DriftDriver, kept_signals
 from driftui.widgets.status import Cost
 from scheduler.live.replay import ReplayFeed
-from scheduler.live.view import CommandError, Feed
+from scheduler.live.view import CommandError, Feed, View
 
 REFRESH_S = 0.25  # nominal, 4 Hz
 SLOWEST_REFRESH_S = 2.0
@@ -91,8 +91,8 @@ class DriftApp(App[None]):
         except Exception as error:
             self._handle_exception(error)  # as from any message handler: it ends the app
 
-    def tick(self) -> None:
-        """Sample the feed once and show it."""
+    def tick(self) -> View:
+        """Sample the feed once and show it; what was seen."""
         began_s = time.thread_time()
         if isinstance(self.feed, ReplayFeed):
             for view in self.feed.passed():
@@ -105,6 +105,7 @@ class DriftApp(App[None]):
             # A dialog lies over the run, which goes on moving behind it.
             self.screen.refresh()
         self._pace(self._spent_s + time.thread_time() - began_s)
+        return view
 
     def spent(self, cpu_s: float) -> None:
         """CPU that a screen took to paint; it belongs to the tick before."""
@@ -118,14 +119,12 @@ class DriftApp(App[None]):
         if self._auto_refresh:
             self.cost = Cost(smooth_ms, smooth_ms / 1000 / self._refresh_s)
 
-    def ask(self, verb: Callable[..., None], *args: object, **kwargs: object) -> bool:
-        """Send a command to the run; a refusal is shown. True when it was taken."""
+    def ask(self, verb: Callable[[], None]) -> None:
+        """Send a command to the run; a refusal is shown."""
         try:
-            verb(*args, **kwargs)
+            verb()
         except CommandError as error:
             self.notify(clean(str(error), 400), severity="error", markup=False)
-            return False
-        return True
 
     def run_command(self, command: Command) -> None:
         """Run a command of the main screen, from the palette."""

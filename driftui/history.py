@@ -166,6 +166,8 @@ class History:
             values[:] = nan
         self._end = 0
         self._gap_s = 1.0
+        for _ in range(len(self.notices)):  # their instants are another clock's
+            self.notices.append(self.notices.popleft()._replace(marker=False))
 
     def _all(self) -> list[Floats]:
         return [self._times, *self._run.values(), *(v for s in self._tenants.values() for v in s.values())]

@@ -38,11 +38,13 @@ def recording(folder: Path) -> Recording:
 
 
 class Wall:
-    """A clock that is set by hand."""
+    """A clock that is set by hand, and may go on by a little whenever it is looked at."""
 
     now_s = 100.0
+    step_s = 0.0
 
     def __call__(self) -> float:
+        self.now_s += self.step_s
         return self.now_s
 
 
@@ -171,6 +173,17 @@ async def test_going_on_does_not_begin_anew(recording: Recording, monkeypatch: p
         while feed.state != "over":  # past the end, too
             await pilot.press("right")
         assert feed.position_s == recording.duration_s
+
+
+async def test_going_on_while_it_plays_keeps_the_charts(recording: Recording) -> None:
+    async with replaying(recording) as (app, pilot, feed, wall):
+        for _ in range(60):
+            wall.now_s += 0.5
+            app.tick()
+        wall.step_s = 1e-4
+        await pilot.press("right")
+        queue = app.history.buckets("queue", Grid.ending(feed.position_s, 38.0, 38), "checkout-assistant")
+        assert np.isfinite(queue).all()
 
 
 async def test_the_machine_is_in_the_status_line(recording: Recording) -> None:

@@ -44,10 +44,10 @@ class ReplayScreen(MainScreen, inherit_bindings=False):
         self._go(self._feed.position_s)
 
     def _go(self, at_s: float) -> None:
-        since_s, now_s = at_s - WINDOWS_S[self.shown.window], self._feed.position_s
-        if since_s < now_s < at_s:
-            self.drift.tick()  # all that led up to now is there then
-            since_s = now_s
+        since_s = at_s - WINDOWS_S[self.shown.window]
+        drawn_s = self.drift.tick().snapshot.now  # all that led up to it is there
+        if since_s < drawn_s < at_s:
+            since_s = drawn_s
         else:
             self.drift.history = History()
         for view in self._feed.seek(at_s, since_s):
