@@ -22,11 +22,9 @@ def count(value: float) -> str:
         return "∞" if isinf(value) else NOTHING
     if value < 999.5:
         return f"{value:.0f}"
-    for limit, unit in ((999.5e3, "k"), (999.5e6, "M"), (float("inf"), "G")):
-        if value < limit:
-            scaled = value / {"k": 1e3, "M": 1e6, "G": 1e9}[unit]
-            return f"{scaled:.1f}{unit}" if scaled < 9.95 else f"{scaled:.0f}{unit}"
-    return f"{value:.0f}"
+    size, unit = (1e3, "k") if value < 999.5e3 else (1e6, "M") if value < 999.5e6 else (1e9, "G")
+    scaled = value / size
+    return f"{scaled:.1f}{unit}" if scaled < 9.95 else f"{scaled:.0f}{unit}"
 
 
 def number(value: int, noun: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from fake_feed import FakeFeed
 from textual import events
+from textual.widgets import Static
 from ui_kit import running, text_of
 
 from driftui.screens.dialog import Choices
@@ -213,6 +214,15 @@ async def test_a_refusal_is_shown_and_keeps_the_dialog() -> None:
         assert "\x1b" not in text_of(app)
 
 
+async def test_what_the_run_refuses_of_a_typed_policy_is_said_in_the_dialog() -> None:
+    async with running() as (app, pilot, feed):
+        feed.refuse = "two-class q: at most 1"
+        await pilot.press("p", "slash", *"two-class q=2", "enter")
+        await pilot.pause()
+        assert feed.calls == []
+        assert feed.refuse in str(app.screen.query_one("#error", Static).content)
+
+
 @pytest.mark.parametrize("size", [(80, 24), (160, 48)])
 async def test_switching_the_estimator(size: tuple[int, int]) -> None:
     async with running(size=size) as (app, pilot, feed):
@@ -264,6 +274,14 @@ async def test_editing_a_tenant(key: str) -> None:
         await pilot.press("end", "backspace", "7", "tab", "end", "0", "tab", "4", "enter")
         limits = Limits(max_queued=5000, max_in_flight=4)
         assert feed.calls == [("set_tenant", "initech-rag", 7.0, limits)]
+
+
+async def test_what_nobody_edited_stays_as_it_is() -> None:
+    feed = FakeFeed()
+    feed.lanes[0].weight = 3.1415926
+    async with running(feed) as (_, pilot, _):
+        await pilot.press("t", "tab", "end", "0", "enter")
+        assert feed.calls == [("set_tenant", "acme-chat", None, Limits(max_queued=5000))]
 
 
 async def test_a_bad_limit_is_explained_and_not_sent() -> None:

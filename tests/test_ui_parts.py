@@ -9,7 +9,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from fake_feed import FakeFeed, many
+from fake_feed import FakeFeed, latency, many
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -73,6 +73,7 @@ def test_clean_keeps_what_is_harmless() -> None:
         (figures.count(999.6), "1.0k"),
         (figures.count(4210), "4.2k"),
         (figures.count(999_999), "1.0M"),
+        (figures.count(2.04e9), "2.0G"),
         (figures.ratio(1.036), "×1.04"),
         (figures.percent(math.nan), "–"),
         (figures.clock(3723), "1:02:03"),
@@ -151,8 +152,12 @@ def test_history_bounds_the_number_of_tenants() -> None:
 
 def test_a_run_that_starts_over_clears_the_history() -> None:
     history = sampled(20)
+    history.listen(FakeFeed())
+    assert any(notice.marker for notice in history.notices)
     history.sample(FakeFeed().view())
     assert len(history) == 1
+    assert len(history.notices) == 2
+    assert not any(notice.marker for notice in history.notices), "they would stand at the new run's times"
 
 
 def dots(raster: Raster) -> list[str]:
@@ -299,6 +304,14 @@ def test_the_engine_s_state_is_said_plainly(state: str, width: int) -> None:
     text = status_text(fields(view, False, "", Cost(6, 0.02)), width)
     assert f"ENGINE {state.upper()}" in text
     assert "simulated" in text
+
+
+def test_sorting_by_p99_means_the_latency_that_is_shown() -> None:
+    tenant = FakeFeed().view().snapshot.tenants[0]
+    tenant = replace(tenant, e2e=latency(3.0), ttft=latency(1.0))
+    (order,) = (column.order for column in columns.SORTABLE if column.title == "p99")
+    assert order is not None
+    assert (order(tenant, "e2e"), order(tenant, "ttft")) == (tenant.e2e.p99, tenant.ttft.p99)
 
 
 def test_columns_fit_and_the_dearest_stay() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, cast
 
 from rich.text import Text
@@ -17,6 +17,7 @@ from textual.widgets.option_list import Option
 from driftui import palette
 from driftui.clean import clean, pad
 from driftui.commands import hints
+from scheduler.live.view import CommandError
 
 if TYPE_CHECKING:
     from driftui.app import DriftApp
@@ -50,6 +51,15 @@ class Dialog(ModalScreen[None]):
         """Say what is wrong, in a line that takes no room while nothing is."""
         self.error.update(Content(clean(text, 400)))
         self.error.display = bool(text)
+
+    def send(self, verb: Callable[..., None], *args: object, **kwargs: object) -> None:
+        """Ask this of the run and close; what it refuses is said here."""
+        try:
+            verb(*args, **kwargs)
+        except CommandError as error:
+            self.complain(str(error))
+        else:
+            self.dismiss(None)
 
     def action_apply(self) -> None:
         """What Enter does, or a click on a line of a list."""

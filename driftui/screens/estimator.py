@@ -36,5 +36,5 @@ class EstimatorScreen(Dialog):
 
     def action_apply(self) -> None:
         index = self.options.highlighted
-        if index is not None and self.drift.ask(self.drift.feed.switch_estimator, _NAMES[index]):
-            self.dismiss(None)
+        if index is not None:
+            self.send(self.drift.feed.switch_estimator, _NAMES[index])

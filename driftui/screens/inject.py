@@ -50,17 +50,14 @@ class InjectScreen(Dialog):
         self.about.update(Content(clean(self._scenarios[self._names[event.option_index]], 200)))
 
     def action_apply(self) -> None:
-        feed = self.drift.feed
+        feed, index = self.drift.feed, self.options.highlighted
         if self.focused in (self.rate, self.seconds) and self._tenant is not None:
             try:
                 rate = positive("requests/s", self.rate.value)
                 seconds = positive("seconds", self.seconds.value)
             except FieldError as error:
                 self.complain(str(error))
-                return
-            done = self.drift.ask(feed.burst, self._tenant, rate, seconds)
-        else:
-            index = self.options.highlighted
-            done = index is not None and self.drift.ask(feed.inject, self._names[index])
-        if done:
-            self.dismiss(None)
+            else:
+                self.send(feed.burst, self._tenant, rate, seconds)
+        elif index is not None:
+            self.send(feed.inject, self._names[index])

@@ -199,22 +199,12 @@ class PolicyScreen(Dialog):
         typed = self.typed.value.strip()
         index = self.options.highlighted
         if self.focused is self.typed and typed:
-            try:
-                policy_from(typed)
-            except ValueError as error:
-                self.complain(str(error))
-                return
-            spec = typed
+            self.send(self.drift.feed.switch_policy, typed)
         elif index is not None:
-            spec = self._names[index]
-        else:
-            return
-        if self.drift.ask(self.drift.feed.switch_policy, spec):
-            self.dismiss(None)
+            self.send(self.drift.feed.switch_policy, self._names[index])
 
     def action_undo(self) -> None:
-        if self.drift.ask(self.drift.feed.undo_policy):
-            self.dismiss(None)
+        self.send(self.drift.feed.undo_policy)
 
 
 def _effect(snapshot: Snapshot) -> str:

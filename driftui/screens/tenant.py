@@ -89,7 +89,7 @@ class TenantScreen(Dialog):
             value = None
             if tenant is not None:
                 value = tenant.weight if name == "weight" else getattr(tenant.limits, name)
-            text = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+            text = "" if value is None else repr(value).removesuffix(".0")  # which reads as just this
             self.inputs[name] = field(text, placeholder="no bound", id=name)
             rows.append(Horizontal(plain(label, classes="label"), self.inputs[name], classes="row"))
         return [self._facts, *rows]
@@ -123,5 +123,7 @@ class TenantScreen(Dialog):
             changed["weight"] = weight
         if limits != tenant.limits:
             changed["limits"] = limits
-        if not changed or self.drift.ask(self.drift.feed.set_tenant, self._tenant, **changed):
+        if changed:
+            self.send(self.drift.feed.set_tenant, self._tenant, **changed)
+        else:
             self.dismiss(None)

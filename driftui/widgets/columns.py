@@ -30,11 +30,15 @@ class Row:
 
     @property
     def percentiles(self) -> Percentiles:
-        return self.tenant.e2e if self.latency == "e2e" else self.tenant.ttft
+        return _latency(self.tenant, self.latency)
 
     @property
     def objective_s(self) -> float:
         return self.tenant.slo.e2e_s if self.latency == "e2e" else self.tenant.slo.ttft_s
+
+
+def _latency(tenant: TenantSnapshot, kind: str) -> Percentiles:
+    return tenant.e2e if kind == "e2e" else tenant.ttft
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class Column:
     keep: int
     cell: Callable[[Row, int], Cell]
     align: str = ">"
-    order: Callable[[TenantSnapshot], float] | None = None  # what sorting by it means, largest first
+    order: Callable[[TenantSnapshot, str], float] | None = None  # by it, largest first; "e2e" or "ttft"
 
 
 def spark(values: Floats, least: float) -> str:
@@ -126,20 +130,24 @@ DRIFT_SPARK = "drift 60s"
 COLUMNS: tuple[Column, ...] = (
     Column(TENANT, 14, 99, lambda r, w: (clean(r.tenant.name, w), r.colour), "<"),
     Column("tier", 8, 50, lambda r, w: (clean(r.tenant.tier, w), palette.FAINT)),
-    Column("wt", 4, 48, lambda r, w: (f"{r.tenant.weight:.3g}", palette.TEXT), order=lambda t: t.weight),
-    Column("queue", 6, 98, _queue, order=lambda t: t.queued),
-    Column("run", 4, 97, _count("in_flight"), order=lambda t: t.in_flight),
+    Column("wt", 4, 48, lambda r, w: (f"{r.tenant.weight:.3g}", palette.TEXT), order=lambda t, _: t.weight),
+    Column("queue", 6, 98, _queue, order=lambda t, _: t.queued),
+    Column("run", 4, 97, _count("in_flight"), order=lambda t, _: t.in_flight),
     Column("", 8, 30, lambda r, w: (bar(r.tenant.share, w), r.colour), "<"),
-    Column("share", 5, 60, lambda r, w: (figures.percent(r.tenant.share), r.colour), order=lambda t: t.share),
-    Column("tok/s", 6, 58, _count("tokens_per_s"), order=lambda t: t.tokens_per_s),
+    Column(
+        "share", 5, 60, lambda r, w: (figures.percent(r.tenant.share), r.colour), order=lambda t, _: t.share
+    ),
+    Column("tok/s", 6, 58, _count("tokens_per_s"), order=lambda t, _: t.tokens_per_s),
     Column("p50", 6, 94, _percentile("p50")),
     Column("p95", 6, 93, _percentile("p95")),
-    Column("p99", 6, 95, _percentile("p99"), order=lambda t: t.e2e.p99),
+    Column("p99", 6, 95, _percentile("p99"), order=lambda t, latency: _latency(t, latency).p99),
     Column("SLO", 5, 62, _slo),
     Column("est", 5, 40, _count("estimated_tokens", palette.FAINT)),
     Column("act", 5, 41, _count("actual_tokens")),
-    Column("drift", 6, 96, _drift, order=lambda t: t.drift_ratio),
-    Column("bias", 6, 92, lambda r, w: (figures.ratio(r.tenant.bias), palette.TEXT), order=lambda t: t.bias),
+    Column("drift", 6, 96, _drift, order=lambda t, _: t.drift_ratio),
+    Column(
+        "bias", 6, 92, lambda r, w: (figures.ratio(r.tenant.bias), palette.TEXT), order=lambda t, _: t.bias
+    ),
     Column("conv", 4, 20, _converged),
     Column("cover", 5, 22, lambda r, w: (figures.percent(r.tenant.coverage), palette.FAINT)),
     Column(QUEUE_SPARK, 9, 35, _queue_spark, "<"),

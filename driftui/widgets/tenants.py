@@ -60,7 +60,7 @@ class TenantsTable(Panel):
         rows = [tenant for tenant in snapshot.tenants if needle in tenant.name.casefold()]
         order = self.sort.order if self.sort is not None else None
         if order is not None:
-            rows.sort(key=lambda tenant: _last_if_nan(order(tenant)))
+            rows.sort(key=lambda tenant: _last_if_nan(order(tenant, self.latency)))
         self._rows = rows
         if self.selected is None:
             self.cursor = rows[0].name if rows else None
