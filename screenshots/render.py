@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 from pathlib import Path
+from typing import TextIO
 
 from driftui.app import DriftApp
 from scheduler.engines.vllm_setup import preflight
@@ -26,7 +26,7 @@ from scheduler.plan import Plan, make_plan
 HERE = Path(__file__).parent
 
 
-async def play(plan: Plan, size: tuple[int, int], steps: list[tuple[float, str]]) -> None:
+async def play(plan: Plan, size: tuple[int, int], steps: list[tuple[float, str]], progress: TextIO) -> None:
     run = LiveRun(plan)
     app = DriftApp(LocalFeed(run))
     async with app.run_test(size=size) as pilot:
@@ -37,7 +37,7 @@ async def play(plan: Plan, size: tuple[int, int], steps: list[tuple[float, str]]
                 await pilot.pause()
                 path = HERE / f"{what.removeprefix('shot=')}.svg"
                 path.write_text(app.export_screenshot(title="driftsched"), encoding="utf-8")
-                print(path.name, file=sys.stderr)
+                print(path.name, file=progress, flush=True)
             else:
                 await pilot.press(what)
         await run.stop()
@@ -58,8 +58,8 @@ def main() -> None:
     plan = make_plan(load_scenario(args.scenario), engine=args.engine, model=args.model)
     if not plan.simulated:
         preflight(plan.model)
-    with engine_output_to(log_path()):
-        asyncio.run(play(plan, (width, height), steps))
+    with engine_output_to(log_path()) as kept:
+        asyncio.run(play(plan, (width, height), steps, kept.stderr))
 
 
 if __name__ == "__main__":
