@@ -239,7 +239,7 @@ class Control:
 
     async def set_limits(self, http: web.Request) -> web.Response:
         verb = await self._read(http, SetLimits)
-        self._run.scheduler.set_limits(verb.limits, self._run.clock.now(), by=verb.by)
+        self._run.session.set_limits(verb.limits, by=verb.by)
         self._run.session.pump()
         return _done()
 

@@ -68,9 +68,11 @@ class Answer:
             await self._news()
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        """Text as it comes, what came meanwhile in one piece. Raises SlowReader."""
+        """Text as it comes, what came meanwhile in one piece. Raises SlowReader, but not of an answer that
+        comes at its end alone.
+        """
         while True:
-            if self._unread > MAX_UNREAD:
+            if self.request.streamed and self._unread > MAX_UNREAD:
                 raise SlowReader
             if self._parts:
                 text = "".join(self._parts)

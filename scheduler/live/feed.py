@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from pydantic import ValidationError
 
 from scheduler.core.estimate import Estimator
 from scheduler.core.estimators import LIVE_ESTIMATORS
@@ -11,10 +14,10 @@ from scheduler.core.lifecycle import UnknownTenant
 from scheduler.core.policies import POLICIES, policy_from
 from scheduler.core.snapshot import take_snapshot
 from scheduler.core.types import Limits
-from scheduler.live.run import LiveRun
+from scheduler.live.run import UNDO, LiveRun
 from scheduler.live.view import CommandError, Notice, NotNow, Preview, View
 from scheduler.load.scenario import ScenarioError, load_scenario, shipped_scenarios
-from scheduler.load.schema import EstimatorOptions
+from scheduler.load.schema import EstimatorOptions, TenantChange
 from scheduler.load.workload import Workload
 
 
@@ -23,7 +26,6 @@ class LocalFeed:
 
     def __init__(self, run: LiveRun) -> None:
         self._run = run
-        self._undo: list[str] = []
         self._injected = 0
         self._playing = run.plan.scenario.name
         self._since_s = 0.0
@@ -66,9 +68,7 @@ class LocalFeed:
             policy = policy_from(spec)
         except ValueError as error:
             raise CommandError(str(error)) from error
-        before = self._run.scheduler.policy.describe()
         self._run.session.switch_policy(policy, by=by)
-        self._undo.append(before)
 
     def preview(self, specs: Sequence[str] = ()) -> None:
         self._run.previewer.ask(specs)
@@ -77,9 +77,9 @@ class LocalFeed:
         return self._run.previewer.latest
 
     def undo_policy(self, by: str = "operator") -> None:
-        if not self._undo:
+        if not self._run.left:
             raise NotNow("no policy switch to undo")
-        self._run.session.switch_policy(policy_from(self._undo.pop()), by=f"{by} (undo)")
+        self._run.session.switch_policy(policy_from(self._run.left.pop()), by=f"{by}{UNDO}")
 
     def switch_estimator(self, kind: str, by: str = "operator") -> None:
         if kind not in LIVE_ESTIMATORS:
@@ -143,10 +143,20 @@ class LocalFeed:
     def set_tenant(
         self, name: str, *, weight: float | None = None, limits: Limits | None = None, by: str = "operator"
     ) -> None:
-        if weight is not None and not 0 < weight < float("inf"):
-            raise CommandError(f"weight {weight:g}: a number above 0 is needed")
         try:
             current = self._run.scheduler.books.tenant(name).config
+            _check_bounds(name, weight, limits)
         except UnknownTenant as error:
             raise CommandError(str(error)) from error
         self._run.session.set_tenant(current.changed(weight, limits), by=by)
+
+
+def _check_bounds(tenant: str, weight: float | None, limits: Limits | None) -> None:
+    """As in a scenario's timeline. Raises CommandError."""
+    change = {"name": tenant, "weight": weight, **(asdict(limits) if limits is not None else {})}
+    change["ttl"] = change.pop("ttl_s", None)
+    try:
+        TenantChange.model_validate(change)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise CommandError(f"{first['loc'][0]}: {first['msg']}") from error

@@ -78,7 +78,7 @@ def _engine(event: Event) -> str:
     match detail["what"]:
         case "crashed":
             requests = "request" if detail["lost"] == 1 else "requests"
-            return f"engine lost with {detail['lost']} {requests} in flight; restarting"
+            return f"engine lost with {detail['lost']} {requests} in flight"
         case "restarted":
             return f"engine is back after {detail['away_s']:.1f} s"
         case "dead":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from math import isnan
 from pathlib import Path
@@ -28,8 +29,10 @@ from scheduler.record.tally import Tally
 
 TELEMETRY_S = 0.2
 
-# What happens to each request; plain names because reading a member off an enum is slow.
-QUEUED, REJECTED, DISPATCHED = Kind.QUEUED, Kind.REJECTED, Kind.DISPATCHED
+# For each request: looking them up in the enum is slow.
+_QUEUED, _REJECTED, _DISPATCHED = Kind.QUEUED, Kind.REJECTED, Kind.DISPATCHED
+UNDO = " (undo)"
+"""Ends the name of who asks for a switch that takes another one back."""
 
 
 class LiveRun:
@@ -62,12 +65,15 @@ class LiveRun:
         self.health = Health()
         self.recorder: Recorder | None = None
         self.observers: list[Callable[[Request], None]] = []  # told of every request that has ended
+        self.left: deque[str] = deque(maxlen=100)  # the policies before this one, to go back to
         self._endless = endless
         self._wall_from = time.perf_counter()
         self._summary = Summary()
         self._watch = Watch()
         self._sampling: asyncio.Task[None] | None = None
         self.scheduler = plan.scheduler(capacity=self.engine.capacity, emit=self.on_event, windows=True)
+        if plan.scenario.estimator.embeddings is not None:
+            plan.estimator(EstimatorOptions(kind="learned"))  # read now: no switch to it holds up the loop
         self.previewer = Previewer(
             self.scheduler,
             self.clock,
@@ -145,9 +151,9 @@ class LiveRun:
         kind = event.kind
         if event.request is None:
             self.notices.on_event(event)
-        elif kind is DISPATCHED:
+        elif kind is _DISPATCHED:
             self.lag.begin()
-        elif kind is QUEUED or kind is REJECTED:
+        elif kind is _QUEUED or kind is _REJECTED:
             self.previewer.on_arrived(event.request)
         if self.recorder is not None:
             self.recorder.on_event(event)
@@ -166,6 +172,8 @@ class LiveRun:
 
     def _on_switch(self, source: str, target: str, by: str, now: float) -> None:
         if source != target:
+            if not by.endswith(UNDO):
+                self.left.append(source)
             self.steering.on_switch(source, by, now)
             self.previewer.on_switch(source, target, now)
 

@@ -7,20 +7,31 @@ Scheduler's and the load's next instant. Nothing polls. Times are run seconds of
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import asdict
 from math import inf
 from typing import Any
 
-from scheduler.core.crashes import Crashes
+from scheduler.core.crashes import GIVEN_UP, Crashes
 from scheduler.core.estimate import Estimator
 from scheduler.core.events import Event, Kind
 from scheduler.core.metrics import gap_bucket
 from scheduler.core.policies import Policy, policy_from
 from scheduler.core.scheduler import Scheduler
-from scheduler.core.types import ABORTING, ENDED, QUEUED, RUNNING, Outcome, Rejected, Request, Tenant
+from scheduler.core.types import (
+    ABORTING,
+    ENDED,
+    QUEUED,
+    RUNNING,
+    Limits,
+    Outcome,
+    Rejected,
+    Request,
+    Tenant,
+)
 from scheduler.engines.clock import Clock
-from scheduler.engines.engine import Chunk, Engine, EngineConfigError, EngineError, EngineLost
+from scheduler.engines.engine import Chunk, Engine, EngineError, EngineLost
 from scheduler.live.answer import Answer
 from scheduler.load.workload import (
     Action,
@@ -32,14 +43,14 @@ from scheduler.load.workload import (
     SwitchPolicy,
     Workload,
 )
-from scheduler.record.recorder import finite
+from scheduler.record.run import finite
+
+log = logging.getLogger(__name__)
 
 SWAP_SLICE = 1000
 """Queued requests re-ranked in one turn of the loop: about 5 ms."""
 ESTIMATE_SLICE = 50
 """The same where each is estimated anew, which takes up to a hundred times as long."""
-
-"""So many crashes within so many real seconds stop the engine for good."""
 
 
 class Session:
@@ -229,30 +240,30 @@ class Session:
     def switch_policy(self, policy: Policy, *, by: str) -> None:
         """Begin a hot swap; slices of it ride on the loop's next turns."""
         now = self.clock.now()
-        source, started_s = self.scheduler.policy.describe(), self._loop.time()
-        target = policy.describe()
+        source, target = self.scheduler.policy.describe(), policy.describe()
+        started_s = self._loop.time()
         self.scheduler.begin_swap(policy, now, by=by)
-        self._swap_slice(self.scheduler.swap, source, started_s)
+        self._swap_slice(self.scheduler.swap, started_s)
         self._on_switch(source, target, by, now)  # who only wants to know comes after
 
     def switch_estimator(self, estimator: Estimator, *, by: str) -> None:
         """Estimate all that waits anew, and rank it by that; in slices too."""
-        source, started_s = self.scheduler.policy.describe(), self._loop.time()
+        started_s = self._loop.time()
         self.scheduler.set_estimator(estimator, self.clock.now(), by=by)
-        self._swap_slice(self.scheduler.swap, source, started_s)
+        self._swap_slice(self.scheduler.swap, started_s)
 
-    def _swap_slice(self, swap: object, source: str, started_s: float) -> None:
+    def _swap_slice(self, swap: object, started_s: float) -> None:
         scheduler = self.scheduler
         if scheduler.swap is not swap:
             return  # superseded
         now = self.clock.now()
         reestimates = scheduler.swap is not None and scheduler.swap.reestimate is not None
         if not scheduler.swap_step(now, ESTIMATE_SLICE if reestimates else SWAP_SLICE):
-            self._loop.call_soon(self._swap_slice, swap, source, started_s)
+            self._loop.call_soon(self._swap_slice, swap, started_s)
             return
         record = scheduler.swaps[-1]
         took_ms = (self._loop.time() - started_s) * 1e3
-        switch = {"at_s": now, "from": source, "to": record.target, "queued": record.queued}
+        switch = {"at_s": now, "from": record.source, "to": record.target, "queued": record.queued}
         self.switches.append({**switch, "took_ms": took_ms, "by": record.by})
         self._tell(Kind.SWITCHED, self.switches[-1])
         self.pump()
@@ -265,6 +276,10 @@ class Session:
 
     def set_tenant(self, tenant: Tenant, *, by: str) -> None:
         self.scheduler.set_tenant(tenant, self.clock.now(), by=by)
+        self.pump()
+
+    def set_limits(self, limits: Limits, *, by: str) -> None:
+        self.scheduler.set_limits(limits, self.clock.now(), by=by)
         self.pump()
 
     def pause(self, *, by: str) -> None:
@@ -292,9 +307,16 @@ class Session:
                 ended = self._on_chunk(request, chunk)
             if not ended:
                 raise EngineLost(f"the stream of request {request.id} ended without a finish reason")
-        except EngineLost as error:
-            if request.attempts == attempt and self._streams.get(request.id) is asyncio.current_task():
+        except Exception as error:
+            if request.attempts != attempt or self._streams.get(request.id) is not asyncio.current_task():
+                return
+            if isinstance(error, EngineLost):
                 self._engine_lost(error)
+                return
+            # A mistake, the engine's or ours: it costs one request, not the run that would wait for its end.
+            # The message may quote the prompt; its type is enough to find the cause.
+            log.warning("request %s failed: %s", request.id, type(error).__name__)
+            self._on_chunk(request, Chunk(0, "error"))
 
     def _on_chunk(self, request: Request, chunk: Chunk) -> bool:
         """True once the stream has ended."""
@@ -342,14 +364,18 @@ class Session:
 
     def _engine_lost(self, error: EngineLost) -> None:
         now = self.clock.now()
-        lost = [task for task in self._streams.values() if task is not asyncio.current_task()]
+        lost = list(self._streams.values())
         self._streams.clear()
         for task in lost:
-            task.cancel()
-        self._tell(Kind.ENGINE, {"what": "crashed", "lost": len(lost) + 1})
+            if task is not asyncio.current_task():
+                task.cancel()
+        self._tell(Kind.ENGINE, {"what": "crashed", "lost": len(lost)})
         for request in self.scheduler.on_engine_lost(0, now):
             self._ended(request)
-        if self._crashes.add(now) or self.engine_state == "stopping":
+        if self._crashes.add(now):
+            self.fail(EngineLost(f"{GIVEN_UP}: {error}"))
+            return
+        if self.engine_state == "stopping":
             self.fail(error)
             return
         self.engine_state = "restarting"
@@ -361,7 +387,7 @@ class Session:
             await self.engine.start()
         except EngineLost as error:
             self._engine_lost(error)
-        except EngineConfigError as error:
+        except Exception as error:
             self.fail(error)
         else:
             self._engine_ready({"what": "restarted", "away_s": self.clock.now() - crashed_s})
@@ -372,11 +398,13 @@ class Session:
         self._tell(Kind.ENGINE, detail)
         self.pump()
 
-    def fail(self, error: EngineError) -> None:
-        """The engine stays away: what waits will not run."""
+    def fail(self, error: Exception) -> None:
+        """The engine stays away: what waits will not run. Of a mistake, which no engine tells of, only the
+        type is told.
+        """
         self.engine_state = "dead"
-        self.failure = error
-        self._tell(Kind.ENGINE, {"what": "dead", "why": str(error)})
+        self.failure = error if isinstance(error, EngineError) else EngineError(type(error).__name__)
+        self._tell(Kind.ENGINE, {"what": "dead", "why": str(self.failure)})
         for request_id in list(self._answers):
             self.cancel(request_id)  # nobody is left waiting for an answer
         self.drained.set()

@@ -51,7 +51,7 @@ class View:
 
 
 class Notice(NamedTuple):
-    """One line of the event list. ``text`` is already safe to draw (see ``clean``)."""
+    """One line of the event list. ``text`` may hold names from outside: who draws it cleans it."""
 
     seq: int  # counts up from 1
     at_s: float  # on the run's clock, as Snapshot.now
