@@ -9,74 +9,22 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from queue import Empty, Full, Queue
 from typing import Any
 
 from textual.drivers.linux_driver import LinuxDriver
 
-from scheduler.live.output import engine_output_to
+from scheduler.live.output import DroppingWriter, engine_output_to
 
 _PENDING_WRITES = 64  # a frame is up to three writes; start-up makes about twenty at once
-_STOP_WAIT_S = 1.0  # how long a terminal may take to swallow the last writes
-
-
-class FrameWriter(threading.Thread):
-    """Writes to the terminal in the background; ``write`` never waits.
-
-    What the terminal does not take in time is dropped. Once everything kept has been written after a loss,
-    ``on_drained`` is called, in this thread, so that the whole screen can be painted again.
-    """
-
-    def __init__(self, fd: int, on_drained: Callable[[], None], pending: int = _PENDING_WRITES) -> None:
-        super().__init__(daemon=True, name="terminal-writer")
-        self._fd = fd
-        self._on_drained = on_drained
-        self._queue: Queue[bytes | None] = Queue(pending)
-        self._lost = False
-
-    def write(self, text: str) -> None:
-        try:
-            self._queue.put_nowait(text.encode("utf-8", "replace"))
-        except Full:
-            self._lost = True
-
-    def run(self) -> None:
-        # os.write, not a file: a daemon thread that dies holding a file's lock takes the interpreter along.
-        while (data := self._queue.get()) is not None:
-            try:
-                while data:
-                    data = data[os.write(self._fd, data) :]
-            except OSError:  # the terminal is gone; whoever owns the run hears of it by SIGHUP
-                return
-            if self._lost and self._queue.empty():
-                self._lost = False
-                self._on_drained()
-
-    def discard(self) -> None:
-        """Forget what is not written yet, to make room for what must be."""
-        try:
-            while True:
-                self._queue.get_nowait()
-        except Empty:
-            pass
-
-    def stop(self) -> None:
-        """Write what is left, if the terminal takes it, and end."""
-        try:
-            self._queue.put(None, timeout=_STOP_WAIT_S)
-        except Full:
-            return
-        self.join(_STOP_WAIT_S)
 
 
 class DriftDriver(LinuxDriver):
     """Textual's driver, but its writer drops frames, and it never suspends: the engine would stop too."""
 
-    _writer: FrameWriter | None = None
+    _writer: DroppingWriter | None = None
 
     @property
     def _tty_fd(self) -> int:
@@ -103,7 +51,7 @@ class DriftDriver(LinuxDriver):
 
     def start_application_mode(self) -> None:
         # The stock driver makes its own writer at this point; ours stands in from the first byte.
-        self._writer = FrameWriter(self._tty_fd, self._ask_for_repaint)
+        self._writer = DroppingWriter(self._tty_fd, _PENDING_WRITES, self._ask_for_repaint)
         self._writer.start()
         super().start_application_mode()  # type: ignore[no-untyped-call]
         if self._writer_thread is not None:  # started and never used
@@ -112,7 +60,7 @@ class DriftDriver(LinuxDriver):
 
     def write(self, data: str) -> None:
         if self._writer is not None:
-            self._writer.write(data)
+            self._writer.write(data.encode("utf-8", "replace"))
 
     def stop_application_mode(self) -> None:
         if self._writer is not None:

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from math import inf, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,17 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that has no arrows gets their numbers
-    args = _parser().parse_args(sys.argv[1:] if argv is None else argv)
-    command: Callable[[argparse.Namespace], int] = args.command
     try:
+        args = _parser().parse_args((sys.argv[1:] if argv is None else argv) or ["live"])
+        command: Callable[[argparse.Namespace], int] = args.command
         code = command(args)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        _drop_output()
         return PIPE
     except OSError as error:
-        _drop_output()
         _complain(f"driftsched: {error}")
         return USAGE
     except Exception as error:
@@ -57,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         return INTERRUPTED
+    finally:
+        _drop_output()
 
 
 def _told(error: Exception) -> tuple[int, str] | None:
@@ -88,16 +89,22 @@ def _open_streams() -> None:
 
 
 def _drop_output() -> None:
-    """What stdout does not take would be tried once more, and complained of, as the interpreter ends."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """What they do not take would be tried once more as the interpreter ends, and be its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _complain(text: str) -> None:
-    """On stderr; names out of files and logs, which may hold anything, as a terminal may have them."""
-    print("\n".join(printable(line) for line in text.splitlines()), file=sys.stderr)
+    with suppress(OSError):  # where nobody reads it, the exit code says it
+        print(_printable(text), file=sys.stderr)
+
+
+def _printable(text: str) -> str:
+    """Lines as a terminal may have them: names out of files and logs may hold anything."""
+    return "\n".join(map(printable, text.splitlines()))
 
 
 def live_main() -> int:
@@ -113,7 +120,6 @@ def _parser() -> argparse.ArgumentParser:
         "2 bad usage or bad file, 3 engine failure, 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"driftsched {package_version()}")
-    parser.set_defaults(command=_live, **_LIVE_DEFAULTS)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     def add(name: str, what: str, **more: Any) -> argparse.ArgumentParser:
@@ -192,17 +198,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_LIVE_DEFAULTS: dict[str, Any] = {
-    "scenario": "demo",
-    "engine": None,
-    "model": None,
-    "policy": None,
-    "speed": None,
-    "record": None,
-    "listen": None,
-}
-
-
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=ENGINES, help="instead of the scenario's")
     parser.add_argument("--model", metavar="M", help="smollm2, a model's folder, or a Hugging Face name")
@@ -257,7 +252,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(document, indent=1))
     else:
-        print(summary(document))
+        print(_printable(summary(document)))
     for expectation in document["expect"]:
         if not expectation["ok"]:
             _complain(f"not met: {expectation['text']} (it is {expectation['value']})")
@@ -326,14 +321,15 @@ def _check_run(folder: Path) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     from scheduler.gateway.config import default_config, load_config
+    from scheduler.gateway.keys import Keys
     from scheduler.plan import make_plan
-    from scheduler.serve import keys_of, serve
+    from scheduler.serve import serve
 
     config = default_config() if args.config is None else load_config(args.config)
     plan = make_plan(config, engine=args.engine, model=args.model, policy=args.policy)
     journal = args.journal or (Path(config.journal) if config.journal else None)
     _tell_replaced(args.record)
-    serve(plan, keys_of(config), args.listen, journal=journal, record=args.record)
+    serve(plan, Keys(config.keys, config.operator), args.listen, journal=journal, record=args.record)
     return OK
 
 

@@ -78,7 +78,7 @@ def add_benches(commands: Any) -> None:
     preview.add_argument("--switches", type=_whole, default=40, metavar="N", help="default: 40")
     preview.set_defaults(command=_bench_preview)
 
-    for parser in (estimate, policies, preview, core, engine, screen, paper, gateway, twin):
+    for parser in benches.choices.values():
         parser.add_argument(
             "--out", type=Path, metavar="DIR", help="also write the document to DIR/bench-NAME.json"
         )
@@ -112,7 +112,7 @@ def _tell(line: str) -> None:
 def _telling_beside_an_engine() -> Iterator[Callable[[str], None]]:
     """The same while what engines print goes to a log."""
     with engine_output_to(log_path()) as output:
-        yield lambda line: print(line, file=output.stderr, flush=True)
+        yield lambda line: print(printable(line), file=output.stderr, flush=True)
 
 
 def _bench_core(args: argparse.Namespace) -> int:
@@ -140,8 +140,7 @@ def _bench_screen(args: argparse.Namespace) -> int:
 def _bench_twin(args: argparse.Namespace) -> int:
     from scheduler.bench.twin import Sizes, bench_twin
 
-    given = {name: getattr(args, name) for name in ("requests", "tokens", "concurrency", "repeats")}
-    sizes = Sizes(**{name: value for name, value in given.items() if value is not None})
+    sizes = Sizes(**_given(args, "requests", "tokens", "concurrency", "repeats"))
     with _telling_beside_an_engine() as tell:
         result = bench_twin(tell, model=args.model, sizes=sizes, out=args.out)
     return _show(result, args)
@@ -188,8 +187,12 @@ def _bench_gateway(args: argparse.Namespace) -> int:
 def _work(args: argparse.Namespace) -> Work:
     from scheduler.bench.engine import Work
 
-    given = {name: getattr(args, name) for name in ("requests", "tokens", "concurrency")}
-    return Work(**{name: value for name, value in given.items() if value is not None})
+    return Work(**_given(args, "requests", "tokens", "concurrency"))
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict[str, int]:
+    """Those of these sizes that the command line says."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def _show(result: Result, args: argparse.Namespace) -> int:

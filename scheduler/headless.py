@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -19,6 +19,7 @@ from scheduler.live.notices import Notices
 from scheduler.live.output import engine_output_to, log_path, printable
 from scheduler.live.view import Notice
 from scheduler.load.traces import scan
+from scheduler.load.workload import total_s
 from scheduler.plan import Plan
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ def _tell_malformed(plan: Plan, stderr: TextIO) -> None:
 def _run_virtual(plan: Plan, out: Path | None, text: bool) -> dict[str, Any]:
     from scheduler.virtual import VirtualRun
 
-    total_s = plan.workload().total_s
-    with _bar(f"{plan.scenario.name} in virtual time", sys.stderr, total_s) as bar:
+    title = f"{plan.scenario.name} in virtual time"
+    with _bar(title, sys.stderr, total_s(plan.scenario)) as bar:
         notices = Notices()
         notices.listeners.append(bar.tell)
         run = VirtualRun(plan, out=out, text=text, on_progress=bar.advance_to, on_change=notices.on_event)
@@ -76,7 +77,7 @@ def _run_virtual(plan: Plan, out: Path | None, text: bool) -> dict[str, Any]:
             for name, handler in before.items():
                 signal.signal(name, handler)
         if run.recorder is not None and run.recorder.error:
-            bar.say(f"record: {printable(run.recorder.error)}")
+            bar.say(f"record: {run.recorder.error}")
         return document
 
 
@@ -91,6 +92,7 @@ async def _run_live(plan: Plan, out: Path | None, text: bool, stderr: TextIO) ->
     for name in _ENDING:
         loop.add_signal_handler(name, interrupted.set)
     with _bar(f"{plan.scenario.name} on {run.engine.detail}", stderr, run.load.total_s) as bar:
+        run.notices.listeners.append(bar.tell)
         starting = loop.create_task(run.start())
         giving_up = loop.create_task(interrupted.wait())
         await asyncio.wait([starting, giving_up], return_when=asyncio.FIRST_COMPLETED)
@@ -111,14 +113,10 @@ async def _run_live(plan: Plan, out: Path | None, text: bool, stderr: TextIO) ->
 
 
 async def _watch(run: LiveRun, giving_up: asyncio.Task[Any], bar: _Bar) -> None:
-    """Until the load is over or somebody gives up; tells notices and the time meanwhile."""
-    seen = 0
+    """Until the load is over or somebody gives up; tells the time meanwhile."""
     drained = asyncio.create_task(run.session.drained.wait())
     while not (drained.done() or giving_up.done()):
         await asyncio.wait([drained, giving_up], timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
-        for notice in run.notices.after(seen):
-            seen = notice.seq
-            bar.tell(notice)
         bar.advance_to(run.clock.now())
     drained.cancel()
     await asyncio.gather(drained, return_exceptions=True)
@@ -137,30 +135,32 @@ class _Bar:
             self._progress.update(self._task, completed=run_s, at=f"{run_s:.0f} s")
 
     def tell(self, notice: Notice) -> None:
-        self.say(f"{notice.at_s:8.1f} s  {notice.kind}: {printable(notice.text)}")
+        self.say(f"{notice.at_s:8.1f} s  {notice.kind}: {notice.text}")
 
     def say(self, line: str) -> None:
-        if self._progress is not None:
-            self._progress.console.print(line, markup=False, highlight=False)
-        else:
-            print(line, file=self._file, flush=True)
+        with suppress(OSError):  # nobody reads it; the run goes on
+            if self._progress is not None:
+                self._progress.console.print(printable(line), markup=False, highlight=False)
+            else:
+                print(printable(line), file=self._file, flush=True)
 
 
 @contextmanager
-def _bar(title: str, file: TextIO, total_s: float | None) -> Iterator[_Bar]:
+def _bar(title: str, file: TextIO, length_s: float | None) -> Iterator[_Bar]:
     if not file.isatty():
-        print(title, file=file, flush=True)
-        yield _Bar(None, None, file)
+        bar = _Bar(None, None, file)
+        bar.say(title)
+        yield bar
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.fields[at]}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(file=file), transient=True) as progress:
-        total = total_s if total_s is not None and total_s < inf else None
-        yield _Bar(progress, progress.add_task(title, total=total, at="0 s"), file)
+        total = length_s if length_s is not None and length_s < inf else None
+        yield _Bar(progress, progress.add_task(printable(title), total=total, at="0 s"), file)
 
 
 @contextmanager

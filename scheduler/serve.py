@@ -9,17 +9,15 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path, PurePath
-from typing import TextIO
 
 from scheduler.core.estimate import Counter
 from scheduler.engines.models import load_counter, resolve
-from scheduler.gateway.config import ServeConfig
 from scheduler.gateway.keys import Keys
-from scheduler.gateway.listen import parse_listen
+from scheduler.gateway.listen import check_open, parse_listen
 from scheduler.gateway.server import Gateway
 from scheduler.live.heap import calm_collector
 from scheduler.live.journal import Journal
-from scheduler.live.output import Output, engine_output_to, log_path, printable
+from scheduler.live.output import Output, engine_output_to, log_path, telling
 from scheduler.live.run import LiveRun
 from scheduler.plan import Plan
 
@@ -39,6 +37,8 @@ def serve(
     Raises ListenError, JournalError, EngineError (the engine could not be started at all).
     """
     host, port = parse_listen(listen)
+    if not keys.has_tenants:
+        check_open(host)  # said before an engine is imported
     if plan.simulated:
         output: AbstractContextManager[Output] = nullcontext(Output(sys.stdout, sys.stderr))
     else:
@@ -52,7 +52,8 @@ def serve(
             preflight(plan.model)
         calm_collector()  # vLLM's modules among the rest
         _allow_files()
-        asyncio.run(_serve(plan, keys, (host, port), journal, record, streams.stderr))
+        with telling(streams.stderr) as say:
+            asyncio.run(_serve(plan, keys, (host, port), journal, record, say))
 
 
 def _allow_files() -> None:
@@ -70,15 +71,13 @@ async def _serve(
     address: tuple[str, int],
     journal: Path | None,
     record: Path | None,
-    stderr: TextIO,
+    say: Callable[[str], None],
 ) -> None:
-    def say(line: str) -> None:
-        print(line, file=stderr, flush=True)
-
     host, port = address
+    jobs = Journal(journal) if journal is not None else None
     run = LiveRun(plan, out=record, clients=True, endless=record is None)
-    run.notices.listeners.append(lambda notice: say(f"{notice.kind}: {printable(notice.text)}"))
-    gateway = make_gateway(run, keys, Journal(journal) if journal is not None else None)
+    run.notices.listeners.append(lambda notice: say(f"{notice.kind}: {notice.text}"))
+    gateway = make_gateway(run, keys, jobs)
     port = await gateway.listen(host, port)
     stopping = asyncio.Event()
 
@@ -120,7 +119,7 @@ async def serve_until(
         await run.stop(drain_s=DRAIN_S)
         await gateway.close()
         if run.recorder is not None and not run.recorder.error:
-            say(f"recorded in {printable(str(run.recorder.folder))}")
+            say(f"recorded in {run.recorder.folder}")
         say("stopped")
 
 
@@ -143,8 +142,3 @@ def _counter(plan: Plan) -> Counter:
     if plan.served_counter is not None:
         return plan.served_counter
     return plan.counter if plan.simulated else load_counter(resolve(plan.model))
-
-
-def keys_of(config: ServeConfig) -> Keys:
-    """Raises BadKey."""
-    return Keys(config.keys, config.operator)

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from driftui.terminal import FrameWriter, own_terminal
+from driftui.terminal import own_terminal
+from scheduler.live.output import DroppingWriter
 
 FEED = str(Path(__file__).with_name("fake_feed.py"))
 PATIENCE_S = 30.0
@@ -30,9 +31,9 @@ PATIENCE_S = 30.0
 def test_a_stalled_terminal_costs_frames_and_asks_for_a_repaint_when_it_reads_again() -> None:
     reader, writer = os.pipe()
     drained = threading.Event()
-    frames = FrameWriter(writer, drained.set, pending=4)
+    frames = DroppingWriter(writer, 4, drained.set)
     frames.start()
-    frame = "x" * 100_000  # more than a pipe holds
+    frame = b"x" * 100_000  # more than a pipe holds
     began = time.monotonic()
     for _ in range(50):
         frames.write(frame)
@@ -44,7 +45,7 @@ def test_a_stalled_terminal_costs_frames_and_asks_for_a_repaint_when_it_reads_ag
     while select.select([reader], [], [], 0)[0]:
         taken += len(os.read(reader, 1 << 16))
     assert len(frame) <= taken <= 6 * len(frame)
-    frames.write("still here")
+    frames.write(b"still here")
     assert os.read(reader, 100) == b"still here"
     frames.stop()
     assert not frames.is_alive()
@@ -54,10 +55,10 @@ def test_a_stalled_terminal_costs_frames_and_asks_for_a_repaint_when_it_reads_ag
 
 def test_stopping_before_a_stalled_terminal_gives_up() -> None:
     reader, writer = os.pipe()
-    frames = FrameWriter(writer, lambda: None, pending=2)
+    frames = DroppingWriter(writer, 2)
     frames.start()
     for _ in range(10):
-        frames.write("x" * 100_000)
+        frames.write(b"x" * 100_000)
     began = time.monotonic()
     frames.discard()
     frames.stop()
@@ -71,9 +72,9 @@ def test_stopping_before_a_stalled_terminal_gives_up() -> None:
 def test_a_terminal_that_is_gone_ends_the_writer() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    frames = FrameWriter(writer, lambda: None)
+    frames = DroppingWriter(writer, 4)
     frames.start()
-    frames.write("x")
+    frames.write(b"x")
     frames.join(PATIENCE_S)
     assert not frames.is_alive()
     os.close(writer)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from errno import ENOSPC
 from pathlib import Path
+from queue import Empty, Full, Queue
 from typing import NamedTuple, TextIO
+
+_STOP_WAIT_S = 1.0  # how long a terminal may take to swallow the last writes
+_PENDING_LINES = 1000
 
 
 class Output(NamedTuple):
@@ -22,14 +29,79 @@ def log_path() -> Path:
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     folder = Path(base) / "driftsched"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for old in sorted(folder.glob("run-*.log"), key=lambda path: path.stat().st_mtime)[:-20]:
+    for old in sorted(folder.glob("????????-??????-*.log"))[:-19]:  # named after the time, so oldest first
         old.unlink(missing_ok=True)
-    return folder / f"run-{os.getpid()}.log"
+    return folder / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.getpid()}.log"
 
 
 def printable(text: str) -> str:
     """A line as a terminal may have it: names out of files, logs and traces may hold anything."""
     return text if text.isprintable() else ascii(text)[1:-1]
+
+
+class DroppingWriter(threading.Thread):
+    """Writes to a terminal or a pipe in the background; ``write`` never waits.
+
+    What is not taken in time is dropped. Once everything kept has been written after a loss, ``on_drained``
+    is called, in this thread.
+    """
+
+    def __init__(self, fd: int, pending: int, on_drained: Callable[[], None] = lambda: None) -> None:
+        super().__init__(daemon=True, name="terminal-writer")
+        self._fd = fd
+        self._on_drained = on_drained
+        self._queue: Queue[bytes | None] = Queue(pending)
+        self._lost = False
+
+    def write(self, data: bytes) -> None:
+        try:
+            self._queue.put_nowait(data)
+        except Full:
+            self._lost = True
+
+    def run(self) -> None:
+        # os.write, not a file: a daemon thread that dies holding a file's lock takes the interpreter along.
+        while (data := self._queue.get()) is not None:
+            try:
+                while data:
+                    data = data[os.write(self._fd, data) :]
+            except OSError as error:
+                if error.errno != ENOSPC:  # a disk may have room again; a terminal that is gone stays so
+                    return
+            if self._lost and self._queue.empty():
+                self._lost = False
+                self._on_drained()
+
+    def discard(self) -> None:
+        """Forget what is not written yet, to make room for what must be."""
+        try:
+            while True:
+                self._queue.get_nowait()
+        except Empty:
+            pass
+
+    def stop(self) -> None:
+        """Write what is left, if it is taken, and end."""
+        try:
+            self._queue.put(None, timeout=_STOP_WAIT_S)
+        except Full:
+            return
+        self.join(_STOP_WAIT_S)
+
+
+@contextmanager
+def telling(stream: TextIO) -> Iterator[Callable[[str], None]]:
+    """A function for a server's lines: it neither waits for whoever reads them nor fails once nobody does."""
+    writer = DroppingWriter(stream.fileno(), _PENDING_LINES)
+    writer.start()
+
+    def tell(line: str) -> None:
+        writer.write(f"{printable(line)}\n".encode(stream.encoding, "backslashreplace"))
+
+    try:
+        yield tell
+    finally:
+        writer.stop()
 
 
 @contextmanager

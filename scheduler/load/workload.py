@@ -103,7 +103,7 @@ class Workload:
         self._patience = any(stream.patience_s is not None for stream in scenario.load)
         self._patient: set[str] = set()  # ids of live requests with a patience timer
         self._to_come: dict[int, Stream] = {}  # streams that wait for another's end or for a drain
-        self.total_s: float | None = _total_s(scenario)
+        self.total_s = total_s(scenario)
         for item in scenario.timeline:
             what: TimelineItem | SwitchEstimator = item
             if item.estimator is not None:
@@ -272,7 +272,7 @@ class Workload:
         return ChangeTenant(change.name, change.weight, None if merged == old else merged)
 
 
-def _total_s(scenario: Scenario) -> float | None:
+def total_s(scenario: Scenario) -> float | None:
     """Seconds until the last request comes; None where completions, a count or a trace decide that."""
     ends = [item.at_s + (item.burst.for_s if item.burst else 0.0) for item in scenario.timeline]
     for stream in scenario.load:
