@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from math import nan
 from pathlib import Path
@@ -41,39 +41,36 @@ class Machine:
         }
 
     def _read_gpu(self) -> dict[str, float | None]:
+        row: dict[str, float | None] = dict.fromkeys(_GPU)
         if self._gpu is None:
-            return dict.fromkeys(GPU_COLUMNS)
+            return row
         import pynvml
 
-        try:
-            used = pynvml.nvmlDeviceGetMemoryInfo(self._gpu)
-            return {
-                "gpu_temperature_c": float(
-                    pynvml.nvmlDeviceGetTemperature(self._gpu, pynvml.NVML_TEMPERATURE_GPU)
-                ),
-                "gpu_power_w": pynvml.nvmlDeviceGetPowerUsage(self._gpu) / 1e3,
-                "gpu_sm_clock_mhz": float(pynvml.nvmlDeviceGetClockInfo(self._gpu, pynvml.NVML_CLOCK_SM)),
-                "gpu_memory_clock_mhz": float(
-                    pynvml.nvmlDeviceGetClockInfo(self._gpu, pynvml.NVML_CLOCK_MEM)
-                ),
-                "gpu_share": pynvml.nvmlDeviceGetUtilizationRates(self._gpu).gpu / 100,
-                "gpu_memory_share": used.used / used.total,
-                "gpu_memory_used_bytes": float(used.used),
-            }
-        except pynvml.NVMLError:
-            self._gpu = None  # it went away; the columns stay, empty
-            return dict.fromkeys(GPU_COLUMNS)
+        for name, read in _GPU.items():
+            try:
+                row[name] = float(read(pynvml, self._gpu))
+            except (pynvml.NVMLError_GpuIsLost, pynvml.NVMLError_Uninitialized):
+                self._gpu = None  # it went away; the columns stay, empty
+                break
+            except pynvml.NVMLError:
+                pass  # not every GPU tells everything
+        return row
 
 
-GPU_COLUMNS = (
-    "gpu_temperature_c",
-    "gpu_power_w",
-    "gpu_sm_clock_mhz",
-    "gpu_memory_clock_mhz",
-    "gpu_share",
-    "gpu_memory_share",
-    "gpu_memory_used_bytes",
-)
+def _memory_share(nvml: Any, gpu: Any) -> float:
+    memory = nvml.nvmlDeviceGetMemoryInfo(gpu)
+    return float(memory.used / memory.total)
+
+
+_GPU: Mapping[str, Callable[[Any, Any], float]] = {
+    "gpu_temperature_c": lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
+    "gpu_power_w": lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3,
+    "gpu_sm_clock_mhz": lambda nvml, gpu: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),
+    "gpu_memory_clock_mhz": lambda nvml, gpu: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),
+    "gpu_share": lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100,
+    "gpu_memory_share": _memory_share,
+    "gpu_memory_used_bytes": lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used,
+}
 
 
 def _open_gpu() -> Any:
