@@ -29,7 +29,7 @@ MEDIAN_MS, P999_MS = 12.0, 30.0
 LONGEST_STALL_MS = 500.0
 
 _QUIET_S = 300.0
-"""A child that says nothing for so long is taken to hang."""
+"""A child that neither reports nor draws anything for so long is taken to hang."""
 
 PROTOCOL = (
     f"The dashboard runs in a process of its own on a pseudo-terminal of {COLUMNS}x{LINES} whose output is "
@@ -180,7 +180,9 @@ class Child:
         heard_s = time.monotonic()
         while True:
             ready, _, _ = select.select(watched, [], [], 1.0)
-            if time.monotonic() - heard_s > _QUIET_S:
+            if ready:
+                heard_s = time.monotonic()
+            elif time.monotonic() - heard_s > _QUIET_S:
                 raise BenchError(f"the measured process has said nothing for {_QUIET_S:g} s")
             if self._master in ready and not self._drain():
                 watched.remove(self._master)
@@ -188,7 +190,6 @@ class Child:
                 data = os.read(self._report, 1 << 16)
                 if not data:
                     return
-                heard_s = time.monotonic()
                 *lines, pending = (pending + data).split(b"\n")
                 yield from lines
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, NamedTuple
 
+from scheduler.bench.calibrate import FORCED, TENANTS
 from scheduler.bench.result import BenchError, Claim, Result
 from scheduler.core.types import CATEGORIES, Request
 from scheduler.engines.engine import EngineLost
@@ -49,22 +50,21 @@ class Work:
 
     def plan(self, model: str) -> Plan:
         """A run of this work on the real engine. Raises PlanError, EngineConfigError."""
-        tenants = {"bench-premium": "premium", "bench-standard": "standard", "bench-batch": "batch"}
         scenario = Scenario.model_validate(
             {
                 "name": "bench",
                 "engine": {"kind": "vllm", "capacity": self.concurrency},
-                "tenants": tuple({"name": name, "tier": tier} for name, tier in tenants.items()),
+                "tenants": tuple({"name": name, "tier": tier} for name, tier in TENANTS.items()),
                 "load": (
                     {
-                        "tenant": dict.fromkeys(tenants, 1),
+                        "tenant": dict.fromkeys(TENANTS, 1),
                         "arrivals": "at-once",
                         "count": self.requests,
                         "max_tokens": 2 * self.tokens,
                         "lengths": {"lognormal": dict.fromkeys(CATEGORIES, (self.tokens, 0.4))},
                     },
                 ),
-                "timeline": ({"at": 0, "drift": {"output_scale": 1, "force": True}},),
+                "timeline": FORCED,
             }
         )
         return make_plan(scenario, engine="vllm", model=model)
