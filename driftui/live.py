@@ -8,7 +8,6 @@ from pathlib import Path
 
 from driftui.app import run_dashboard
 from driftui.terminal import own_terminal
-from scheduler.engines.engine import EngineError
 from scheduler.gateway.keys import Keys
 from scheduler.gateway.listen import check_open, parse_listen
 from scheduler.live.feed import LocalFeed
@@ -46,29 +45,25 @@ async def _run(plan: Plan, speed: float | None, record: Path | None, listen: tup
     if listen is not None:
         gateway = make_gateway(run, Keys())
         await gateway.listen(*listen)
-    hurry = asyncio.Event()
     starting = asyncio.create_task(_start(run))
+    left = False
 
     async def leave() -> None:
+        nonlocal left
         if gateway is not None:
             gateway.drain()
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
-        stopping = asyncio.create_task(run.stop(drain_s=DRAIN_S))
-        hurried = asyncio.create_task(hurry.wait())
-        await asyncio.wait([stopping, hurried], return_when=asyncio.FIRST_COMPLETED)
-        if not stopping.done():
-            run.session.skip_drain()
-        hurried.cancel()
-        await stopping
+        await run.stop(drain_s=DRAIN_S)
         if gateway is not None:
             await gateway.close()
+        left = True
 
     feed = LocalFeed(run) if gateway is None else gateway.feed
-    code = await run_dashboard(feed, on_quit=leave, on_hurry=hurry.set)
-    if run.session.engine_state != "stopping":
+    code = await run_dashboard(feed, on_quit=leave, on_hurry=run.session.skip_drain)
+    if not left:
         print(f"driftsched: stopping the run, {DRAIN_S:g} s at most", file=sys.__stderr__)
-        await leave()  # the dashboard crashed: nothing may be left behind
+        await leave()  # the dashboard crashed, be it on the way out: nothing may be left behind
     if run.recorder is not None and not run.recorder.error:
         print(f"recorded in {printable(str(run.recorder.folder))}", file=sys.__stderr__)
     if run.session.failure is not None:
@@ -79,6 +74,6 @@ async def _run(plan: Plan, speed: float | None, record: Path | None, listen: tup
 async def _start(run: LiveRun) -> None:
     try:
         await run.start()
-    except EngineError as error:
+    except Exception as error:  # else the screen would wait for the engine for ever
         run.session.fail(error)
     calm_collector()
