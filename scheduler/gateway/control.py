@@ -240,7 +240,6 @@ class Control:
     async def set_limits(self, http: web.Request) -> web.Response:
         verb = await self._read(http, SetLimits)
         self._run.session.set_limits(verb.limits, by=verb.by)
-        self._run.session.pump()
         return _done()
 
     async def set_tenant(self, http: web.Request) -> web.Response:

@@ -21,6 +21,7 @@ from scheduler.live.session import Session
 from scheduler.live.steering import Steering
 from scheduler.live.telemetry import LoopLag, Machine, Sample, Summary, health
 from scheduler.live.view import Health
+from scheduler.load.schema import EstimatorOptions
 from scheduler.plan import Plan, make_engine, run_header
 from scheduler.record.expect import evaluate
 from scheduler.record.recorder import Recorder
