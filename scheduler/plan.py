@@ -11,7 +11,7 @@ import difflib
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from scheduler.core.autopilot import Goal
@@ -59,7 +59,6 @@ class Plan:
     seed: int
     capacity: int  # requests in flight, as the scheduler counts
     profile: Profile | None
-    max_model_len: int | None  # of the simulated engine; a real one decides by itself
     counter: Counter
     served_counter: Counter | None  # counts what the engine will prefill, where known
     goal: Goal | None = None  # of the autopilot, where there is one
@@ -148,6 +147,11 @@ class Plan:
         )
 
     @property
+    def max_model_len(self) -> int | None:
+        """Prompt + max_tokens that the simulated engine takes; None for a real one, which decides."""
+        return self.profile.max_model_len if self.profile else None
+
+    @property
     def max_inflight_tokens(self) -> float | None:
         """Bound on the tokens in flight; None where there is none, and for `kv` of a real engine."""
         asked = self.scenario.max_inflight_tokens
@@ -186,11 +190,11 @@ def make_plan(
     autopilot = scenario.policy.auto if policy is None else None  # a policy by name is to stay
     with _blaming(scenario):
         policy = policy_from(policy or scenario.policy.start).describe()
-    profile = max_model_len = None
+    profile = None
     if kind == "sim":
         with _blaming(scenario, *model_loc):
             profile = _profile(scenario.engine, model)
-        max_model_len = _max_model_len(scenario, profile)
+        profile = replace(profile, max_model_len=_max_model_len(scenario, profile))
     else:
         with _blaming(scenario, *(() if engine else ("engine", "model"))):
             if not model:
@@ -207,7 +211,6 @@ def make_plan(
         seed=scenario.seed if seed is None else seed,
         capacity=_capacity(scenario, profile),
         profile=profile,
-        max_model_len=max_model_len,
         counter=counter,
         served_counter=counter if uses_tokenizer else None,
         goal=autopilot.to_core() if autopilot is not None else None,

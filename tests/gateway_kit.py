@@ -89,11 +89,16 @@ async def serving(
     speed: float = 200.0,
     start: bool = True,
     journal: Path | None = None,
+    engine_args: Mapping[str, Any] | None = None,
     **config: Any,
 ) -> AsyncIterator[Served]:
     plan = make_plan(
         ServeConfig(
-            name="test", tenants=tuple(tenants), engine=Engine(capacity=capacity), speed=speed, **config
+            name="test",
+            tenants=tuple(tenants),
+            engine=Engine(capacity=capacity, args=dict(engine_args or {})),
+            speed=speed,
+            **config,
         )
     )
     run = LiveRun(plan, clients=True, endless=True)

@@ -231,6 +231,18 @@ async def test_over_the_context(served: Served) -> None:
         assert (status, told["error"]["code"]) == (413, "context_length_exceeded")
 
 
+async def test_the_context_is_that_of_the_engines_arguments() -> None:
+    async with serving(engine_args={"max_model_len": 64}) as served:
+        (model,) = (await served.get("/v1/models"))[1]["data"]
+        assert model["max_model_len"] == 64
+        status, told, _ = await served.post("/v1/completions", completion(prompt="word " * 60, max_tokens=5))
+        assert (status, "context of 64 tokens" in told["error"]["message"]) == (413, True)
+        ask = completion(prompt="word " * 60)
+        del ask["max_tokens"]
+        status, answer, _ = await served.post("/v1/completions", ask)
+        assert (status, answer["usage"]["completion_tokens"]) == (200, 4)
+
+
 async def test_unknown_model_address_and_method(served: Served) -> None:
     status, body, _ = await served.post("/v1/completions", completion(model="gpt-4"))
     assert (status, body["error"]["code"]) == (404, "model_not_found")
