@@ -161,7 +161,8 @@ async def test_telemetry_counts_what_runs_and_what_waits(engine: Engine) -> None
         ({"intended_tokens": 8, "max_tokens": 10}, (8, "stop")),
         ({"intended_tokens": 10, "max_tokens": 10}, (10, "stop")),  # the end-of-text token is the last one
         ({"intended_tokens": 11, "max_tokens": 10}, (10, "length")),
-        ({"intended_tokens": 3, "max_tokens": 10, "forced_tokens": 7}, (7, "length")),
+        ({"intended_tokens": 3, "max_tokens": 10, "forced_tokens": 7}, (7, "stop")),  # as vLLM's (_finish)
+        ({"intended_tokens": 10, "max_tokens": 10, "forced_tokens": 10}, (10, "length")),
         ({"intended_tokens": 1, "max_tokens": 10}, (1, "stop")),
     ],
 )

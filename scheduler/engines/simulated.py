@@ -150,7 +150,7 @@ class SimulatedEngine:
         outcome = answer(request)
         tokens, finish = outcome.output_tokens, outcome.finish
         words: Iterator[str] | None = cycle(_WORDS) if self._text else None
-        if words and request.sampling.stop:
+        if words and request.sampling.stop and request.forced_tokens is None:
             tokens, finish, words = _cut(tokens, finish, request.sampling.stop)
         now = self._collect(gpu)
         try:
