@@ -150,6 +150,7 @@ STREAMS = [
     ("{tenant: acme, arrivals: {poisson: 1}, for: 0}", "6: load.0.for: must be above 0, got 0", ""),
     ("{tenant: acme, arrivals: {uniform: {min: 2s, max: 1s}}, count: 1}", "6: load.0.arrivals.uniform: min must", ""),
     ("{tenant: acme, arrivals: {ramp: {from: 0, to: 0, over: 1s}}, for: 1s}", "6: load.0.arrivals.ramp: from and", ""),
+    ("{tenant: acme, arrivals: {poisson: 1}, for: 1s, mix: {report: 1}, prompts: {file: s.yaml}}", "6: load.0: mix is for", ""),
     ("{tenant: acme, arrivals: {poisson: 1}, for: 1s, mix: {qa: 1}}", "6: load.0.mix.qa: got 'qa'; allowed: short_qa", ""),
     ("{tenant: acme, arrivals: {poisson: 1}, for: 1s, max_tokens: 0}", "6: load.0.max_tokens: must be `base`", ""),
     ("{tenant: acme, arrivals: {poisson: 1}, for: 1s, max_tokens: 1e9}", "6: load.0.max_tokens: must be `base`", ""),

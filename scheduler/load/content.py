@@ -112,7 +112,8 @@ class Content:
         self._whose = self._tenants()
         prompts_file = stream.prompts.file if stream.prompts else None
         measured = read_samples(lengths.file, "output_tokens", lengths.model) if lengths.file else None
-        together = stream.prompts is None and measured and all(sample.prompt for sample in measured)
+        made = stream.prompts or stream.mix
+        together = not made and measured and all(sample.prompt for sample in measured)
         if measured and (together or prompts_file == lengths.file):
             return self._from_samples(measured, None)  # a prompt and its length stay together
         if prompts_file:

@@ -215,6 +215,8 @@ class Stream(Section):
             raise ValueError("at-once needs `count`: how many come at once")
         if self.trace and (self.mix or self.prompts):
             raise ValueError("a trace brings its own requests: mix and prompts do not go with it")
+        if self.mix and self.prompts and self.prompts.file:
+            raise ValueError("mix is for prompts that are made: those of a file have categories of their own")
         self._check_categories()
         return self
 
