@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect
 from collections import Counter
+from dataclasses import replace
 from itertools import accumulate
 from math import inf, log
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import yaml
 
 from scheduler.core.estimate import BASE_TOKENS, PaperEstimator, classify
-from scheduler.core.types import CATEGORIES, Limits, Request, State
+from scheduler.core.types import CATEGORIES, Limits, Request, State, Tenant
 from scheduler.load.content import DEFAULT_MIX
 from scheduler.load.lengths import PROFILES, length_table
 from scheduler.load.prompts import prompt_tables
@@ -189,10 +190,14 @@ def test_the_timeline_goes_before_the_arrivals_of_its_instant(tmp_path: Path) ->
     *first, last = Workload(one, seed=1, estimator=lambda wanted: made).take(0.0)
     assert first == [
         SwitchPolicy("aging rate=0.5"),
-        ChangeTenant("lab", 9, Limits(max_queued=5, ttl_s=5)),
+        ChangeTenant("lab", 9, {"ttl_s": 5}),
         Fault("crash"),
         SwitchEstimator(made),
     ]
+    # Only what is named is changed, of the tenant as somebody else has left it.
+    limits = Limits(max_queued=7, max_in_flight=2)
+    changed = first[1].to(Tenant("lab", "batch", 3.0, limits=limits))  # type: ignore[union-attr]
+    assert changed == Tenant("lab", "batch", 9, limits=replace(limits, ttl_s=5))
     assert isinstance(last, Request)
 
 
@@ -401,6 +406,11 @@ def test_real_prompts_keep_their_lengths(tmp_path: Path) -> None:
     seen = requests(Workload(scenario(tmp_path, stream), seed=1))
     assert {r.prompt: r.intended_tokens for r in seen} == {f"Question {n}?": 100 + n for n in range(20)}
     assert {r.prompt_tokens for r in seen} == {3}
+    # Where a mix is asked for, prompts are made of it, and the file gives lengths alone.
+    mixed = {**stream, "mix": {"report": 1}, "max_tokens": {"report": 64}}
+    seen = requests(Workload(scenario(tmp_path, mixed), seed=1))
+    assert {r.category for r in seen} == {"report"}
+    assert {r.intended_tokens for r in seen} == set(range(100, 120))
 
 
 @pytest.mark.parametrize(

@@ -202,9 +202,9 @@ class Session:
                 self.switch_policy(policy_from(spec), by=by)
             case SwitchEstimator(estimator, by):
                 self.switch_estimator(estimator, by=by)
-            case ChangeTenant(name, weight, limits):
-                tenant = self.scheduler.books.tenant(name).config.changed(weight, limits)
-                self.scheduler.set_tenant(tenant, now, by="timeline")
+            case ChangeTenant(name):
+                tenant = self.scheduler.books.tenant(name).config
+                self.scheduler.set_tenant(action.to(tenant), now, by="timeline")
             case Fault():
                 self.engine.crash()
             case Mark(text):

@@ -7,7 +7,7 @@ in memory at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from heapq import heappop, heappush, heapreplace
 from itertools import count
@@ -15,9 +15,9 @@ from math import inf
 from typing import Any, NamedTuple
 
 from scheduler.core.estimate import Estimator, count_words
-from scheduler.core.types import Limits, Request, Tenant
+from scheduler.core.types import Request, Tenant
 from scheduler.load.content import Setting, Shift
-from scheduler.load.schema import Drift, EstimatorOptions, Scenario, TenantChange, TimelineItem
+from scheduler.load.schema import Drift, EstimatorOptions, Scenario, TimelineItem
 from scheduler.load.sources import Clients, Source, source_from
 from scheduler.load.stream import Arrivals, Stream
 
@@ -43,11 +43,15 @@ class SwitchEstimator(NamedTuple):
 
 
 class ChangeTenant(NamedTuple):
-    """New weight or limits; None leaves them as they are."""
+    """A new weight, unless it is None, and of the limits those that are named."""
 
     name: str
     weight: float | None
-    limits: Limits | None
+    limits: Mapping[str, Any]
+
+    def to(self, tenant: Tenant) -> Tenant:
+        """The tenant as it is now, whoever has changed it since the start, with this change made."""
+        return tenant.changed(self.weight, replace(tenant.limits, **self.limits))
 
 
 class Fault(NamedTuple):
@@ -253,7 +257,8 @@ class Workload:
         elif item.drift is not None:
             yield self._drift(item.drift)
         elif item.tenant is not None:
-            yield self._change(item.tenant)
+            named = {name: value for name, value in asdict(item.tenant.limits).items() if value is not None}
+            yield ChangeTenant(item.tenant.name, item.tenant.weight, named)
         elif item.fault is not None:
             yield Fault(item.fault.engine)
 
@@ -261,15 +266,6 @@ class Workload:
         for tenant in self._tenants if drift.tenant is None else (drift.tenant,):
             self._shifts[tenant] = Shift(drift.output_scale, drift.force)
         return Mark(f"drift: {drift.tenant or 'every tenant'}, answers x{drift.output_scale:g}")
-
-    def _change(self, change: TenantChange) -> ChangeTenant:
-        """Limits that the item does not name stay as the scenario, or an earlier item, set them."""
-        tenant = self._tenants[change.name]
-        old, new = tenant.limits, change.limits
-        merged = replace(old, **{name: value for name, value in asdict(new).items() if value is not None})
-        weight = tenant.weight if change.weight is None else change.weight
-        self._tenants[change.name] = Tenant(tenant.name, tenant.tier, weight, tenant.slo, merged)
-        return ChangeTenant(change.name, change.weight, None if merged == old else merged)
 
 
 def total_s(scenario: Scenario) -> float | None:

@@ -159,9 +159,9 @@ class Simulation:
                 self._swap(lambda: scheduler.begin_swap(policy_from(spec), now, by=by), now)
             case SwitchEstimator(estimator, by):
                 self._swap(lambda: scheduler.set_estimator(estimator, now, by=by), now)
-            case ChangeTenant(name, weight, limits):
-                tenant = scheduler.books.tenant(name).config.changed(weight, limits)
-                scheduler.set_tenant(tenant, now, by="timeline")
+            case ChangeTenant(name):
+                tenant = scheduler.books.tenant(name).config
+                scheduler.set_tenant(action.to(tenant), now, by="timeline")
             case Fault():
                 self._crash(now)
             case Mark(text):
