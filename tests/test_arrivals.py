@@ -62,6 +62,11 @@ def test_counts_within_four_sigma(name: str, begin_s: float, end_s: float, expec
         assert abs(seen - expected) < 4 * sqrt(expected)
 
 
+def test_bursts_far_shorter_than_the_gaps_cost_nothing_more() -> None:
+    times = list(islice(arrivals.bursts(Random(6), 1e-9, 0, 0.001, 0.001), 100))
+    assert mean(b - a for a, b in pairwise(times)) == pytest.approx(2e9, rel=0.4)
+
+
 @pytest.mark.parametrize("cv", [0.5, 1.0, 3.0])
 def test_gamma_gaps_have_the_mean_and_the_variation_asked_for(cv: float) -> None:
     times = list(islice(arrivals.gamma(Random(2), 4.0, cv), 40_000))

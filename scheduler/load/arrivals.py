@@ -7,9 +7,9 @@ because its arrivals depend on completions: ``workload.py`` runs those clients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import cycle, repeat
-from math import cos, inf, log, pi, sqrt
+from collections.abc import Callable, Iterator
+from itertools import repeat
+from math import cos, log, pi, sqrt
 from random import Random
 
 Process = Callable[[Random], Iterator[float]]
@@ -42,12 +42,28 @@ def gamma(rng: Random, rate: float, cv: float) -> Iterator[float]:
 
 def bursts(rng: Random, rate: float, base: float, busy_s: float, idle_s: float) -> Iterator[float]:
     """Poisson at ``rate`` for ``busy_s``, then at ``base`` for ``idle_s``, and again."""
-    return _piecewise(rng, cycle(((busy_s, rate), (idle_s, base))))
+    random, cycle_s, in_burst = rng.random, busy_s + idle_s, busy_s * rate
+    in_cycle = in_burst + idle_s * base  # expected arrivals
+    expected = 0.0
+    while True:
+        expected -= log(1.0 - random())
+        cycles, left = divmod(expected, in_cycle)
+        within_s = left / rate if left < in_burst else busy_s + (left - in_burst) / base
+        yield cycles * cycle_s + within_s
 
 
 def step(rng: Random, before: float, after: float, at_s: float) -> Iterator[float]:
     """Poisson at one rate until ``at_s``, at another from then on."""
-    return _piecewise(rng, ((at_s, before), (inf, after)))
+    first = before * at_s  # expected arrivals until then
+    expected = 0.0
+    while True:
+        expected -= log(1.0 - rng.random())
+        if expected < first:
+            yield expected / before
+        elif after == 0.0:
+            return
+        else:
+            yield at_s + (expected - first) / after
 
 
 def ramp(rng: Random, start: float, end: float, over_s: float) -> Iterator[float]:
@@ -77,19 +93,3 @@ def diurnal(rng: Random, low: float, high: float, period_s: float) -> Iterator[f
 def at_once(_: Random) -> Iterator[float]:
     """Everything at the stream's start; ``count`` says how much that is."""
     return repeat(0.0)
-
-
-def _piecewise(rng: Random, segments: Iterable[tuple[float, float]]) -> Iterator[float]:
-    """Poisson over (seconds, rate) pieces: a unit-rate process, stretched by the rate in force."""
-    random, began = rng.random, 0.0
-    need = -log(1.0 - random())  # expected arrivals still to pass before the next one
-    for seconds, rate in segments:
-        at, ends = began, began + seconds
-        while need < (ends - at) * rate:
-            at += need / rate
-            yield at
-            need = -log(1.0 - random())
-        if ends == inf:
-            return  # only a rate of zero gets through the last piece
-        need -= (ends - at) * rate
-        began = ends
