@@ -91,6 +91,7 @@ BAD_ROWS = [
         b'{"arrival_s": 1718000000.0, "prompt_tokens": 1}',
         "arrives 1.718e+09 s after the start, allowed are 10 years",
     ),
+    (b'{"arrival_s": ' + b"9" * 400 + b', "prompt_tokens": 1}', "arrival_s 999"),
     (b'{"arrival_s": 0.5, "prompt_tokens": 1}', "arrives before the row above it"),
     (b'{"arrival_s": 1}', "prompt or prompt_tokens is needed"),
     (b'{"arrival_s": 1, "prompt": 5}', "prompt is not text"),

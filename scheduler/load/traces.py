@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from io import BufferedReader
-from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from scheduler.load.stream import Trace
 MAX_LINE = 1 << 20  # bytes
 NAMED_ROWS = 3  # malformed rows that a message shows
 MAX_ROW_TOKENS = 10_000_000
+_MOST = 1e300  # a number in JSON may have more digits than a float can hold
 
 
 class TraceError(ValueError):
@@ -285,7 +285,7 @@ def _whole(text: str) -> int:
 
 
 def _time(value: object, what: str = "time") -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST:
         raise ValueError(f"{what} {value!r:.40} is not a number of at least 0")
     return float(value)
 
