@@ -175,7 +175,7 @@ def test_failed_download_gives_pips_reason(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_conversion_reports_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = "import sys; print('0.3 reading the weights'); print('0.5 writing', sys.argv[1:])"
+    script = "import sys; print('0.3 reading the weights\\nWarning: 0.4\\n\\n0.5 writing', sys.argv[1:])"
     monkeypatch.setattr(models, "_CONVERTER", (sys.executable, "-c", script))
     stages: list[tuple[str, float | None]] = []
     models._convert(Path("a.gguf"), Path("out"), lambda stage, share: stages.append((stage, share)))

@@ -7,7 +7,6 @@ cache. Nothing here imports torch: the conversion is a process of its own (``vll
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import os
 import re
@@ -20,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from scheduler.core.text import hint
 from scheduler.engines.engine import EngineConfigError
 
 Progress = Callable[[str, float | None], None]
@@ -52,6 +52,7 @@ KNOWN = {
 
 _CONVERTER = (sys.executable, "-m", "scheduler.engines.vllm_convert")
 _HF_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_STEP = re.compile(r"(?P<share>[01]\.\d+) (?P<stage>.+)")  # a line of the converter's
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -122,8 +123,8 @@ def resolve(model: str) -> str:
             f"no model folder {model!r}: give {_known_names()}, a folder with config.json, weights and "
             "tokenizer, or a Hugging Face name such as Qwen/Qwen1.5-1.8B-Chat"
         )
-    if "/" not in model and (close := difflib.get_close_matches(model, KNOWN, n=1)):
-        raise ModelError(f"unknown model {model!r}: did you mean {close[0]!r}?")
+    if "/" not in model and (meant := hint(model, KNOWN)):
+        raise ModelError(f"unknown model {model!r}{meant}")
     return model
 
 
@@ -258,8 +259,8 @@ def _convert(gguf: Path, folder: Path, progress: Progress) -> None:
     ):
         assert child.stdout is not None
         for line in child.stdout:
-            share, _, stage = line.strip().partition(" ")
-            progress(stage, float(share))
+            if step := _STEP.fullmatch(line.strip()):  # the libraries that it uses may print, too
+                progress(step["stage"], float(step["share"]))
         if child.wait():
             complaints.seek(0)
             raise ModelError(f"converting {gguf.name} failed: {_last_line(complaints.read())}")

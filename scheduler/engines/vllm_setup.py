@@ -7,7 +7,6 @@ resource tracker cannot be spawned once Textual owns the terminal's file descrip
 from __future__ import annotations
 
 import atexit
-import difflib
 import gc
 import importlib
 import importlib.util
@@ -20,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from scheduler.core.text import hint
 from scheduler.engines.engine import EngineConfigError
 from scheduler.engines.models import resolve
 
@@ -130,9 +130,8 @@ def check_args(args: Mapping[str, Any], allowed: set[str]) -> None:
             cure = "--model" if name == "model" else "the engine's capacity"
             raise EngineConfigError(f"engine args: {name!r} is set by {cure}, not here")
         if name not in allowed:
-            close = difflib.get_close_matches(name, allowed, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "allowed are the fields of AsyncEngineArgs"
-            raise EngineConfigError(f"engine args: vLLM has no argument {name!r}: {hint}")
+            cure = hint(name, allowed) or "; allowed are the fields of AsyncEngineArgs"
+            raise EngineConfigError(f"engine args: vLLM has no argument {name!r}{cure}")
 
 
 def engine_env(device: str, threads: int, environ: Mapping[str, str]) -> dict[str, str]:
