@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from scheduler.bench import estimate as bench
-from scheduler.bench.estimate import LEAST_PROMPTS, Lengths, bench_estimate
+from scheduler.bench.estimate import LEAST_PROMPTS, bench_estimate
 from scheduler.bench.result import BadInput
 from scheduler.core.prior import Embed
 from scheduler.load import prior as load_prior
-from scheduler.load.prior import prompt_key, shipped_prior
+from scheduler.load.prior import Lengths, prompt_key, shipped_prior
 
 np = pytest.importorskip("numpy")
 

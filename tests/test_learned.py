@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,17 @@ def test_a_prior_of_other_features_is_refused() -> None:
 
 def test_lengths_that_cannot_be_read_name_the_line(tmp_path: Path) -> None:
     file = tmp_path / "lengths.jsonl"
-    file.write_text('{"prompt": "a", "output_tokens": {"m": 3}}\n{"prompt": "b", "output_tokens": 3}\n')
-    with pytest.raises(ValueError, match=r"'lengths.jsonl' line 2: needs prompt"):
+    file.write_text('{"prompt": "\u2028", "output_tokens": {"m": 3}}\n{"prompt": "b", "output_tokens": 3}\n')
+    with pytest.raises(ValueError, match=r"'lengths.jsonl' line 2: output_tokens must be a number, or one"):
         read_lengths(file)
+
+
+def test_training_says_what_it_cannot_leave_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tool = Path(__file__).parent.parent / "tools" / "train_prior.py"
+    main = runpy.run_path(str(tool))["main"]
+    file = tmp_path / "lengths.jsonl"
+    file.write_text('{"prompt": "a", "output_tokens": {"Qwen1.5-7B": 3}}\n')
+    for names, says in ((["Qwen1.5-7b"], "did you mean 'Qwen1.5-7B'"), (["Qwen1.5-7B"], "nothing is left")):
+        with pytest.raises(SystemExit):
+            main([str(file), *(f"--leave-out={name}" for name in names)])
+        assert says in capsys.readouterr().err

@@ -11,13 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from scheduler.load.embedding import embedding_model
 from scheduler.load.prior import MINILM_PRIOR_FILE, PRIOR_FILE, read_lengths, train
+from scheduler.load.yamlfile import did_you_mean
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -28,16 +30,25 @@ def main() -> None:
         "--embeddings", metavar="minilm|FOLDER", help="train the prior with an embedding model"
     )
     parser.add_argument("--shuffle", action="store_true", help="shuffled labels: a prior that knows nothing")
-    options = parser.parse_args()
-    prompts, lengths = read_lengths(options.lengths)
-    lengths = [{m: n for m, n in row.items() if m not in options.leave_out} for row in lengths]
+    options = parser.parse_args(argv)
+    try:
+        data = read_lengths(options.lengths)
+        embed = embedding_model(options.embeddings) if options.embeddings else None
+    except ValueError as error:
+        parser.error(str(error))
+    for name in options.leave_out:
+        if name not in data.tokens:
+            parser.error(f"--leave-out {name}: not in the file; {did_you_mean(name, data.tokens)}")
+    models = [name for name in data.tokens if name not in options.leave_out]
+    if not models:
+        parser.error("nothing is left to learn from")
+    lengths = data.of(models)
     if options.shuffle:
         random.Random(0).shuffle(lengths)
-    embed = embedding_model(options.embeddings) if options.embeddings else None
-    document = train(prompts, lengths, embed)
+    document = train(data.prompts, lengths, embed)
     output = options.output or (MINILM_PRIOR_FILE if embed else PRIOR_FILE)
     output.write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
-    print(f"{len(prompts)} prompts, {len(lengths[0])} models -> {output}")
+    print(f"{len(lengths)} prompts, {len(models)} models -> {output}")
 
 
 if __name__ == "__main__":

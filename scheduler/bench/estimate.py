@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -22,12 +21,10 @@ from scheduler.core.metrics import percentiles
 from scheduler.core.prior import NO_PRIOR, Embed, Prior, PromptReader
 from scheduler.core.types import Request
 from scheduler.load.embedding import EmbeddingError, embedding_model
-from scheduler.load.prior import prompt_key, shipped_prior, train, trained_on
-from scheduler.load.traces import tokens_if_known
+from scheduler.load.prior import Lengths, prompt_key, read_lengths, shipped_prior, train, trained_on
 from scheduler.record.tally import spearman
 
 MAX_TOKENS = 8192  # no answer of these files is cut
-MOST_PROMPT_TOKENS = 32_768  # fits the twin's KV cache beside the longest answer
 LEAST_PROMPTS = 4 * FEEDBACK_DELAY
 RESAMPLES = 300
 EMBEDDED = "learned+embeddings"
@@ -87,19 +84,6 @@ class Running:
         self._seen.append(tokens)
 
 
-class Lengths(NamedTuple):
-    """Prompts, their token counts, and the answers' tokens by model."""
-
-    prompts: list[str]
-    counts: list[int]
-    tokens: dict[str, list[int]]
-
-    def without(self, family: str) -> tuple[list[str], list[dict[str, int]]]:
-        """The prompts, and the lengths of each one's answers by models of other families, if any."""
-        models = [name for name in self.tokens if _family(name) != family]
-        return self.prompts, [{m: self.tokens[m][at] for m in models} for at in range(len(self.prompts))]
-
-
 Knowing = tuple[Prior, Embed | None]
 """What ``learned`` is made with."""
 
@@ -141,44 +125,13 @@ def bench_estimate(
 
 
 def _read(file: Path) -> Lengths:
-    data, number = Lengths([], [], {}), 0
     try:
-        with file.open(encoding="utf-8-sig") as lines:
-            for line in lines:
-                number += 1
-                if line.strip():
-                    _add(json.loads(line), data)
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{file.name!r} cannot be read: {error}") from None
-    except (json.JSONDecodeError, RecursionError):
-        raise BadInput(f"{file.name!r} line {number}: no object in JSON") from None
+        data = read_lengths(file)
     except ValueError as error:
-        raise BadInput(f"{file.name!r} line {number}: {error!s:.200}") from None
+        raise BadInput(str(error)) from None
     if len(data.prompts) < LEAST_PROMPTS:
         raise BadInput(f"{file.name!r} has {len(data.prompts)} prompts; {LEAST_PROMPTS} are needed")
     return data
-
-
-def _add(row: object, data: Lengths) -> None:
-    """Raises ValueError that says what is wrong with the row."""
-    if not isinstance(row, dict) or not isinstance(prompt := row.get("prompt"), str):
-        raise ValueError("an object with prompt (text) and output_tokens is needed")
-    answers = row.get("output_tokens")
-    by_model = answers if isinstance(answers, dict) else {"model": answers}
-    if not by_model or (data.prompts and by_model.keys() != data.tokens.keys()):
-        raise ValueError("output_tokens must be a number, or one for each model, the same in every line")
-    prompt_tokens = tokens_if_known(row, "prompt_tokens") or max(1, len(prompt.split()))
-    if prompt_tokens > MOST_PROMPT_TOKENS:
-        raise ValueError(f"prompt_tokens {prompt_tokens}; allowed: 1 to {MOST_PROMPT_TOKENS}")
-    for model, count in by_model.items():
-        # Of a model that said nothing the end was a token, too.
-        tokens = 1 if count == 0 else tokens_if_known({model: count}, model)
-        if tokens is None:
-            raise ValueError(f"output_tokens of {model!r:.60} must be a number")
-        data.tokens.setdefault(str(model), []).append(tokens)
-    # What no encoding can hold would stop whoever hashes or embeds it.
-    data.prompts.append(prompt.encode("utf-8", "replace").decode())
-    data.counts.append(prompt_tokens)
 
 
 def _fair(
@@ -192,14 +145,14 @@ def _fair(
     seen = trained_on() if known is None else frozenset(map(prompt_key, known.prompts))
     unseen = [at for at, prompt in enumerate(data.prompts) if prompt_key(prompt) not in seen]
     if len(unseen) < LEAST_PROMPTS:
-        prompts, lengths = data.without(_family(model))
+        prompts, lengths = data.prompts, _of_others(model, data)
         if not lengths[0]:
             return list(range(len(prompts))), [], "none"
         crossed = [_crossed(prompts, lengths, use, folds) for use in uses]
         return list(range(len(prompts))), crossed, f"{folds} folds"
     if known is None:
         return unseen, [(shipped_prior(use is not None), use) for use in uses], "shipped"
-    prompts, lengths = known.without(_family(model))
+    prompts, lengths = known.prompts, _of_others(model, known)
     if not lengths[0]:
         return unseen, [], "none"
     return unseen, [(_trained(prompts, lengths, use), use) for use in uses], "trained"
@@ -226,6 +179,11 @@ def _crossed(
         priors.append(prior)
     level, spread = (sum(values) / folds for values in zip(*(prior[:2] for prior in priors), strict=True))
     return NO_PRIOR._replace(level=level, spread=spread, embedding=(1.0,)), scores.__getitem__
+
+
+def _of_others(model: str, data: Lengths) -> list[dict[str, int]]:
+    """The lengths of each prompt's answers by models of other families, if any."""
+    return data.of(name for name in data.tokens if _family(name) != _family(model))
 
 
 def _family(model: str) -> str:

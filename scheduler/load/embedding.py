@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ class EmbeddingError(ValueError):
     """The embedding model cannot be had; says what to do."""
 
 
+@cache
 def embedding_model(where: str) -> Embed:
     """``where``: "minilm", taken from the Hugging Face hub or its cache, or a folder with its files.
-
-    Raises EmbeddingError.
+    90 MB are read the first time. Raises EmbeddingError.
     """
     try:
         from huggingface_hub import snapshot_download

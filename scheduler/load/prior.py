@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from scheduler.core.features import BUCKETS, DENSE, read
 from scheduler.core.learned import CLIP
 from scheduler.core.prior import BOUND, LEAST_TOKENS, SHORT_TOKENS, Embed, Prior
+from scheduler.load.traces import tokens_if_known
 
 DATA = Path(__file__).parent.parent / "data"
 PRIOR_FILE, MINILM_PRIOR_FILE = DATA / "prior.json", DATA / "prior-minilm.json"
+MOST_PROMPT_TOKENS = 32_768  # fits the twin's KV cache beside the longest answer
 RIDGE = 90.0
 STRETCH = 1.28  # a ridge regression shrinks its scores
 WORD_SCALE = 6.0  # how much a word may weigh beside a cue
@@ -47,17 +49,59 @@ def prompt_key(prompt: str) -> int:
     return crc32(prompt.encode())
 
 
-def read_lengths(file: Path) -> tuple[list[str], list[dict[str, int]]]:
-    """Prompts, and the tokens of each model's answer. Raises ValueError naming the line."""
-    prompts, lengths = [], []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        row = json.loads(line)
-        tokens = row.get("output_tokens") if isinstance(row, dict) else None
-        if not isinstance(tokens, dict) or not isinstance(row.get("prompt"), str):
-            raise ValueError(f"{file.name!r} line {number}: needs prompt, and output_tokens for each model")
-        prompts.append(row["prompt"])
-        lengths.append(tokens)
-    return prompts, lengths
+class Lengths(NamedTuple):
+    """Prompts, their token counts, and the answers' tokens by model."""
+
+    prompts: list[str]
+    counts: list[int]
+    tokens: dict[str, list[int]]
+
+    def of(self, models: Iterable[str]) -> list[dict[str, int]]:
+        """For each prompt, the tokens of these models' answers."""
+        chosen = [(model, self.tokens[model]) for model in models]
+        return [{model: tokens[at] for model, tokens in chosen} for at in range(len(self.prompts))]
+
+
+def read_lengths(file: Path) -> Lengths:
+    """Of JSON lines with ``prompt`` and ``output_tokens``: a number, or one for each model. Raises ValueError
+    naming the line.
+    """
+    data, number = Lengths([], [], {}), 0
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            for line in lines:
+                number += 1
+                if line.strip():
+                    _add(json.loads(line), data)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file.name!r} cannot be read: {error}") from None
+    except (json.JSONDecodeError, RecursionError):
+        raise ValueError(f"{file.name!r} line {number}: no object in JSON") from None
+    except ValueError as error:
+        raise ValueError(f"{file.name!r} line {number}: {error!s:.200}") from None
+    return data
+
+
+def _add(row: object, data: Lengths) -> None:
+    """Raises ValueError that says what is wrong with the row."""
+    if not isinstance(row, dict) or not isinstance(prompt := row.get("prompt"), str):
+        raise ValueError("an object with prompt (text) and output_tokens is needed")
+    answers = row.get("output_tokens")
+    by_model = answers if isinstance(answers, dict) else {"model": answers}
+    if not by_model or (data.prompts and by_model.keys() != data.tokens.keys()):
+        raise ValueError("output_tokens must be a number, or one for each model, the same in every line")
+    prompt_tokens = tokens_if_known(row, "prompt_tokens") or max(1, len(prompt.split()))
+    if prompt_tokens > MOST_PROMPT_TOKENS:
+        raise ValueError(f"prompt_tokens {prompt_tokens}; allowed: 1 to {MOST_PROMPT_TOKENS}")
+    for model, count in by_model.items():
+        # Of a model that said nothing the end was a token, too.
+        tokens = 1 if count == 0 else tokens_if_known({model: count}, model)
+        if tokens is None:
+            raise ValueError(f"output_tokens of {model!r:.60} must be a number")
+        data.tokens.setdefault(str(model), []).append(tokens)
+    # What no encoding can hold would stop whoever hashes or embeds it.
+    data.prompts.append(prompt.encode("utf-8", "replace").decode())
+    data.counts.append(prompt_tokens)
 
 
 def train(
