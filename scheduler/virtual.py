@@ -96,11 +96,10 @@ class VirtualRun:
             plan.profile, plan.capacity, first_token_events=recorded, track_gaps=track_gaps, log=self._log
         )
         self._steered: Steered | None = None
-        load: Load = plan.workload()
+        workload = plan.workload()
+        load: Load = workload
         if plan.steered:
-            self._steered = load = Steered(
-                plan.workload(), self.scheduler, gpu, guard=plan.guard, goal=plan.goal
-            )
+            load = self._steered = Steered(workload, self.scheduler, gpu, guard=plan.guard, goal=plan.goal)
         self.simulation = Simulation(
             self.scheduler,
             [gpu],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from itertools import islice, takewhile
 from math import inf
 from operator import gt
@@ -125,8 +125,7 @@ class Clients(Source):
         self._waiting: set[str] = set()  # ids of requests that a client waits for
         clients = int(min(closed.clients, self._left))
         self._left -= clients
-        self._due = [start_s] * clients
-        heapify(self._due)
+        self._due = [start_s] * clients  # a heap
         self.next_s = start_s if clients else inf
 
     @property

@@ -82,8 +82,9 @@ def fit_profile(samples: Sequence[StepSample], base: Profile, *, find_floor: boo
         features = np.stack([np.ones_like(context), np.maximum(context - knee, 0.0), batch, prefill], axis=1)
         return _Try(knee, *_robust(features, seconds), features)
 
-    best = at(_knee(base))
-    if find_floor:
+    if not find_floor:
+        best = at(_knee(base))
+    else:
         knees = np.quantile(context, np.linspace(0.02, 0.98, _KNEES)).tolist()
         best = min((at(knee) for knee in knees), key=_Try.rank)
         place = knees.index(best.knee)

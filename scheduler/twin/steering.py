@@ -44,7 +44,7 @@ class Watched:
     def take(self, now: float) -> list[Action]:
         for request in self._submitted:
             self._recent.arrived(request)
-        actions = self._workload.take(now) if self._workload.next_time() <= now else []
+        actions = self._workload.take(now)
         self._submitted = [action for action in actions if type(action) is Request]
         return actions
 
