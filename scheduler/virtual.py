@@ -67,7 +67,7 @@ class VirtualRun:
     ) -> None:
         assert plan.profile is not None
         self.plan = plan
-        self.tally = Tally({tenant.name: tenant.slo for tenant in plan.tenants})
+        self.tally = Tally()
         self.recorder: Recorder | None = None
         if out is not None:
             self.recorder = Recorder(
@@ -125,8 +125,8 @@ class VirtualRun:
         with _no_cycle_collector():
             self.simulation.run()
         if self._log is not None:
-            for tenant, gaps in self._log.histograms().items():
-                self.tally.add_gaps(tenant, gaps)
+            for group, gaps in self._log.histograms().items():
+                self.tally.add_gaps(group, gaps)
         document = run_document(
             run_header(self.plan, self.plan.profile.detail, self.scheduler.slots.capacity, "virtual"),
             self.scheduler,

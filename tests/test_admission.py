@@ -46,7 +46,7 @@ def test_each_reason_is_reached_at_its_bound_and_not_before(reason: str) -> None
     assert rejected.reason == third.reason == reason
     assert third.state is State.REJECTED
     assert third.ended_s == 1.0
-    assert scheduler.books.submitted == 3
+    assert scheduler.books.counts()["submitted"] == 3
     assert scheduler.books.tenants["acme"].ended[State.REJECTED] == 1
     scheduler.check()
 
@@ -89,6 +89,29 @@ def test_retry_after_is_when_half_of_the_queue_is_gone() -> None:
     rejected = scheduler.submit(make_request("late"), 10.0)
     assert rejected is not None
     assert rejected.retry_after_s == pytest.approx(6 / 2 * 10.0 / 5)
+
+
+def test_retry_after_follows_the_last_minute_and_not_the_hours_before() -> None:
+    scheduler = make_scheduler(limits=Limits(max_queued=4), capacities=(1,))
+    for now in (0.0, 3600.0, 7200.0):  # a quiet morning
+        submit_all(scheduler, [make_request(f"at {now}", arrival_s=now)], now=now)
+        (request,) = dispatch_all(scheduler, now)
+        complete(scheduler, request, now + 1.0)
+    told = []
+    for second in range(90):  # four a second come, one a second goes
+        now = 36_000.0 + second
+        for request in list(scheduler.active()):
+            if request.state is State.RUNNING:
+                complete(scheduler, request, now)
+        dispatch_all(scheduler, now)
+        arrivals = [make_request(f"{second}/{i}", arrival_s=now) for i in range(4)]
+        told += [no.retry_after_s for no in (scheduler.submit(r, now) for r in arrivals) if no is not None]
+    assert max(told) <= 4.0
+    assert told[-1] == pytest.approx(4 / 2 * 1.0, rel=0.05)
+    scheduler.pause(now)
+    late = scheduler.submit(make_request("late"), now + 600.0)
+    assert late is not None
+    assert late.retry_after_s == told[-1], "nothing moves, so the last that is known holds"
 
 
 def test_a_prompt_that_is_too_long_need_not_come_back() -> None:
@@ -203,6 +226,17 @@ def test_only_what_still_waits_expires() -> None:
     scheduler.cancel("2", 1.0)
     assert [r.id for r in scheduler.expire(7.0)] == ["1"]
     assert [r.id for r in scheduler.expire(8.0)] == ["3"]
+
+
+def test_what_has_ended_is_not_kept_until_it_would_have_expired() -> None:
+    scheduler = make_scheduler(limits=Limits(ttl_s=3600.0), capacities=(1,))
+    submit_all(scheduler, [make_request("waits", arrival_s=-1.0)])
+    for number in range(5000):
+        submit_all(scheduler, [make_request(str(number))])
+        scheduler.cancel(str(number), 1.0)
+        assert len(scheduler.waiting.expiries) <= 1025
+    assert scheduler.next_timer() == 3599.0
+    assert [r.id for r in scheduler.expire(3599.0)] == ["waits"]
 
 
 def test_a_new_ttl_is_for_new_arrivals() -> None:

@@ -7,12 +7,14 @@ import random
 from itertools import pairwise
 
 import pytest
+from core_kit import TENANTS, make_request, make_scheduler, submit_all
 
 from scheduler.bench.trial import scenario
 from scheduler.core.drift import Change, ChangeDetector, Cusum
 from scheduler.core.estimators import estimator_from
 from scheduler.core.events import Event, Kind
 from scheduler.core.kalman import Offset, Weights
+from scheduler.core.metrics import WindowMetrics
 from scheduler.core.types import Estimate, Outcome, Request
 from scheduler.core.watch import Watch
 from scheduler.live.notices import Notices
@@ -147,6 +149,18 @@ def test_what_never_ended_by_itself_is_no_change() -> None:
         request.estimate = Estimate(3, 100.0, 4096.0, "short_qa", 100.0)
         request.finish, request.output_tokens = ("stop", 100) if number < 50 else ("abort", 1)
         assert watch.on_ended(request) is None
+
+
+def test_a_tenant_of_which_nothing_finishes_misses_its_objective() -> None:
+    scheduler = make_scheduler(capacities=(1,), metrics=WindowMetrics(t.name for t in TENANTS))
+    watch = Watch()
+    submit_all(scheduler, [make_request(str(number)) for number in range(10)])
+    for number in range(10):
+        assert list(watch.look(scheduler, 1.0)) == [], "so few say nothing"
+        scheduler.cancel(str(number), 1.0)
+    (event,) = watch.look(scheduler, 1.0)
+    assert (event.kind, event.detail) == (Kind.SLO, {"tenant": "acme", "share": 0.0})
+    assert list(watch.look(scheduler, 2.0)) == [], "it is told once"
 
 
 # -- Kalman filters ------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def test_what_a_lost_engine_ran_is_tried_once_more() -> None:
     assert log.kinds("00") == [
         "queued", "dispatched", "first_token", "retried", "dispatched", "first_token", "finished"
     ]  # fmt: skip
-    assert scheduler.books.retried == 2
+    assert scheduler.books.counts()["retried"] == 2
 
 
 def test_a_stream_of_which_something_was_delivered_fails() -> None:
@@ -134,7 +134,7 @@ def test_after_a_second_crash_the_suspects_run_alone(batch: MicroBatch | None) -
     assert aboard == [4, 4, 1]
     assert (poison.state, poison.reason) == (State.FAILED, "engine_lost")
     assert {r.state for r in requests if r is not poison} == {State.FINISHED}
-    assert scheduler.books.retried == 4, "a request counts once, however often it was tried"
+    assert scheduler.books.counts()["retried"] == 4, "a request counts once, however often it was tried"
 
 
 def test_a_suspect_waits_for_the_engine_to_be_empty_and_nothing_joins_it() -> None:

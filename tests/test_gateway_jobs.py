@@ -54,7 +54,7 @@ async def test_the_same_key_is_the_same_job_and_another_body_is_409(path: Path) 
         answers = await asyncio.gather(*posts)
         assert {status for status, _, _ in answers} == {202}
         assert len({job["id"] for _, job, _ in answers}) == 1
-        assert served.run.scheduler.books.submitted == 1
+        assert served.run.scheduler.books.counts()["submitted"] == 1
         status, body, _ = await served.post(JOBS, completion(max_tokens=6), headers=headers)
         assert (status, body["error"]["code"]) == (409, "idempotency_conflict")
         await ended(served, answers[0][1]["id"])
@@ -142,7 +142,7 @@ async def test_an_old_job_is_cancelled_while_old_jobs_are_taken_up(
         going_on.set()
         async with await deleting as answer:
             assert (await answer.json())["status"] == "cancelled"
-        assert served.run.scheduler.books.submitted == 0
+        assert served.run.scheduler.books.counts()["submitted"] == 0
 
 
 async def test_two_cancel_at_once_what_was_left_for_the_next_server(path: Path) -> None:

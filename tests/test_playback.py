@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from recorded_kit import SCENARIO
 
+from scheduler.core.metrics import WindowMetrics
 from scheduler.core.types import Snapshot
 from scheduler.load.scenario import load_scenario
 from scheduler.plan import make_plan
@@ -80,6 +81,19 @@ def test_tokens_tenants_policy_and_multipliers(recording: Recording, document: J
     assert (acme.tier, acme.weight, acme.slo.ttft_s, acme.slo.tpot_s) == ("premium", 5, 2.0, math.inf)
     assert (globex.limits.max_queued, lab.limits.ttl_s) == (None, 12.0)
     assert shown.category_bias == pytest.approx(document["estimate"]["bias"])
+
+
+def test_what_was_aborted_has_taught_the_estimator_too(tmp_path: Path) -> None:
+    """Short of patience, so that many are given up while they run."""
+    (tmp_path / "hasty.yaml").write_text(SCENARIO.replace("patience: 25s", "patience: 6s"))
+    run = VirtualRun(make_plan(load_scenario(str(tmp_path / "hasty.yaml"))), out=tmp_path / "run")
+    metrics = run.scheduler.metrics = WindowMetrics(run.scheduler.books.tenants, window_s=1e9)
+    assert run.run()["requests"]["cancelled"] > 10
+    playback = Playback(recording := read_recording(tmp_path / "run"))
+    playback.play_to(recording.duration_s)
+    for name, window in playback.metrics.tenants.items():
+        assert window.categories == metrics.tenants[name].categories
+        assert len(window.biases) == len(metrics.tenants[name].biases)
 
 
 def copied(folder: Path, to: Path, log: list[Json]) -> Recording:

@@ -6,12 +6,15 @@ import csv
 import json
 import math
 import stat
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from recorded_kit import SCENARIO
 
+from scheduler.core.events import Event, Kind
 from scheduler.core.metrics import gap_value
 from scheduler.core.types import Request
 from scheduler.load.scenario import Scenario, load_scenario
@@ -70,7 +73,7 @@ def test_counts_finishes_and_tokens(recorded: tuple[Json, list[Json], Path]) -> 
     assert document["tokens"]["prompt"] == sum(e["prompt_tokens"] for e in done)
     assert document["tokens"]["output"] == output
     assert near(document["tokens"]["output_per_s"], output / duration)
-    reasons = [e["reason"] for e in ends.values() if e["reason"]]
+    reasons = [e["reason"] for e in ends.values() if e["e"] == "rejected"]
     assert document["rejections"] == {reason: reasons.count(reason) for reason in set(reasons)}
 
 
@@ -274,14 +277,23 @@ def test_prompts_are_only_recorded_when_asked_for(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "text" / "events.jsonl").stat().st_mode) == 0o600
 
 
-def test_a_run_that_breaks_off_leaves_nothing_of_the_run_before_it(tmp_path: Path) -> None:
+def test_a_run_that_breaks_off_leaves_the_run_before_it_or_nothing_of_it(tmp_path: Path) -> None:
     plan = make_plan(load_scenario("demo"), clock="virtual")
     VirtualRun(plan, out=tmp_path).run()
     (tmp_path / "mine.txt").write_text("kept")
-    run = VirtualRun(plan, out=tmp_path, text=True)  # never run
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    run = VirtualRun(plan, out=tmp_path, text=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before, "it has not begun"
     assert run.recorder is not None
+    for at_s in range(300):
+        run.recorder.on_event(Event(float(at_s), Kind.PAUSED, None, {}))
+    within = time.monotonic() + 10.0
+    while not run.recorder.written_bytes and time.monotonic() < within:
+        time.sleep(0.001)  # the writer is a thread
+    assert not (tmp_path / "run.json").exists()
+    assert (tmp_path / "mine.txt").exists()
     run.recorder.close({})
+    assert json.loads((tmp_path / "run.json").read_text()) == {}
     assert stat.S_IMODE((tmp_path / "metrics.csv").stat().st_mode) == 0o600  # whatever it was before
 
 
@@ -298,6 +310,20 @@ def test_same_seed_same_document(tmp_path: Path) -> None:
         for switch in document["switches"]:
             switch["took_ms"] = 0.0
     assert first == second
+
+
+def test_a_disk_that_answers_no_more_does_not_keep_the_run_from_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = threading.Event()
+    monkeypatch.setattr(FileWriter, "_write_all", lambda self: hangs.wait())
+    said: list[str] = []
+    writer = FileWriter(tmp_path, on_error=said.append)
+    while not said:
+        writer.write("events.jsonl", "a line\n")
+    writer.close(timeout_s=0.01)
+    assert said == ["the disk is too slow for the run; recording has stopped"]
+    hangs.set()
 
 
 def test_a_full_disk_stops_the_recording_and_says_so(tmp_path: Path) -> None:

@@ -124,6 +124,16 @@ def test_books_of_backlog_and_of_service_by_weight() -> None:
     assert acme.served_by_weight == (10 + 2 * 20) / 5.0, "the second left no backlog behind"
 
 
+def test_an_answer_of_no_tokens_has_its_instants() -> None:
+    scheduler = make_scheduler()
+    request = make_request("r")
+    submit_all(scheduler, [request])
+    dispatch_all(scheduler, 1.0)
+    scheduler.on_complete("r", 2.0, Outcome("stop", 0))
+    assert request.state is State.FINISHED
+    assert (request.first_token_s, request.last_token_s, request.ended_s) == (2.0, 2.0, 2.0)
+
+
 # -- cancels ------------------------------------------------------------------------------------------
 
 

@@ -65,6 +65,34 @@ def test_a_scenario_may_shorten_the_context(tmp_path: Path) -> None:
         run(write(tmp_path, MOONCAKE, "mooncake", ", args: {max_model_len: long}"))
 
 
+def test_latencies_by_tier_go_by_the_tier_of_each_row(tmp_path: Path) -> None:
+    """Recorded or not: the token gaps are counted in one way or the other."""
+    rows = [
+        {"arrival_s": n / 10, "tenant": "acme", "prompt_tokens": 10, "output_tokens": tokens, "tier": tier}
+        for n, (tier, tokens) in enumerate([("premium", 20), ("standard", 200)] * 20)
+    ]
+    path = write(tmp_path, "".join(json.dumps(row) + "\n" for row in rows), "jsonl")
+    text = Path(path).read_text().replace("tenant: {acme: 1, lab: 1}, ", "")
+    Path(path).write_text(text + "expect: [latency_s.tiers.standard.e2e.p50 > 1s]\n")
+    plan = make_plan(load_scenario(path), clock="virtual")
+    document = VirtualRun(plan).run()
+    recorded = VirtualRun(plan, out=tmp_path / "run").run()
+    assert document["latency_s"] == recorded["latency_s"]
+    assert document["expect"][0]["ok"]
+    tiers = document["latency_s"]["tiers"]
+    assert list(tiers) == ["premium", "standard", "batch"]
+    done = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    arrivals = {event["id"]: event for event in done if event["e"] == "queued"}
+    for tier in ("premium", "standard"):
+        mine = [e for e in done if e["e"] == "finished" and arrivals[e["id"]]["tier"] == tier]
+        longest_s = max(event["t"] - arrivals[event["id"]]["arrival_s"] for event in mine)
+        assert tiers[tier]["e2e"]["max"] == pytest.approx(longest_s)
+        gaps = sum(sum(event["gaps"].values()) for event in mine)
+        total_s = sum(event["last_token_s"] - event["first_token_s"] for event in mine)
+        assert tiers[tier]["itl"]["mean"] == pytest.approx(total_s / gaps)
+    assert tiers["batch"]["e2e"]["p50"] is None
+
+
 def test_malformed_rows_are_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, AZURE + "2023-11-16 18:17:40.0,many,3\n", "azure")
     assert main(["run", path, "--json"]) == 0

@@ -58,10 +58,10 @@ def predict(
     """
     again = [_again(request) for request in requests]
     scheduler = plan.scheduler(capacity=capacity)
-    tally = Tally({tenant.name: tenant.slo for tenant in plan.tenants})
+    tally = Tally()
     gpu = Distant(profile, plan.capacity, delay_s)
     Simulation(scheduler, [gpu], ReadyMade(again), on_ended=tally.add).run()
-    return tally.figures(scheduler.books.tenants, tally.last_end_s)
+    return tally.figures(scheduler.books, tally.last_end_s)
 
 
 def _again(request: Request) -> Request:

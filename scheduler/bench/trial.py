@@ -59,7 +59,7 @@ def run_trial(
     scheduler = plan.scheduler()
     if estimator is not None:
         scheduler.estimator = estimator
-    tally, trial = Tally({tenant.name: tenant.slo for tenant in plan.tenants}), Trial()
+    tally, trial = Tally(), Trial()
 
     def ended(request: Request) -> None:
         tally.add(request)
@@ -71,7 +71,7 @@ def run_trial(
 
     simulation = Simulation(scheduler, [Gpu(plan.profile, plan.capacity)], plan.workload(), on_ended=ended)
     simulation.run()
-    figures = tally.figures(scheduler.books.tenants, simulation.now)
+    figures = tally.figures(scheduler.books, simulation.now)
     trial.jain = figures["fairness"]["jain"]
     trial.goodput_per_s = figures["goodput"]["requests_per_s"]
     trial.output_tokens_per_s = figures["tokens"]["output_per_s"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from scheduler.core.books import Counts, TenantBooks
+from collections import deque
+
+from scheduler.core.books import Counts, TenantBooks, Totals
 from scheduler.core.types import Limits, Rejected, Request
 
 REASONS = (
@@ -46,19 +48,42 @@ def is_full(tenant: TenantBooks, totals: Counts, limits: Limits, now: float) -> 
     return _no_room(totals, limits) or _no_room(tenant, own) or tenant.pace.is_full(own, now)
 
 
-def _no_room(load: Counts, limits: Limits) -> bool:
+def _no_room(counts: Counts, limits: Limits) -> bool:
     requests, tokens = limits.max_queued, limits.max_queued_tokens
-    return (requests is not None and load.queued >= requests) or (
-        tokens is not None and load.queued_tokens >= tokens
+    return (requests is not None and counts.queued >= requests) or (
+        tokens is not None and counts.queued_tokens >= tokens
     )
 
 
-def rejection(reason: str, tenant: TenantBooks, queued: int, dispatch_interval_s: float) -> Rejected:
-    """Come back when about half of what waits now has been dispatched; when there is room in the minute;
-    never for a prompt too long.
+class Turnover:
+    """How fast requests leave the queue: over the last minute, or the last one in which any did."""
+
+    def __init__(self) -> None:
+        self._marks = deque([(0.0, 0)])  # instants, a second apart, and how many had left by then
+        self._interval_s = 0.0
+
+    def interval_s(self, totals: Totals, now: float) -> float:
+        """Seconds from one to the next; 0 as long as nothing is known."""
+        marks = self._marks
+        if now - marks[-1][0] >= 1.0:
+            marks.append((now, totals.left))
+            while now - marks[0][0] > _TURNOVER_SPAN_S:
+                marks.popleft()
+            (since_s, before), (_, left) = marks[0], marks[-1]
+            if left > before:
+                self._interval_s = (now - since_s) / (left - before)
+        return self._interval_s
+
+
+_TURNOVER_SPAN_S = 60.0
+
+
+def rejection(reason: str, tenant: TenantBooks, queued: int, interval_s: float) -> Rejected:
+    """Come back when about half of what waits now has left; when there is room in the minute; never for a
+    prompt too long.
     """
     if reason == "too_long":
         return Rejected(reason, float("inf"))
     if reason.endswith("_per_minute"):
         return Rejected(reason, tenant.pace.retry_after_s)
-    return Rejected(reason, max(0.1, queued / 2 * dispatch_interval_s))
+    return Rejected(reason, max(0.1, queued / 2 * interval_s))

@@ -11,15 +11,21 @@ from typing import Protocol
 
 from scheduler.core.lifecycle import UnknownTenant
 from scheduler.core.pace import Pace
-from scheduler.core.types import ENDED, Limits, Request, State, Tenant
+from scheduler.core.types import (
+    CANCELLED,
+    ENDED,
+    EXPIRED,
+    FAILED,
+    FINISHED,
+    REJECTED,
+    Limits,
+    Request,
+    State,
+    Tenant,
+)
 
-
-@dataclass(frozen=True, slots=True)
-class TokenCost:
-    """Cost of a request in tokens: prompt_weight x prompt + output_weight x output."""
-
-    prompt_weight: float = 1.0
-    output_weight: float = 2.0
+OUTPUT_COST = 2.0
+"""What an output token costs, in prompt tokens."""
 
 
 class Counts(Protocol):
@@ -74,12 +80,17 @@ class Totals:
     def in_flight(self) -> int:
         return sum(tenant.in_flight for tenant in self._tenants.values())
 
+    @property
+    def left(self) -> int:
+        """Requests that waited and do no longer."""
+        tenants = self._tenants.values()
+        return sum(tenant.submitted - tenant.ended[REJECTED] for tenant in tenants) - self.queued
+
 
 class Books:
     """Counts only: every method says which step of a request's life has just happened."""
 
-    def __init__(self, cost: TokenCost) -> None:
-        self.cost = cost
+    def __init__(self) -> None:
         self.tenants: dict[str, TenantBooks] = {}
         self.totals = Totals(self.tenants)
         self.configs: dict[str, Tenant] = {}  # as they are now; policies look here, too
@@ -103,12 +114,14 @@ class Books:
         books.limited = tenant.limits != Limits()
         return books
 
-    def estimated_cost(self, request: Request) -> float:
-        """In tokens, by the estimate, which never counts past max_tokens."""
-        weights, output = self.cost, request.estimate.point
-        if output > request.max_tokens:
-            output = request.max_tokens
-        return weights.prompt_weight * request.prompt_tokens + weights.output_weight * output
+    def counts(self, *names: str) -> dict[str, int]:
+        """Requests that came, by how they ended, and that were tried again: of these tenants, or of all."""
+        tenants = [self.tenants[name] for name in names or self.tenants]
+        counts = {"submitted": sum(tenant.submitted for tenant in tenants)}
+        for state in (FINISHED, FAILED, CANCELLED, REJECTED, EXPIRED):
+            counts[state.value] = sum(tenant.ended[state] for tenant in tenants)
+        counts["retried"] = sum(tenant.retried for tenant in tenants)
+        return counts
 
     def enqueued(self, request: Request, tenant: TenantBooks, now: float) -> None:
         self.totals.queued += 1
@@ -132,29 +145,14 @@ class Books:
 
     def served(self, request: Request, tenant: TenantBooks) -> float:
         """Its stream is over; returns its cost in tokens, by what was generated."""
-        weights = self.cost
-        cost = weights.prompt_weight * request.prompt_tokens + weights.output_weight * request.output_tokens
+        cost = request.prompt_tokens + OUTPUT_COST * request.output_tokens
         if request.backlogged:
             tenant.served_by_weight += cost / tenant.config.weight
         return cost
 
-    def ended(self, state: State) -> int:
-        """How many requests of all tenants ended so."""
-        return sum(tenant.ended[state] for tenant in self.tenants.values())
-
-    @property
-    def submitted(self) -> int:
-        """Requests of all tenants."""
-        return sum(tenant.submitted for tenant in self.tenants.values())
-
-    @property
-    def retried(self) -> int:
-        """Requests of all tenants that were tried again."""
-        return sum(tenant.retried for tenant in self.tenants.values())
-
     def reestimated(self, request: Request) -> None:
         """A queued request's estimate changed."""
-        before, request.cost = request.cost, self.estimated_cost(request)
+        before, request.cost = request.cost, estimated_cost(request)
         self.tenants[request.tenant].queued_tokens += request.cost - before
 
     def check(self, active: Iterable[Request]) -> None:
@@ -162,11 +160,20 @@ class Books:
         everything = list(active)
         for name, books in self.tenants.items():
             mine = [r for r in everything if r.tenant == name]
-            self._check(books, mine)
-        self._check(self.totals, everything)
+            _check(books, mine)
+        _check(self.totals, everything)
 
-    def _check(self, load: Counts, active: Sequence[Request]) -> None:
-        queued = [r for r in active if r.state is State.QUEUED]
-        assert load.queued == len(queued)
-        assert abs(load.queued_tokens - sum(map(self.estimated_cost, queued))) < 1e-3
-        assert load.in_flight == len(active) - len(queued)
+
+def estimated_cost(request: Request) -> float:
+    """In tokens, by the estimate, which never counts past max_tokens."""
+    output = request.estimate.point
+    if output > request.max_tokens:
+        output = request.max_tokens
+    return request.prompt_tokens + OUTPUT_COST * output
+
+
+def _check(counted: Counts, active: Sequence[Request]) -> None:
+    queued = [r for r in active if r.state is State.QUEUED]
+    assert counted.queued == len(queued)
+    assert abs(counted.queued_tokens - sum(map(estimated_cost, queued))) < 1e-3
+    assert counted.in_flight == len(active) - len(queued)

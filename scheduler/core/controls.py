@@ -10,7 +10,8 @@ from dataclasses import asdict
 from math import inf
 from typing import Any
 
-from scheduler.core.books import Books, TokenCost
+from scheduler.core.admission import Turnover
+from scheduler.core.books import Books
 from scheduler.core.estimate import Estimator
 from scheduler.core.events import Emit, Event, Kind
 from scheduler.core.lifecycle import DuplicateTenant
@@ -36,7 +37,6 @@ class Controls:
         limits: Limits = Limits(),
         max_inflight_tokens: float | None = None,
         max_model_len: float | None = None,
-        cost: TokenCost = TokenCost(),
         metrics: WindowMetrics | None = None,
         emit: Emit | None = None,
     ) -> None:
@@ -45,7 +45,7 @@ class Controls:
         self.max_model_len: float = inf if max_model_len is None else max_model_len
         self._limited = limits != Limits()
         self.metrics = metrics
-        self.books = Books(cost)
+        self.books = Books()
         self.slots = Slots(capacities, batch, max_inflight_tokens)
         self.paused = False
         self.waiting = WaitingRoom(policy)
@@ -53,7 +53,7 @@ class Controls:
         self.learned: dict[str, Mapping[str, Any]] = {}  # states of estimators that are not in use, by name
         self._emit = emit
         self._active: dict[str, Request] = {}  # queued or in flight
-        self._dispatches = 0
+        self._turnover = Turnover()
         policy.bind(self.books.configs)
         for tenant in tenants:
             self.add_tenant(tenant)
@@ -163,7 +163,7 @@ class Controls:
         self.waiting.set_room(tenant.name, tenant.limits.max_in_flight)
 
     def set_tenant(self, tenant: Tenant, now: float, *, by: str = "") -> None:
-        """Change weight, SLO or limits of a tenant; what waits keeps its tier. Raises UnknownTenant."""
+        """Change weight or limits of a tenant; what waits keeps its tier. Raises UnknownTenant."""
         books = self.books.set_tenant(tenant)
         limit = tenant.limits.max_in_flight
         self.waiting.set_room(tenant.name, None if limit is None else limit - books.in_flight)

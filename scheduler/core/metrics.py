@@ -16,6 +16,8 @@ from scheduler.core.estimate import Learned
 from scheduler.core.types import Percentiles, Request, Slo, State
 
 NO_PERCENTILES = Percentiles(nan, nan, nan, nan, nan, nan)
+SHARES = (0.50, 0.90, 0.95, 0.99)
+"""Of ``Percentiles``, in their order."""
 
 GAP_FLOOR_S = 1e-5
 GAP_LOG_GROWTH = log(1.05)
@@ -56,14 +58,8 @@ def percentiles(values: Iterable[float]) -> Percentiles:
     ordered = sorted(v for v in values if not isnan(v))
     if not ordered:
         return NO_PERCENTILES
-    return Percentiles(
-        nearest_rank(ordered, 0.50),
-        nearest_rank(ordered, 0.90),
-        nearest_rank(ordered, 0.95),
-        nearest_rank(ordered, 0.99),
-        sum(ordered) / len(ordered),
-        ordered[-1],
-    )
+    ranks = (nearest_rank(ordered, share) for share in SHARES)
+    return Percentiles._make((*ranks, sum(ordered) / len(ordered), ordered[-1]))
 
 
 def meets_slo(request: Request, slo: Slo) -> bool:
@@ -139,9 +135,13 @@ class TenantWindow:
         return max(self.biases) - min(self.biases) < BIAS_TOLERANCE * self.bias
 
     @property
+    def ended(self) -> int:
+        """Requests, however they did."""
+        return len(self.completions) + len(self.misses)
+
+    @property
     def slo_share(self) -> float:
-        ended = len(self.completions) + len(self.misses)
-        return self.slo_met / ended if ended else nan
+        return self.slo_met / self.ended if self.ended else nan
 
 
 class WindowMetrics:

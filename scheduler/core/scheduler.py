@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from math import inf
 
 from scheduler.core import admission
-from scheduler.core.books import TenantBooks
+from scheduler.core.books import TenantBooks, estimated_cost
 from scheduler.core.controls import Controls
 from scheduler.core.events import Kind, about
 from scheduler.core.lifecycle import (
@@ -61,7 +61,7 @@ class Scheduler(Controls):
                 f"request {request.id} is {request.state.value}; only new ones are submitted"
             )
         request.estimate = self.estimator.estimate(request)
-        request.cost = self.books.estimated_cost(request)
+        request.cost = estimated_cost(request)
         tenant.submitted += 1
         limited = self._limited or tenant.limited
         if limited or request.prompt_tokens + request.max_tokens > self.max_model_len:
@@ -90,8 +90,8 @@ class Scheduler(Controls):
         request.reason = reason
         move(request, REJECTED)
         self._end(request, tenant, REJECTED, now)
-        dispatch_interval_s = now / max(1, self._dispatches)
-        return admission.rejection(reason, tenant, totals.queued, dispatch_interval_s)
+        interval_s = self._turnover.interval_s(totals, now)
+        return admission.rejection(reason, tenant, totals.queued, interval_s)
 
     def _bound_wait(self, request: Request, tenant: TenantBooks, since_s: float) -> None:
         """It may wait for the shortest of the TTLs."""
@@ -179,7 +179,6 @@ class Scheduler(Controls):
             waiting.take_room(request.tenant)
         request.backlogged = self.books.dequeued(request, now)
         request.state = RUNNING  # what holds a place in the queue was queued
-        self._dispatches += 1
         if not request.attempts:
             request.dispatched_s = now
             request.charged = request.cost
@@ -249,6 +248,8 @@ class Scheduler(Controls):
             state = FINISHED
             if request.first_token_s is None:
                 request.first_token_s = now
+            if request.last_token_s is None:  # an answer of no tokens
+                request.last_token_s = now
         else:
             state = FAILED
             request.reason = request.reason or "engine_error"
@@ -345,7 +346,7 @@ class Scheduler(Controls):
         request.first_token_s = request.last_token_s = None
         request.gaps = None
         request.replica = request.batch_id = -1
-        request.cost = self.books.estimated_cost(request)  # its prompt may have been counted anew
+        request.cost = estimated_cost(request)  # its prompt may have been counted anew
         request.state = QUEUED
         self.books.enqueued(request, tenant, now)
         if request.attempts == 1:

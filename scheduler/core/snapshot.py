@@ -18,7 +18,7 @@ from scheduler.core.metrics import (
     percentiles,
 )
 from scheduler.core.swap import Swap, SwapRecord
-from scheduler.core.types import CATEGORIES, ENDED, Request, Snapshot, State, TenantSnapshot
+from scheduler.core.types import CATEGORIES, Request, Snapshot, State, TenantSnapshot
 
 
 class Named(Protocol):
@@ -84,11 +84,7 @@ def take_snapshot(scheduler: Source, now: float) -> Snapshot:
         queue_wait=percentiles(c.queue_wait_s for c in completions),
         drift_ratio=drift_ratio(completions),
         tokens_per_s=sum(rate for rate, _ in rates.values()),
-        counts={
-            "submitted": scheduler.books.submitted,
-            "retried": scheduler.books.retried,
-            **{state.value: scheduler.books.ended(state) for state in ENDED},
-        },
+        counts=scheduler.books.counts(),
         category_bias={category: scheduler.estimator.bias("", category) for category in CATEGORIES},
         coverage=coverage(completions),
     )

@@ -6,7 +6,7 @@ The two queues share ``room`` and the requests' tickets, so what leaves one is d
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import chain
 from math import inf
 
@@ -14,6 +14,8 @@ from scheduler.core.policy import Policy
 from scheduler.core.queue import ReadyQueue
 from scheduler.core.swap import Swap
 from scheduler.core.types import Request
+
+_SWEEP_AT = 1024  # fewer expiries are not worth a sweep
 
 
 class WaitingRoom:
@@ -27,6 +29,7 @@ class WaitingRoom:
         self.suspects: list[Request] = []  # aboard two crashes; they run alone
         self._tickets = 0
         self.expiries: list[tuple[float, int, Request]] = []  # a heap; empty where nobody has a TTL
+        self._sweep_at = _SWEEP_AT
 
     # -- in and out ----------------------------------------------------------------------------------
 
@@ -53,6 +56,7 @@ class WaitingRoom:
         request.ticket = -1
         if request in self.suspects:
             self.suspects.remove(request)
+            return
         self.queue.forget(request)
         if self.swap is not None:
             self.swap.queue.forget(request)
@@ -66,6 +70,14 @@ class WaitingRoom:
     def expire_at(self, when_s: float, request: Request) -> None:
         """It may wait until then."""
         heappush(self.expiries, (when_s, request.ticket, request))
+        if len(self.expiries) > self._sweep_at:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Forget what waits no longer, lest it be kept until its time would have come."""
+        self.expiries[:] = [expiry for expiry in self.expiries if expiry[2].ticket == expiry[1]]
+        heapify(self.expiries)
+        self._sweep_at = max(_SWEEP_AT, 2 * len(self.expiries))
 
     def expired(self, now: float) -> Iterator[Request]:
         """What still waits and may not any more; the caller removes each before it takes the next."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from math import isnan
 
 from scheduler.core.drift import ChangeDetector
 from scheduler.core.events import Event, Kind
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import Request
 
-MIN_COMPLETIONS = 10
+MIN_ENDED = 10
 SLO_OUT, SLO_BACK = 0.90, 0.95  # share of requests that meet their objectives: two, so that none flaps
 
 
@@ -41,9 +40,9 @@ class Watch:
         if scheduler.metrics is None:
             return
         for name, window in scheduler.metrics.tenants.items():
-            share = window.slo_share
-            if len(window.completions) < MIN_COMPLETIONS or isnan(share):
+            if window.ended < MIN_ENDED:
                 continue
+            share = window.slo_share
             if share < SLO_OUT and name not in self._missing:
                 self._missing.add(name)
                 yield Event(now, Kind.SLO, None, {"tenant": name, "share": share})

@@ -61,7 +61,7 @@ class LiveRun:
         )
         self.engine: Engine = engine or make_engine(plan, self.clock, text=clients)
         self.notices = Notices()
-        self.tally = Tally({tenant.name: tenant.slo for tenant in plan.tenants})
+        self.tally = Tally()
         self.lag = LoopLag(self._loop)
         self.health = Health()
         self.recorder: Recorder | None = None

@@ -33,7 +33,7 @@ def cross_check(data: Mapping[str, Any], context: Mapping[str, Any]) -> Iterator
     yield from _reservation(data)
     yield from _orders(streams)
     yield from _files(tenants, streams)
-    yield from _expectations(data, tenants)
+    yield from _expectations(data, tenants, streams)
 
 
 def _items(data: Mapping[str, Any], key: str) -> Iterator[tuple[int, Any]]:
@@ -129,9 +129,12 @@ def _files(tenants: list[str], streams: list[tuple[int, Stream]]) -> Iterator[Fo
                     yield ("load", index, key), str(error)
 
 
-def _expectations(data: Mapping[str, Any], tenants: list[str]) -> Iterator[Found]:
+def _expectations(
+    data: Mapping[str, Any], tenants: list[str], streams: list[tuple[int, Stream]]
+) -> Iterator[Found]:
     tiers = [item.get("tier", "standard") for _, item in _items(data, "tenants") if isinstance(item, dict)]
-    known = all(tier in TIERS for tier in tiers)
+    in_rows = any(stream.trace and stream.trace.format == "jsonl" for _, stream in streams)
+    known = all(tier in TIERS for tier in tiers) and not in_rows
     paths = valid_paths(tenants, tiers if known else TIERS, CATEGORIES)
     for index, text in _items(data, "expect"):
         if isinstance(text, str):

@@ -10,20 +10,14 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 from scheduler.core.admission import REASONS
+from scheduler.core.bounds import COMPARE
 from scheduler.core.durations import parse_duration
 from scheduler.core.text import hint
-from scheduler.core.types import Limits, Slo
+from scheduler.core.types import RUNTIME_CLASSES, Limits, Percentiles, Slo
 
 Value = float | str | bool | None
 
-_OPS: Mapping[str, Callable[[Any, Any], bool]] = {
-    "<=": operator.le,
-    ">=": operator.ge,
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<": operator.lt,
-    ">": operator.gt,
-}
+_OPS: Mapping[str, Callable[[Any, Any], bool]] = {**COMPARE, "==": operator.eq, "!=": operator.ne}
 _TEXT = re.compile(r"(.*?[^\s<>=!])\s*(<=|>=|==|!=|<|>)\s*([^<>=!].*)")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _REJECTIONS = "rejections."
@@ -119,7 +113,7 @@ def valid_paths(
     tenants: Iterable[str], tiers: Iterable[str], categories: Iterable[str]
 ) -> Mapping[str, float | str | bool]:
     """Every path that ends in a value of run.json, with an example of its kind; a list is shown by item 0."""
-    six = dict.fromkeys(("p50", "p90", "p95", "p99", "mean", "max"), 0.0)
+    six = dict.fromkeys(Percentiles._fields, 0.0)
     latency = dict.fromkeys(("e2e", "ttft", "engine_ttft", "queue_wait", "tpot", "itl"), six)
     counts = ("submitted", "finished", "failed", "cancelled", "rejected", "expired", "retried")
     requests = dict.fromkeys(counts, 0.0)
@@ -138,7 +132,7 @@ def valid_paths(
     limits = {field.name: 0.0 for field in fields(Limits)}
     slo = {field.name: 0.0 for field in fields(Slo)}
     configured = {"tier": "", "weight": 0.0, "slo": slo, "limits": limits}
-    classes = dict.fromkeys(("short", "medium", "long"), 0.0)
+    classes = dict.fromkeys(RUNTIME_CLASSES, 0.0)
     words = (
         "version",
         "scenario",

@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from math import isnan, nan
 from typing import NamedTuple
 
-from scheduler.core.books import Books, TenantBooks, TokenCost
+from scheduler.core.books import Books, TenantBooks, estimated_cost
 from scheduler.core.events import Event, Kind
 from scheduler.core.metrics import WindowMetrics
 from scheduler.core.snapshot import take_snapshot
@@ -64,7 +64,7 @@ class Playback:
         self.now = 0.0
         self._next = 0
         self._active: dict[str, Request] = {}
-        self.books = Books(TokenCost())
+        self.books = Books()
         self.metrics = WindowMetrics((), self._window_s)
         for tenant in self.recording.tenants:
             self._add(tenant)
@@ -147,7 +147,7 @@ class Playback:
         request = Request(step.request_id, **told)
         if request.tenant not in self.books.tenants:
             self._add(Tenant(request.tenant, request.tier))
-        request.cost = self.books.estimated_cost(request)
+        request.cost = estimated_cost(request)
         self._active[request.id] = request
         self.books.tenants[request.tenant].submitted += 1
 
@@ -164,12 +164,13 @@ class Playback:
         # Another estimator may have looked at it while it waited.
         request.estimate = replace(request.estimate, **step.data["estimated"])
         request.ended_s = step.at_s
+        ran = request.state is State.RUNNING
         self._move(request, state)
         del self._active[request.id]
         tenant = self.books.tenants[request.tenant]
         tenant.ended[state] += 1
         self.metrics.on_ended(request, step.at_s, tenant.config.slo)
-        if state is State.FINISHED:
+        if ran:  # the run learned from it, however it ended
             self.estimator.learn(request.tenant, request.estimate.category, request.bias_after)
             self.metrics.on_observed(request, self.estimator)
 

@@ -10,7 +10,6 @@ import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,8 @@ DEPTH_COLUMNS = ("elapsed_seconds", *(f"{tier}_queue" for tier in TIERS), "total
 class Recorder:
     """Writes a run folder; give ``on_event`` every event. ``on_error`` hears once when the disk fails.
 
-    An earlier run in the folder is removed at once, and run.json is written at the end: what a crash leaves
-    behind is no run, never a mixture of two.
+    An earlier run in the folder goes when the first lines of this one are written, and run.json is written at
+    the end: what a crash leaves behind is the earlier run or none, never a mixture of two.
 
     ``scheduler`` is the run's, which may be made later; ``paper`` says that estimates hold the safety factor.
     ``key`` is what prompts are hashed with; without one, a random one that nobody knows.
@@ -60,18 +59,18 @@ class Recorder:
         key: bytes | None = None,
         on_error: Callable[[str], None] = lambda why: None,
     ) -> None:
-        self._writer = FileWriter(folder, mode=0o600 if text else 0o644, wait=wait, on_error=on_error)
-        for name in FILES:
-            (folder / name).unlink(missing_ok=True)
+        mode = 0o600 if text else 0o644
+        self._writer = FileWriter(folder, replaces=FILES, mode=mode, wait=wait, on_error=on_error)
         self._lines = LineMaker(os.urandom(16) if key is None else key, text=text)
         self._scheduler = scheduler
         self._paper = paper
         self._tenants = tuple(tenants)
         self._pending: dict[str, list[str]] = {}
-        self._waiting: dict[str, Request] = {}
-        self._biases: dict[
-            str, float
-        ] = {}  # of queued and running requests: what their estimate was made with
+        self._waiting: set[str] = set()
+        self._by_tier = dict.fromkeys(TIERS, 0)  # of those that wait
+        self._by_tenant = dict.fromkeys(self._tenants, 0)
+        # Of queued and running requests: what their estimate was made with.
+        self._biases: dict[str, float] = {}
         self._next_depth_s = 0.0
         self._telemetry_columns: tuple[str, ...] = ()
         self._row("metrics.csv", METRICS_COLUMNS)
@@ -99,11 +98,18 @@ class Recorder:
         if event.kind is Kind.QUEUED:
             self._biases[request.id] = self._bias(request)
         if event.kind in (Kind.QUEUED, Kind.RETRIED):
-            self._waiting[request.id] = request
-        else:
-            self._waiting.pop(request.id, None)
-            if request.state in ENDED:
-                self._row("metrics.csv", self._metrics(request))
+            self._waiting.add(request.id)
+            self._count(request, 1)
+        elif request.id in self._waiting:
+            self._waiting.remove(request.id)
+            self._count(request, -1)
+        if request.state in ENDED:
+            self._row("metrics.csv", self._metrics(request))
+
+    def _count(self, request: Request, more: int) -> None:
+        """So many more wait of its tier and its tenant."""
+        self._by_tier[request.tier] += more
+        self._by_tenant[request.tenant] = self._by_tenant.get(request.tenant, 0) + more
 
     def _bias(self, request: Request) -> float:
         return self._scheduler().estimator.bias(request.tenant, request.estimate.category)
@@ -160,13 +166,8 @@ class Recorder:
         self._next_depth_s = float(int(until_s)) + 1.0
 
     def _depth(self, at_s: float) -> None:
-        tiers = dict.fromkeys(TIERS, 0)
-        tenants = dict.fromkeys(self._tenants, 0)
-        for request in self._waiting.values():
-            tiers[request.tier] += 1
-            tenants[request.tenant] = tenants.get(request.tenant, 0) + 1
-        depth = (at_s, *tiers.values(), len(self._waiting))
-        self._row("queue_depth.csv", (*depth, *(tenants[name] for name in self._tenants)))
+        depth = (at_s, *self._by_tier.values(), len(self._waiting))
+        self._row("queue_depth.csv", (*depth, *(self._by_tenant[name] for name in self._tenants)))
 
     def _row(self, name: str, values: Sequence[Any]) -> None:
         text = io.StringIO()
@@ -181,14 +182,3 @@ class Recorder:
 
     def _flush(self, name: str) -> None:
         self._writer.write(name, "".join(self._pending.pop(name, ())))
-
-
-def finite(value: Any) -> Any:
-    """The same document with every number that JSON cannot hold (NaN, infinity) as null."""
-    if isinstance(value, float):
-        return value if isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from scheduler.core.scheduler import Scheduler
-from scheduler.record.recorder import finite
 from scheduler.record.tally import Tally
 
 SCHEMA = 1
@@ -30,7 +30,7 @@ def run_document(
     happened; ``failure`` says why the engine was given up, if it was. Numbers that JSON has no word for
     (nothing was measured) are null.
     """
-    figures = tally.figures(scheduler.books.tenants, now)
+    figures = tally.figures(scheduler.books, now)
     document = {
         "schema": SCHEMA,
         **header,
@@ -47,3 +47,14 @@ def run_document(
     }
     result: dict[str, Any] = finite(document)
     return result
+
+
+def finite(value: Any) -> Any:
+    """The same document with every number that JSON cannot hold (NaN, infinity) as null."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value

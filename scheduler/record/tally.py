@@ -6,30 +6,33 @@ as much again while their figures are made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from math import inf, nan, sqrt
+from collections.abc import Collection, Mapping
+from math import nan, sqrt
 from struct import Struct
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.core.books import TenantBooks
-from scheduler.core.metrics import gap_rank, gap_value, jain, rank_index
+from scheduler.core.books import Books
+from scheduler.core.metrics import NO_PERCENTILES, SHARES, gap_rank, gap_value, jain, rank_index
 from scheduler.core.types import (
     CATEGORIES,
     FINISHED,
     MEDIUM_TOKENS,
+    REJECTED,
     RUNTIME_CLASSES,
     SHORT_TOKENS,
     TIERS,
+    Percentiles,
     Request,
-    Slo,
-    State,
 )
 
+Group = tuple[str, str]
+"""A tenant, and the tier of those of its requests: a trace or a client may say another than the tenant's."""
+
 NUMBERS = (
-    "tenant",
+    "group",
     "arrival",
     "dispatched",
     "first",
@@ -54,11 +57,10 @@ Column = NDArray[np.float64]
 class Tally:
     """Fed with every request that has ended; only finished ones have latencies."""
 
-    def __init__(self, slos: Mapping[str, Slo]) -> None:
-        self._index = {name: index for index, name in enumerate(slos)}
-        self._slos = np.array([(s.ttft_s, s.e2e_s, s.tpot_s) for s in slos.values()]).reshape(-1, 3)
+    def __init__(self) -> None:
+        self._groups: dict[Group, int] = {}  # numbered as they come
         self._numbers = bytearray()  # NUMBERS of one request after another, packed
-        self._gaps: dict[str, dict[int, int]] = {}
+        self._gaps: dict[Group, dict[int, int]] = {}
         self.bias: dict[str, float] = dict.fromkeys(CATEGORIES, 1.0)
         self.last_end_s = 0.0
         self.rejections: dict[str, int] = {}
@@ -67,20 +69,20 @@ class Tally:
         """One request that has just ended, however it did."""
         self.last_end_s = request.ended_s or 0.0
         if request.state is not FINISHED:
-            if request.reason:
+            if request.state is REJECTED:
                 self.rejections[request.reason] = self.rejections.get(request.reason, 0) + 1
             return
-        tenant = self._index.get(request.tenant)
-        if tenant is None:
-            tenant = self._index[request.tenant] = len(self._index)
-            self._slos = np.vstack((self._slos, (inf, inf, inf)))
+        group = request.tenant, request.tier
+        number = self._groups.get(group)
+        if number is None:
+            number = self._groups[group] = len(self._groups)
         estimate = request.estimate
         self._numbers += _pack(
-            tenant,
+            number,
             request.arrival_s,
             request.dispatched_s,
             request.first_token_s,
-            request.last_token_s or request.ended_s,
+            request.last_token_s,
             request.ended_s,
             request.prompt_tokens,
             request.output_tokens,
@@ -93,15 +95,15 @@ class Tally:
         )
         self.bias[estimate.category] = request.bias_after
         if request.gaps:
-            self.add_gaps(request.tenant, request.gaps)
+            self.add_gaps(group, request.gaps)
 
-    def add_gaps(self, tenant: str, gaps: Mapping[int, int]) -> None:
+    def add_gaps(self, group: Group, gaps: Mapping[int, int]) -> None:
         """Token gaps {gap_bucket: count} of finished requests, where the requests do not carry them."""
-        mine = self._gaps.setdefault(tenant, {})
+        mine = self._gaps.setdefault(group, {})
         for bucket, count in gaps.items():
             mine[bucket] = mine.get(bucket, 0) + count
 
-    def _columns(self) -> dict[str, Column]:
+    def _columns(self, books: Books) -> dict[str, Column]:
         """The numbers of all finished requests, and what follows from them."""
         copy = bytes(self._numbers)  # a bytearray that is looked into cannot grow
         table = np.frombuffer(copy).reshape(-1, len(NUMBERS))
@@ -109,7 +111,9 @@ class Tally:
         output, cap = n["output_tokens"], n["max_tokens"]
         e2e, ttft = n["ended"] - n["arrival"], n["first"] - n["arrival"]
         tpot = (e2e - ttft) / np.where(output > 1, output - 1, nan)
-        slo = self._slos[n["tenant"].astype(np.intp)].T
+        slos = [books.configs[tenant].slo for tenant, _ in self._groups]
+        bounds = np.array([(slo.ttft_s, slo.e2e_s, slo.tpot_s) for slo in slos]).reshape(-1, 3)
+        most_ttft, most_e2e, most_tpot = bounds[n["group"].astype(np.intp)].T
         return n | {
             "e2e": e2e,
             "ttft": ttft,
@@ -121,22 +125,22 @@ class Tally:
             "covered": output <= n["upper"],
             "estimated_class": _classes(n["input_tokens"] + n["point"]),
             "actual_class": _classes(n["input_tokens"] + output),
-            "slo_met": (ttft <= slo[0]) & (e2e <= slo[1]) & ~(tpot > slo[2]),
+            "slo_met": (ttft <= most_ttft) & (e2e <= most_e2e) & ~(tpot > most_tpot),
             "gap_sum": n["last"] - n["first"],
         }
 
-    def figures(self, books: Mapping[str, TenantBooks], now: float) -> dict[str, Any]:
+    def figures(self, books: Books, now: float) -> dict[str, Any]:
         """The part of run.json that is about requests (docs/run-folder.md)."""
-        column = self._columns()
+        column = self._columns(books)
         duration_s = self.last_end_s
         output = float(column["output_tokens"].sum())
         met = float(column["slo_met"].sum())
-        ended = sum(sum(tenant.ended.values()) for tenant in books.values())
+        ended = sum(sum(tenant.ended.values()) for tenant in books.tenants.values())
         capped = int(column["capped"].sum())
-        tiers = {name: tuple(t for t, b in books.items() if b.config.tier == name) for name in TIERS}
+        tiers = {tenant.tier for tenant in books.configs.values()} | {tier for _, tier in self._groups}
         return {
             "duration_s": duration_s,
-            "requests": _counts(books.values()),
+            "requests": books.counts(),
             "finish": {"stop": len(column["capped"]) - capped, "length": capped},
             "tokens": {
                 "prompt": int(column["prompt_tokens"].sum()),
@@ -144,19 +148,16 @@ class Tally:
                 "output_per_s": output / duration_s if duration_s else 0.0,
             },
             "latency_s": {
-                "all": self._latencies(column, tuple(books)),
-                "tiers": {name: self._latencies(column, who) for name, who in tiers.items() if who},
-                "tenants": {
-                    name: {
-                        **self._latencies(column, (name,)),
-                        "requests": _counts((tenant,)),
-                        "tokens": self._tokens(column, name),
-                    }
-                    for name, tenant in books.items()
+                "all": self._latencies(column, self._groups),
+                "tiers": {
+                    name: self._latencies(column, [group for group in self._groups if group[1] == name])
+                    for name in TIERS
+                    if name in tiers
                 },
+                "tenants": {name: self._of_tenant(column, name, books) for name in books.tenants},
             },
             "estimate": {**_estimate_figures(column), "bias": dict(self.bias)},
-            "fairness": {"jain": jain(books.values(), now)},
+            "fairness": {"jain": jain(books.tenants.values(), now)},
             "goodput": {
                 "requests_per_s": met / duration_s if duration_s else 0.0,
                 "slo_share": met / ended if ended else nan,
@@ -164,23 +165,21 @@ class Tally:
             "rejections": dict(sorted(self.rejections.items())),
         }
 
-    def _mask(self, column: Mapping[str, Column], tenants: Iterable[str]) -> NDArray[np.bool_]:
-        indices = [self._index[name] for name in tenants if name in self._index]
-        return np.isin(column["tenant"], indices)
+    def _of_tenant(self, column: Mapping[str, Column], name: str, books: Books) -> dict[str, Any]:
+        groups = [group for group in self._groups if group[0] == name]
+        mask = self._mask(column, groups)
+        tokens = {kind: int(column[f"{kind}_tokens"][mask].sum()) for kind in ("prompt", "output")}
+        return {**self._latencies(column, groups), "requests": books.counts(name), "tokens": tokens}
 
-    def _tokens(self, column: Mapping[str, Column], tenant: str) -> dict[str, int]:
-        mask = self._mask(column, (tenant,))
-        return {
-            "prompt": int(column["prompt_tokens"][mask].sum()),
-            "output": int(column["output_tokens"][mask].sum()),
-        }
+    def _mask(self, column: Mapping[str, Column], groups: Collection[Group]) -> NDArray[np.bool_]:
+        return np.isin(column["group"], [self._groups[group] for group in groups])
 
-    def _latencies(self, column: Mapping[str, Column], tenants: tuple[str, ...]) -> dict[str, Any]:
-        mask = self._mask(column, tenants)
+    def _latencies(self, column: Mapping[str, Column], groups: Collection[Group]) -> dict[str, Any]:
+        mask = self._mask(column, groups)
         figures = {name: six(column[name][mask]) for name in LATENCIES}
         gaps: dict[int, int] = {}
-        for tenant in tenants:
-            for bucket, count in self._gaps.get(tenant, {}).items():
+        for group in groups:
+            for bucket, count in self._gaps.get(group, {}).items():
                 gaps[bucket] = gaps.get(bucket, 0) + count
         figures["itl"] = _gap_six(gaps, float(column["gap_sum"][mask].sum()))
         return figures
@@ -195,41 +194,18 @@ def six(values: Column) -> dict[str, float]:
     """p50, p90, p95, p99 (nearest rank), mean and max; NaN values are left out."""
     ordered = np.sort(values[~np.isnan(values)])
     if not len(ordered):
-        return dict.fromkeys(("p50", "p90", "p95", "p99", "mean", "max"), nan)
-
-    n = len(ordered)
-    return {
-        "p50": float(ordered[rank_index(0.50, n)]),
-        "p90": float(ordered[rank_index(0.90, n)]),
-        "p95": float(ordered[rank_index(0.95, n)]),
-        "p99": float(ordered[rank_index(0.99, n)]),
-        "mean": float(ordered.mean()),
-        "max": float(ordered[-1]),
-    }
+        return NO_PERCENTILES._asdict()
+    ranks = (float(ordered[rank_index(share, len(ordered))]) for share in SHARES)
+    return Percentiles._make((*ranks, float(ordered.mean()), float(ordered[-1])))._asdict()
 
 
 def _gap_six(gaps: Mapping[int, int], total_s: float) -> dict[str, float]:
     """The same six of token gaps, from their histogram: percentiles to 2.5 %, the mean exact."""
     count = sum(gaps.values())
     if not count:
-        return dict.fromkeys(("p50", "p90", "p95", "p99", "mean", "max"), nan)
-    return {
-        "p50": gap_rank(gaps, 0.50),
-        "p90": gap_rank(gaps, 0.90),
-        "p95": gap_rank(gaps, 0.95),
-        "p99": gap_rank(gaps, 0.99),
-        "mean": total_s / count,
-        "max": gap_value(max(gaps)),
-    }
-
-
-def _counts(books: Iterable[TenantBooks]) -> dict[str, int]:
-    tenants = list(books)
-    counts = {"submitted": sum(t.submitted for t in tenants)}
-    for state in (State.FINISHED, State.FAILED, State.CANCELLED, State.REJECTED, State.EXPIRED):
-        counts[state.value] = sum(t.ended[state] for t in tenants)
-    counts["retried"] = sum(t.retried for t in tenants)
-    return counts
+        return NO_PERCENTILES._asdict()
+    ranks = (gap_rank(gaps, share) for share in SHARES)
+    return Percentiles._make((*ranks, total_s / count, gap_value(max(gaps))))._asdict()
 
 
 def _estimate_figures(column: Mapping[str, Column]) -> dict[str, Any]:

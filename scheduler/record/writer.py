@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 _BUFFERED_BLOCKS = 256
 
 
 class FileWriter:
-    """Appends blocks of text to the files of one folder, in order, in a thread of its own.
+    """Appends blocks of text to the files of one folder, in order, in a thread of its own. Files that the
+    folder has are replaced; those of ``replaces`` go before the first block is written, if ever one is.
 
     ``wait=True`` (virtual time) lets ``write`` wait for a full buffer; otherwise a full buffer, like any
     error of the disk, ends the writing: ``error`` then says why, and ``on_error`` is called once from the
@@ -20,12 +22,19 @@ class FileWriter:
     """
 
     def __init__(
-        self, folder: Path, *, mode: int = 0o644, wait: bool = False, on_error: Callable[[str], None]
+        self,
+        folder: Path,
+        *,
+        replaces: Sequence[str] = (),
+        mode: int = 0o644,
+        wait: bool = False,
+        on_error: Callable[[str], None],
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.error = ""
         self.written_bytes = 0
+        self._replaces = replaces
         self._mode = mode
         self._wait = wait
         self._on_error = on_error
@@ -44,9 +53,9 @@ class FileWriter:
             self._fail("the disk is too slow for the run; recording has stopped")
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Write what is buffered and end the thread."""
-        if self._thread.is_alive():
-            self._blocks.put(None)
+        """Write what is buffered and end the thread; one that a disk holds up is left behind."""
+        with suppress(queue.Full):
+            self._blocks.put(None, timeout=timeout_s)
             self._thread.join(timeout_s)
 
     def _write_all(self) -> None:
@@ -58,6 +67,8 @@ class FileWriter:
                     continue
                 data = text.encode("utf-8", "backslashreplace")
                 try:
+                    if not handles:
+                        self._replace()
                     if name not in handles:
                         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
                         handles[name] = os.open(self.folder / name, flags, self._mode)
@@ -70,6 +81,10 @@ class FileWriter:
         finally:
             for handle in handles.values():
                 os.close(handle)
+
+    def _replace(self) -> None:
+        for name in self._replaces:
+            (self.folder / name).unlink(missing_ok=True)
 
     def _fail(self, why: str) -> None:
         with self._failed:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
+from collections.abc import Hashable
 from math import inf
 from operator import itemgetter
 from typing import TYPE_CHECKING, Generic, Literal, NamedTuple
@@ -106,7 +107,7 @@ class Gpu(Generic[K]):
         self._prefill = 0  # tokens
         self._budget = 0  # tokens left
 
-    def start(self, key: K, prompt_tokens: int, output_tokens: int, now: float, group: str = "") -> None:
+    def start(self, key: K, prompt_tokens: int, output_tokens: int, now: float, group: Hashable = "") -> None:
         """Hand over a sequence that will generate exactly ``output_tokens``. The log is kept by ``group``.
 
         Raises NeverFits, and ValueError for a key that is here already or lengths that make no sense.

@@ -52,7 +52,7 @@ class Sequence(Generic[K]):
     _gaps_base: Mapping[int, int]  # the GPU's histogram when this run of decoding began
     _runs: list[Run]  # of decoding that ended in a preemption
 
-    def __init__(self, key: K, prompt: int, output: int, group: str) -> None:
+    def __init__(self, key: K, prompt: int, output: int, group: Hashable) -> None:
         self.key = key
         self.group = group
         self.prompt = prompt

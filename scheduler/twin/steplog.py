@@ -8,8 +8,9 @@ of counting gap by gap (``Gpu(track_gaps=True)``), which a run that records ever
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,8 @@ Ints = NDArray[np.int64]
 
 
 class StepLog:
-    """The phases of one GPU, and the steps that each request decoded in, with its group (its tenant).
+    """The phases of one GPU, and the steps that each request decoded in, with its group: what gaps are
+    counted by, such as its tenant.
 
     Lists that the GPU itself extends, of plain numbers: this is the hot path of a virtual run.
     """
@@ -32,25 +34,23 @@ class StepLog:
         self._profile = profile
         self.phases: list[int] = []
         """Of each: batch, context before it, prompt tokens in its first step, steps."""
-        self.runs: list[str | int] = []
+        self.runs: list[Any] = []
         """Of each uninterrupted run of decoding: group, the steps done when it began and when it ended."""
-        self._gaps: dict[str, dict[int, int]] = {}  # group -> gaps that are no step's duration
+        self._gaps: dict[Hashable, dict[int, int]] = {}  # group -> gaps that are no step's duration
 
-    def gap(self, group: str, gap_s: float) -> None:
+    def gap(self, group: Hashable, gap_s: float) -> None:
         """One gap across a preemption."""
         gaps, bucket = self._gaps.setdefault(group, {}), gap_bucket(gap_s)
         gaps[bucket] = gaps.get(bucket, 0) + 1
 
-    def histograms(self) -> Mapping[str, Mapping[int, int]]:
+    def histograms(self) -> Mapping[Any, Mapping[int, int]]:
         """Group -> {gap_bucket: count} over all its requests."""
         table: Ints = np.array(self.phases, dtype=np.int64).reshape(-1, 4)
         steps_done = np.cumsum(table[:, 3])
         names = {name: number for number, name in enumerate(dict.fromkeys(self.runs[::3]))}
         whose = np.array([names[name] for name in self.runs[::3]])
         marks: Ints = np.array([self.runs[1::3], self.runs[2::3]], dtype=np.int64)
-        running = {
-            str(name): _running(marks[:, whose == number], steps_done) for name, number in names.items()
-        }
+        running = {name: _running(marks[:, whose == number], steps_done) for name, number in names.items()}
         counts = {group: np.zeros(0, dtype=np.int64) for group in running}
         for begin, end in _slices(steps_done):
             phase, step, bucket = self._steps(table[begin:end])
