@@ -103,13 +103,25 @@ def test_reading_back(folder: Path) -> None:
         assert right / 90 == pytest.approx(run.document["estimate"]["class_accuracy"])
 
 
-@pytest.mark.parametrize("spoiled", ["run.json", "metrics.csv", "queue_depth.csv"])
+@pytest.mark.parametrize(
+    ("spoiled", "content"),
+    [
+        ("run.json", b"\xff{"),
+        ("run.json", b"[]"),
+        ("run.json", b"[" * 100_000),
+        ("metrics.csv", b"\xff{"),
+        ("metrics.csv", b"status,tenant_id,total_token_budget\nfinished\n"),
+        ("metrics.csv", b"status\n" + b"x" * 200_000),
+        ("queue_depth.csv", b"\xff{"),
+        ("queue_depth.csv", b"elapsed_seconds\nsoon\n"),
+    ],
+)
 def test_a_folder_that_is_not_whole(
-    folder: Path, tmp_path: Path, spoiled: str, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, spoiled: str, content: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = read_folders([folder])[0].name
     for file in (folder / source).iterdir():
-        (tmp_path / file.name).write_bytes(b"\xff{" if file.name == spoiled else file.read_bytes())
+        (tmp_path / file.name).write_bytes(content if file.name == spoiled else file.read_bytes())
     with pytest.raises(FolderError, match="not a whole run folder"):
         read_folders([tmp_path])
     assert main(["report", str(tmp_path / "nowhere")]) == 2

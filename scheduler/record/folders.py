@@ -12,6 +12,10 @@ from typing import Any
 
 from scheduler.core.types import runtime_class
 
+# What a file that is not what it should be makes its reader raise: int() of an infinity overflows; lines
+# nested a thousand deep do, too, in their way.
+MALFORMED = (ValueError, KeyError, TypeError, OverflowError, RecursionError, csv.Error)
+
 
 class FolderError(ValueError):
     """A folder is no run folder, or a file in it cannot be read; says which."""
@@ -95,12 +99,14 @@ def read_folder(path: Path, name: str) -> RunFolder:
     """Raises FolderError."""
     try:
         document = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        if not isinstance(document, dict):
+            raise ValueError("run.json is no object")
         with open(path / "metrics.csv", newline="", encoding="utf-8") as file:
             rows = list(_rows(csv.DictReader(file)))
         with open(path / "queue_depth.csv", newline="", encoding="utf-8") as file:
             columns, *depth = csv.reader(file)
         return RunFolder(name, document, rows, columns, [[float(cell) for cell in row] for row in depth])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, *MALFORMED) as error:
         raise FolderError(f"{path}: not a whole run folder: {error!r:.200}") from error
 
 

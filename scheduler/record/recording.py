@@ -16,12 +16,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from scheduler.core.events import Kind
 from scheduler.core.types import ENDED, Estimate, Limits, Slo, State, Tenant
-from scheduler.record.folders import FolderError
+from scheduler.record.folders import MALFORMED, FolderError
 
 ENDINGS: Mapping[Kind, State] = {Kind(state.value): state for state in ENDED}
 _OF_REQUESTS = {*ENDINGS, Kind.QUEUED, Kind.DISPATCHED, Kind.FIRST_TOKEN, Kind.ABORTING, Kind.RETRIED}
-# int() of an infinity overflows; lines nested a thousand deep do, too, in their way.
-MALFORMED = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
 
 T = TypeVar("T")
 
@@ -126,11 +124,9 @@ def _telemetry(file: Path) -> Iterator[Sample]:
                 sample = {name: float(cell) if cell else None for name, cell in row.items()}
                 _elapsed(sample)
                 yield sample
-        except (csv.Error, ValueError, KeyError, TypeError) as error:
-            line = rows.line_num + isinstance(
-                error, csv.Error
-            )  # a row that it cannot read is not counted yet
-            where = f"{file}:{line}"
+        except MALFORMED as error:
+            unread = isinstance(error, csv.Error)  # a row that cannot be read has not been counted
+            where = f"{file}:{rows.line_num + 1 if unread else rows.line_num}"
             raise FolderError(f"{where}: not a row of telemetry: {error!r:.200}") from error
 
 

@@ -25,7 +25,8 @@ from scheduler.core.policies import Policy, policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.slots import MicroBatch
 from scheduler.core.types import Estimate, Limits, Outcome, Request, Tenant
-from scheduler.record.recording import MALFORMED, as_step, as_tenant, read_document, read_log
+from scheduler.record.folders import MALFORMED
+from scheduler.record.recording import as_step, as_tenant, read_document, read_log
 
 _EVERYTHING = 1 << 62
 
