@@ -78,11 +78,6 @@ def reading_once(read: Callable[[str], T]) -> Callable[[str], T]:
     return Readings(read).__getitem__
 
 
-def prompt_reader(count: Counter) -> Callable[[str], tuple[str, int]]:
-    """A function from a prompt to (category, input tokens)."""
-    return reading_once(lambda prompt: (classify(prompt), count(prompt)))
-
-
 class Learned(Protocol):
     """Knows what was learned."""
 
@@ -201,7 +196,7 @@ class Oracle:
     meanings = None
 
     def __init__(self, *, counter: Counter = count_words) -> None:
-        self._read = prompt_reader(counter)
+        self._read = reading_once(lambda prompt: (classify(prompt), counter(prompt)))
 
     def estimate(self, request: Request) -> Estimate:
         if request.intended_tokens is None:

@@ -49,7 +49,9 @@ class DuplicateTenant(SchedulerError):
 
 
 def move(request: Request, to: State) -> None:
-    """The only way a request changes state. Raises IllegalTransition and changes nothing."""
+    """Change its state. Raises IllegalTransition and changes nothing. (Where a request cannot be in another
+    state than the right one, the Scheduler sets the next without asking: that is felt there.)
+    """
     if to not in TRANSITIONS[request.state]:
         raise IllegalTransition(f"request {request.id} is {request.state.value}; it cannot become {to.value}")
     request.state = to

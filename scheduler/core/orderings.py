@@ -165,8 +165,8 @@ class Packed(TwoClass):
     """Micro-batches of like lengths: a blocking batch lasts as long as its longest answer.
 
     The oldest request of the short class (two-class with q) is the anchor; the batch is filled with the
-    budgets nearest to its own, O(waiting) per batch. Where requests are dispatched one by one there is
-    nothing to pack, and it is two-class.
+    budgets nearest to its own, for which all that waits is sorted: O(n log n) per batch. Where requests are
+    dispatched one by one there is nothing to pack, and it is two-class.
     """
 
     kind: ClassVar[str] = "packed"

@@ -39,7 +39,7 @@ class Policy:
         """Given once, before anything is enqueued: the tenants by name, a live view."""
 
     def key(self, request: Request) -> Key:
-        """Place inside the group; asked once, at enqueue or swap, and again when it has lapsed."""
+        """Place inside the group; asked once, at enqueue or swap, and again right after it has lapsed."""
         return request.arrival_s, 0.0
 
     def group(self, request: Request) -> str:
@@ -54,7 +54,9 @@ class Policy:
         return min(heads, key=heads.__getitem__)
 
     def lapsed(self, entry: Entry, now: float) -> bool:
-        """Whether this head has lost its place by ``now`` and needs another."""
+        """Whether this head has lost its place by ``now`` and needs another, which ``key`` may then find by
+        this instant.
+        """
         return False
 
     def on_backlogged(self, group: str) -> None:
@@ -81,7 +83,7 @@ class Policy:
 
     @classmethod
     def param_names(cls) -> list[str]:
-        return [f.name for f in dataclasses.fields(cls) if f.init and f.type != "Policy"]  # type: ignore[arg-type]
+        return [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
 
     def describe(self) -> str:
         """Name and parameters, in the form that ``policy_from`` reads: "aging rate=0.01"."""

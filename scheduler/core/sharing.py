@@ -40,6 +40,10 @@ class Sharing(Policy):
     def lapsed(self, entry: Entry, now: float) -> bool:
         return self.inside.lapsed(entry, now)
 
+    @classmethod
+    def param_names(cls) -> list[str]:
+        return [field.name for field in dataclasses.fields(cls) if field.init and field.name != "inside"]
+
     def params(self) -> dict[str, float]:
         return {**Policy.params(self), **self.inside.params()}
 

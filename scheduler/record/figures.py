@@ -164,7 +164,7 @@ def _misclassified(runs: Sequence[RunFolder]) -> Iterator[ReportFigure]:
     if not shown:
         return
     figure, axes = _figure(len(shown))
-    worst = max((row for row in shown[0].rows), key=lambda row: abs(row.actual - row.estimated))
+    worst = max(shown[0].rows, key=lambda row: abs(row.actual - row.estimated))
     for ax, run in zip(axes, shown, strict=True):
         table = [[0] * len(RUNTIME_CLASSES) for _ in RUNTIME_CLASSES]
         for row in run.rows:
@@ -266,22 +266,19 @@ def _queues(ax: Axes, run: RunFolder) -> None:
 def _latency(runs: Sequence[RunFolder]) -> Iterator[ReportFigure]:
     regimes = [
         (title, _one_per_policy(mine))
-        for title, mine in (
-            ("micro-batches", [run for run in runs if run.static]),
-            ("continuous", [run for run in runs if not run.static]),
-        )
-        if mine
+        for title, static in (("micro-batches", True), ("continuous", False))
+        if (mine := [run for run in runs if run.static is static])
     ]
     if not regimes:
         return
     figure, axes = _figure(len(regimes), height=3.0)
     for ax, (title, shown) in zip(axes, regimes, strict=True):
-        groups = (("all", shown, None), *((tier, shown, tier) for tier in TIERS))
+        groups = ("all", *TIERS)
         width = 0.8 / len(groups)
-        for index, (label, mine, tier) in enumerate(groups):
-            six = [_e2e(run, tier) for run in mine]
-            places = [n + (index - 1.5) * width for n in range(len(mine))]
-            ax.bar(places, [s["p50"] for s in six], width, color=COLOURS[index], label=f"{label}, p50")
+        for index, group in enumerate(groups):
+            six = [_e2e(run, group) for run in shown]
+            places = [n + (index - 1.5) * width for n in range(len(shown))]
+            ax.bar(places, [s["p50"] for s in six], width, color=COLOURS[index], label=f"{group}, p50")
             ax.scatter(
                 places,
                 [s["p99"] for s in six],
@@ -301,9 +298,10 @@ def _latency(runs: Sequence[RunFolder]) -> Iterator[ReportFigure]:
     yield ReportFigure("9-latency", "Figure 9: end-to-end latency by policy", caption, figure, _names(used))
 
 
-def _e2e(run: RunFolder, tier: str | None) -> dict[str, float]:
+def _e2e(run: RunFolder, group: str) -> dict[str, float]:
+    """Of ``all``, or of a tier."""
     latency = run.document["latency_s"]
-    figures = latency["all"] if tier is None else latency["tiers"].get(tier)
+    figures = latency["all"] if group == "all" else latency["tiers"].get(group)
     return {key: (figures["e2e"][key] if figures else None) or 0.0 for key in ("p50", "p99")}
 
 

@@ -70,13 +70,12 @@ def _section(picture: ReportFigure, runs: dict[str, RunFolder]) -> str:
 def reproduce(run: RunFolder) -> str:
     """The command that makes this run again. A scenario by its name: shipped, or a file of the user's."""
     document = run.document
-    words = ["driftsched", "run", str(document["scenario"]), "--policy", str(document["policy"])]
-    words += ["--seed", str(document["seed"]), "--clock", str(document["clock"]), "--out", run.name]
-    command = shlex.join(words)
     if document["scenario"] == "paper":
         faithful = " --paper-faithful" if document["paper"] else ""
         return f"driftsched bench paper{faithful} --out DIR  # {run.name}"
-    return command
+    words = ["driftsched", "run", str(document["scenario"]), "--policy", str(document["policy"])]
+    words += ["--seed", str(document["seed"]), "--clock", str(document["clock"]), "--out", run.name]
+    return shlex.join(words)
 
 
 def _number(*path: str, scale: float = 1.0) -> Callable[[RunFolder], Any]:
