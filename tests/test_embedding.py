@@ -35,6 +35,15 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         embedding_model(str(tmp_path))
 
 
+def test_a_model_is_read_once(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.numpy")
+    tokenizers = pytest.importorskip("tokenizers")
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 0, "num_attention_heads": 1}')
+    safetensors.save_file({}, tmp_path / "model.safetensors")
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, "a")).save(str(tmp_path / "tokenizer.json"))
+    assert embedding_model(str(tmp_path)) is embedding_model(str(tmp_path))
+
+
 def test_the_prior_weighs_what_the_embedding_says() -> None:
     """Two kinds of prompts that no word tells apart, and an embedding that does."""
     known = {f"{'pq'[n % 2]}{n:03}": [float(n % 2), float(1 - n % 2)] for n in range(80)}
