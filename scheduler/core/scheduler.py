@@ -1,6 +1,6 @@
 """The Scheduler: the one state machine through which every request of every tenant goes.
 
-Sans-IO: each method takes ``now`` (seconds on any monotonic origin) and returns what the driver must do.
+Sans-IO: each method takes ``now`` (seconds since the run began) and returns what the driver must do.
 After every call that may have freed or filled something, a driver calls ``next_dispatch`` until it returns
 None, and it comes back at ``next_timer()``.
 """

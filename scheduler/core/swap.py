@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scheduler.core.queue import ReadyQueue
 from scheduler.core.types import Request
@@ -19,6 +20,11 @@ class SwapRecord:
     target: str
     queued: int  # requests re-ranked
     by: str
+
+    def told(self, took_ms: float) -> dict[str, Any]:
+        """As run.json and the log have it; how long it took, its driver knows."""
+        switch = {"at_s": self.applied_s, "from": self.source, "to": self.target, "queued": self.queued}
+        return {**switch, "took_ms": took_ms, "by": self.by}
 
 
 class Swap:

@@ -1,6 +1,6 @@
 """The nouns of the scheduler: requests, estimates, outcomes, tenants, limits, snapshots.
 
-Times are seconds on one monotonic origin chosen by the driver; token counts are integers. Nothing here
+Times are seconds since the run began, on a monotonic clock; token counts are integers. Nothing here
 reads a clock or does IO. ``Request`` is mutable, but only ``core/scheduler.py`` moves its state.
 """
 

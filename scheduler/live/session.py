@@ -261,10 +261,8 @@ class Session:
         if not scheduler.swap_step(now, ESTIMATE_SLICE if reestimates else SWAP_SLICE):
             self._loop.call_soon(self._swap_slice, swap, started_s)
             return
-        record = scheduler.swaps[-1]
         took_ms = (self._loop.time() - started_s) * 1e3
-        switch = {"at_s": now, "from": record.source, "to": record.target, "queued": record.queued}
-        self.switches.append({**switch, "took_ms": took_ms, "by": record.by})
+        self.switches.append(scheduler.swaps[-1].told(took_ms))
         self._tell(Kind.SWITCHED, self.switches[-1])
         self.pump()
         self._retire()

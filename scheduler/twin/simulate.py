@@ -181,16 +181,14 @@ class Simulation:
     def _swap(self, begin: Callable[[], object], now: float) -> None:
         """Carried out at once."""
         scheduler, started = self.scheduler, time.perf_counter()
-        source = scheduler.policy.describe()
         begin()
         scheduler.swap_step(now, max_items=1 << 62)
         scheduler.waiting.retire(1 << 62)
         took_ms = (time.perf_counter() - started) * 1e3
         record = scheduler.swaps[-1]
-        switch = {"at_s": now, "from": source, "to": record.target, "queued": record.queued}
-        self.switches.append({**switch, "took_ms": took_ms, "by": record.by})
+        self.switches.append(record.told(took_ms))
         # By the run's own time it took none, and the log of one seed is always the same.
-        self._tell(now, Kind.SWITCHED, {**switch, "took_ms": 0.0, "by": record.by})
+        self._tell(now, Kind.SWITCHED, record.told(0.0))
 
     def _cancel(self, request_id: str, now: float) -> None:
         request = self.scheduler.get(request_id)
