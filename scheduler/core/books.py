@@ -51,8 +51,8 @@ class TenantBooks:
     retried: int = 0
     ended: dict[State, int] = field(default_factory=lambda: dict.fromkeys(sorted(ENDED), 0))
     pace: Pace = field(default_factory=Pace)
-    backlogged_since_s: float | None = None
     backlogged_s: float = 0.0  # time with something queued; closed intervals only
+    backlogged_since_s: float = 0.0  # where something is queued
     served_by_weight: float = 0.0  # cost of requests dispatched out of a backlog, over the weight then
 
     @property
@@ -61,8 +61,7 @@ class TenantBooks:
 
     def backlogged_until(self, now: float) -> float:
         """Seconds with something queued, up to ``now``."""
-        since = self.backlogged_since_s
-        return self.backlogged_s + (0.0 if since is None else now - since)
+        return self.backlogged_s + (now - self.backlogged_since_s if self.queued else 0.0)
 
 
 class Totals:
@@ -138,9 +137,7 @@ class Books:
         tenant.queued = queued = tenant.queued - 1
         if queued:
             return True
-        if tenant.backlogged_since_s is not None:
-            tenant.backlogged_s += now - tenant.backlogged_since_s
-            tenant.backlogged_since_s = None
+        tenant.backlogged_s += now - tenant.backlogged_since_s
         return False
 
     def served(self, request: Request, tenant: TenantBooks) -> float:
