@@ -1,8 +1,26 @@
-"""Shared by all tests: Hypothesis at its default effort, without deadlines, for machines that are busy."""
+"""Shared by all tests: Hypothesis at its default effort, without deadlines, for machines that are busy; and
+whether there is a real engine.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("driftsched", deadline=None)
 settings.load_profile("driftsched")
+
+
+@pytest.fixture(scope="session")
+def real_engine() -> None:
+    """Skip, loudly, where vLLM or its small model is not there."""
+    from scheduler.engines.models import ModelError, resolve
+
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("THE REAL ENGINE IS NOT TESTED: vLLM is not installed (pip install '.[cpu]')")
+    try:
+        resolve("smollm2")
+    except ModelError as error:
+        pytest.skip(f"THE REAL ENGINE IS NOT TESTED: {error}")

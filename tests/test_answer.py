@@ -51,6 +51,14 @@ async def test_a_slow_reader_is_told_so() -> None:
         await anext(aiter(answer))
 
 
+async def test_an_answer_that_comes_at_its_end_alone_may_be_long() -> None:
+    answer = make(streamed=False)
+    text = "x" * (MAX_UNREAD + 1)
+    answer.on_chunk(Chunk(1, "stop", text))
+    answer.on_ended()
+    assert [piece async for piece in answer] == [text]
+
+
 async def test_a_slow_reader_is_dropped_and_its_request_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer_module, "MAX_UNREAD", 20)
     async with serving() as served:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import time
 from collections.abc import Iterator
@@ -20,7 +19,6 @@ from scheduler.bench.engine import Half, Side, Work, compare, requests_of, share
 from scheduler.bench.result import BenchError, Claim, Result
 from scheduler.cli import main
 from scheduler.engines.engine import EngineConfigError, EngineError
-from scheduler.engines.models import ModelError, resolve
 from scheduler.live.run import LiveRun
 from scheduler.load.scenario import Scenario
 from scheduler.plan import make_plan
@@ -270,17 +268,12 @@ def test_sizes_are_whole_numbers(value: str, capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.vllm
 @pytest.mark.slow
+@pytest.mark.usefixtures("real_engine")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of vLLM, torch and what they import
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_bench_engine_on_the_real_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    if importlib.util.find_spec("vllm") is None:
-        pytest.skip("THE REAL ENGINE IS NOT TESTED: vLLM is not installed (pip install '.[cpu]')")
-    try:
-        resolve("smollm2")
-    except ModelError as error:
-        pytest.skip(f"THE REAL ENGINE IS NOT TESTED: {error}")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     sizes = ["--requests", "6", "--tokens", "4", "--concurrency", "2", "--pairs", "2"]
     assert main(["bench", "engine", "--json", *sizes]) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 import subprocess
@@ -13,12 +12,11 @@ import psutil
 import pytest
 
 from scheduler.core.estimate import Given
-from scheduler.engines.models import ModelError, resolve
 from scheduler.load.scenario import load_scenario
 from scheduler.plan import make_plan
 from scheduler.record.redo import Redone, redo
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.usefixtures("real_engine")]
 
 SCENARIO = """
 name: end-to-end
@@ -34,16 +32,6 @@ expect:
   - requests.finished == COUNT
   - switches.0.queued > 0
 """
-
-
-@pytest.fixture(autouse=True)
-def real_engine_or_a_loud_skip() -> None:
-    if importlib.util.find_spec("vllm") is None:
-        pytest.skip("THE REAL ENGINE IS NOT TESTED: vLLM is not installed (pip install '.[cpu]')")
-    try:
-        resolve("smollm2")
-    except ModelError as error:
-        pytest.skip(f"THE REAL ENGINE IS NOT TESTED: {error}")
 
 
 def command(folder: Path, count: int, *more: str) -> list[str]:

@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.util
 import multiprocessing
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import pytest_asyncio
+from waiting import until
 
 from scheduler.core.types import Request, Sampling
 from scheduler.engines import vllm_setup
 from scheduler.engines.engine import Chunk, EngineConfigError, EngineLost
-from scheduler.engines.models import ModelError, resolve
 from scheduler.engines.vllm import VllmEngine
 from scheduler.engines.vllm_setup import preflight
 from scheduler.twin.fit import StepSample
@@ -32,6 +30,7 @@ from scheduler.twin.fit import StepSample
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
+    pytest.mark.usefixtures("real_engine"),
     pytest.mark.asyncio(loop_scope="module"),
     # Of vLLM, torch and what they import; none of ours.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -41,20 +40,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def real_engine_or_a_loud_skip() -> None:
-    if importlib.util.find_spec("vllm") is None:
-        pytest.skip("THE REAL ENGINE IS NOT TESTED: vLLM is not installed (pip install '.[cpu]')")
-    try:
-        resolve("smollm2")
-    except ModelError as error:
-        pytest.skip(f"THE REAL ENGINE IS NOT TESTED: {error}")
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Nothing announces that vLLM has spawned a child: look often."""
-    while not condition():  # noqa: ASYNC110
-        await asyncio.sleep(0.02)
+SPAWN_S = 120.0  # vLLM is imported before
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -247,7 +233,7 @@ async def test_unknown_argument_names_the_right_one() -> None:
 async def test_stop_does_not_wait_for_a_start() -> None:
     engine = VllmEngine("smollm2", max_num_seqs=4)
     starting = asyncio.create_task(engine.start())
-    await until(multiprocessing.active_children)
+    await until(multiprocessing.active_children, SPAWN_S)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
@@ -275,7 +261,7 @@ async def test_kill_9_takes_the_engine_with_it(tmp_path: Path) -> None:
         assert victim.returncode is None
         return [child for child in engine_children(victim.pid) if "spawn_main" in str(child.cmdline())]
 
-    await until(spawned)
+    await until(spawned, SPAWN_S)
     children = spawned()
     victim.kill()
     await victim.wait()

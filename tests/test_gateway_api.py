@@ -10,6 +10,7 @@ from typing import Any
 import openai
 import pytest
 from gateway_kit import ACME, GLOBEX, MODEL, OPERATOR, Served, chat, completion, serving, two_keys
+from waiting import until
 
 from scheduler.core.types import State
 from scheduler.engines.engine import EngineLost
@@ -25,13 +26,6 @@ LONG = 8000  # tokens: still running when the test has done what it does to it
 async def served() -> AsyncIterator[Served]:
     async with serving() as served:
         yield served
-
-
-async def until(condition: Any) -> None:
-    """Let the loop turn until this holds."""
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 (nothing rings for a test)
-            await asyncio.sleep(0.005)
 
 
 # Shapes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from math import inf, isnan, nan
 
 import pytest
@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from fake_feed import FakeFeed
 from gateway_kit import ACME, OPERATOR, Served, bearer, completion, serving, two_keys
+from waiting import until
 
 from driftui.app import DriftApp
 from scheduler.core.types import Limits
@@ -33,12 +34,6 @@ async def ask(served: Served, method: str, path: str, body: object = None, key: 
     async with served.http.request(method, served.url + path, json=body, headers=bearer(key)) as answer:
         await answer.json()
         return answer.status
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 (nothing rings for a test)
-            await asyncio.sleep(0.005)
 
 
 def test_a_view_survives_the_wire() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from gateway_kit import Served, completion, serving
+from waiting import until
 
 from scheduler.core.estimators import estimator_from
 from scheduler.core.prior import NO_PRIOR
@@ -52,9 +53,8 @@ def ask(served: Served, prompt: str) -> asyncio.Task[tuple[int, Any, Any]]:
 
 async def until_they_wait(served: Served, prompts: int) -> None:
     """Behind the one that is being embedded."""
-    async with asyncio.timeout(5):
-        while served.gateway.completions.embedder._thread._work_queue.qsize() < prompts:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+    queue = served.gateway.completions.embedder._thread._work_queue
+    await until(lambda: queue.qsize() >= prompts)
 
 
 @pytest.mark.usefixtures("patient")

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator
+from math import inf, nan
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
+from pydantic import ValidationError
+from waiting import until
 
-from scheduler.core.crashes import MAX_CRASHES
+from scheduler.core.crashes import GIVEN_UP, MAX_CRASHES
 from scheduler.core.policies import policy_from
 from scheduler.core.types import Limits, Request, State
-from scheduler.engines.engine import EngineLost
+from scheduler.engines.engine import Chunk, EngineLost
+from scheduler.gateway.control import SetTenant
 from scheduler.live.feed import LocalFeed
 from scheduler.live.run import LiveRun
 from scheduler.live.view import CommandError
 from scheduler.load.scenario import load_scenario
+from scheduler.load.schema import TenantChange
 from scheduler.plan import make_plan
+from scheduler.twin.steering import GUARD
 
 SCENARIO = """
 name: session
@@ -42,12 +49,6 @@ class Bench:
         self.run = LiveRun(make_plan(load_scenario(str(file))), speed=speed)
         self.run.observers.append(self.ended.append)
         self.feed = LocalFeed(self.run)
-
-    async def until(self, what: Callable[[], bool]) -> None:
-        """Wait for a state, looking every millisecond; 20 s at most."""
-        async with asyncio.timeout(20):
-            while not what():  # noqa: ASYNC110 (nothing announces these states)
-                await asyncio.sleep(0.001)
 
     def submit(self, name: str, *, tokens: int = 4000, ttl_s: float | None = None) -> None:
         """A request from outside any load."""
@@ -84,28 +85,42 @@ async def test_a_swap_keeps_every_queued_request_and_tells(tmp_path: Path) -> No
     await bench.run.start()
     queued = bench.run.scheduler.books.totals.queued
     bench.feed.switch_policy("sjf")
-    await bench.until(lambda: bool(bench.run.session.switches))
+    await until(lambda: bool(bench.run.session.switches))
     assert bench.run.session.switches[0]["queued"] == queued > 0
     line = bench.feed.notices()[-1].text
     assert line.startswith(f"fifo → sjf: {queued} queued re-ranked in ")
     assert line.endswith(" ms by operator")
     bench.feed.undo_policy()
-    await bench.until(lambda: len(bench.run.session.switches) == 2)
+    await until(lambda: len(bench.run.session.switches) == 2)
     assert bench.feed.view().snapshot.policy == "fifo"
     with pytest.raises(CommandError, match="no policy switch"):
         bench.feed.undo_policy()
-    await bench.until(bench.run.session.drained.is_set)
+    await until(bench.run.session.drained.is_set)
     assert bench.finish()["requests"]["finished"] == 40
+    await bench.run.stop()
+
+
+async def test_undo_goes_back_whoever_switched(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    for name, by in (("sjf", "timeline"), ("fair", GUARD), ("fair", "operator")):  # the last changes nothing
+        bench.run.session.switch_policy(policy_from(name), by=by)
+    policies = []
+    for _ in range(2):
+        bench.feed.undo_policy()
+        policies.append(bench.run.scheduler.policy.name)
+    assert policies == ["sjf", "fifo"]
+    with pytest.raises(CommandError, match="no policy switch"):
+        bench.feed.undo_policy()
     await bench.run.stop()
 
 
 async def test_a_crash_is_survived_and_told(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     await bench.run.start()
-    await bench.until(lambda: len(bench.ended) > 2)
+    await until(lambda: len(bench.ended) > 2)
     bench.run.engine.crash()
-    await bench.until(lambda: bench.run.session.engine_state == "restarting")
-    await bench.until(bench.run.session.drained.is_set)
+    await until(lambda: bench.run.session.engine_state == "restarting")
+    await until(bench.run.session.drained.is_set)
     counts = bench.finish()["requests"]
     assert counts["finished"] == 40
     assert counts["retried"] == 4
@@ -119,22 +134,72 @@ async def test_three_crashes_stop_the_engine_for_good(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     await bench.run.start()
     for crash in range(MAX_CRASHES):
-        await bench.until(lambda: bench.run.session.engine_state == "ready")
-        await bench.until(lambda: bench.run.scheduler.books.totals.in_flight > 0)
+        await until(lambda: bench.run.session.engine_state == "ready")
+        await until(lambda: bench.run.scheduler.books.totals.in_flight > 0)
         bench.run.engine.crash()
         state = "dead" if crash == MAX_CRASHES - 1 else "restarting"
-        await bench.until(lambda state=state: bench.run.session.engine_state == state)
+        await until(lambda state=state: bench.run.session.engine_state == state)
     assert isinstance(bench.run.session.failure, EngineLost)
+    assert str(bench.run.session.failure).startswith(f"{GIVEN_UP}: the simulated engine ")
     assert bench.run.session.drained.is_set()
     bench.run.scheduler.check()
     await bench.run.stop()
     assert bench.run.scheduler.idle
 
 
+async def test_a_mistake_in_a_stream_costs_its_request_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    answers = bench.run.engine.generate
+
+    async def generate(request: Request) -> AsyncIterator[Chunk]:
+        async for chunk in answers(request):
+            if request.id == "r7":
+                raise KeyError("words of a prompt")
+            yield chunk
+
+    monkeypatch.setattr(bench.run.engine, "generate", generate)
+    await bench.run.start()
+    await until(bench.run.session.drained.is_set)
+    assert bench.finish()["requests"]["finished"] == 39
+    assert [(r.id, r.state, r.finish) for r in bench.ended if r.state is not State.FINISHED] == [
+        ("r7", State.FAILED, "error")
+    ]
+    await bench.run.stop()
+
+
+async def test_an_engine_that_cannot_be_restarted_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    await bench.run.start()
+    start = AsyncMock(side_effect=ValueError("words of a prompt"))
+    monkeypatch.setattr(bench.run.engine, "start", start)
+    bench.run.engine.crash()
+    await until(bench.run.session.drained.is_set)
+    assert bench.run.session.engine_state == "dead"
+    assert str(bench.run.session.failure) == "ValueError"
+    await bench.run.stop()
+
+
+async def test_a_restart_that_is_lost_too_lost_no_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    await bench.run.start()
+    monkeypatch.setattr(bench.run.engine, "start", AsyncMock(side_effect=EngineLost("again")))
+    bench.run.engine.crash()
+    await until(bench.run.session.drained.is_set)
+    lost = [notice.text for notice in bench.feed.notices() if "engine lost" in notice.text]
+    assert lost == [f"engine lost with {count} requests in flight" for count in (4, 0, 0)]
+    await bench.run.stop()
+
+
 async def test_stop_aborts_what_runs_and_ends_every_request(tmp_path: Path) -> None:
     bench = Bench(tmp_path, speed=1.0)
     await bench.run.start()
-    await bench.until(lambda: bench.run.scheduler.books.totals.in_flight == 4)
+    await until(lambda: bench.run.scheduler.books.totals.in_flight == 4)
     document = await bench.run.stop(interrupted=True)
     assert bench.run.scheduler.idle
     assert document["interrupted"]
@@ -189,7 +254,7 @@ async def test_what_comes_while_it_stops_is_not_begun(tmp_path: Path) -> None:
     bench = Bench(tmp_path, count=1)
     await bench.run.start()
     stopping = asyncio.create_task(bench.run.stop())
-    await bench.until(lambda: bench.run.session.engine_state == "stopping")
+    await until(lambda: bench.run.session.engine_state == "stopping")
     bench.submit("late")
     assert [(r.state, r.attempts) for r in bench.ended if r.id == "late"] == [(State.CANCELLED, 0)]
     await stopping
@@ -200,12 +265,12 @@ async def test_pause_holds_dispatch_and_resume_goes_on(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     await bench.run.start()
     bench.feed.pause()
-    await bench.until(lambda: bench.run.scheduler.books.totals.in_flight == 0)
+    await until(lambda: bench.run.scheduler.books.totals.in_flight == 0)
     assert bench.feed.view().snapshot.paused
     waiting = bench.run.scheduler.books.totals.queued
     assert waiting > 0
     bench.feed.resume()
-    await bench.until(bench.run.session.drained.is_set)
+    await until(bench.run.session.drained.is_set)
     assert len(bench.ended) == 40
     await bench.run.stop()
 
@@ -213,12 +278,12 @@ async def test_pause_holds_dispatch_and_resume_goes_on(tmp_path: Path) -> None:
 async def test_inject_and_burst_add_load(tmp_path: Path) -> None:
     bench = Bench(tmp_path, count=5)
     await bench.run.start()
-    await bench.until(bench.run.session.drained.is_set)
+    await until(bench.run.session.drained.is_set)
     bench.feed.inject(str(tmp_path / "session.yaml"))
-    await bench.until(lambda: len(bench.ended) == 10)
-    await bench.until(bench.run.session.drained.is_set)
+    await until(lambda: len(bench.ended) == 10)
+    await until(bench.run.session.drained.is_set)
     bench.feed.burst("acme", rate=5.0, seconds=10.0)
-    await bench.until(lambda: len(bench.ended) > 15)
+    await until(lambda: len(bench.ended) > 15)
     with pytest.raises(CommandError):
         bench.feed.burst("nobody", rate=1.0, seconds=1.0)
     with pytest.raises(CommandError):
@@ -236,11 +301,37 @@ async def test_tenant_limits_and_weights_change_live(tmp_path: Path) -> None:
     row = next(t for t in bench.feed.view().snapshot.tenants if t.name == "lab")
     assert (row.weight, row.limits.max_in_flight) == (7.0, 1)
     with pytest.raises(CommandError):
-        bench.feed.set_tenant("lab", weight=-1.0)
-    with pytest.raises(CommandError):
         bench.feed.set_tenant("nobody", weight=1.0)
-    await bench.until(bench.run.session.drained.is_set)
+    await until(bench.run.session.drained.is_set)
     assert bench.finish()["requests"]["finished"] == 40
+    await bench.run.stop()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("weight", weight) for weight in (-1.0, 0.0, 1e-300, 1e300, inf, nan)),
+        *(
+            ("max_in_flight", 0),
+            ("max_queued", -1),
+            ("requests_per_minute", 0),
+            ("ttl_s", 0.0),
+            ("ttl_s", nan),
+        ),
+    ],
+)
+async def test_a_tenant_has_the_same_bounds_here_as_in_a_file_and_over_the_wire(
+    tmp_path: Path, field: str, value: float
+) -> None:
+    change = {"weight": value} if field == "weight" else {"limits": Limits(**{field: value})}
+    bench = Bench(tmp_path, count=1)
+    with pytest.raises(CommandError, match=field.removesuffix("_s")):
+        bench.feed.set_tenant("lab", **change)
+    named = {field.removesuffix("_s"): value}
+    with pytest.raises(ValidationError):
+        TenantChange.model_validate({"name": "lab", **named})
+    with pytest.raises(ValidationError):
+        SetTenant.model_validate(named if field == "weight" else {"limits": named})
     await bench.run.stop()
 
 
@@ -248,7 +339,7 @@ async def test_timeline_faults_and_patience(tmp_path: Path) -> None:
     timeline = "timeline: [{at: 1s, fault: {engine: crash}}, {at: 2s, policy: priority}]"
     bench = Bench(tmp_path, more=timeline)
     await bench.run.start()
-    await bench.until(bench.run.session.drained.is_set)
+    await until(bench.run.session.drained.is_set)
     document = bench.finish()
     assert document["requests"]["finished"] == 40
     assert document["requests"]["retried"] > 0
@@ -261,7 +352,7 @@ async def test_what_comes_at_the_instant_of_a_switch_still_counts(tmp_path: Path
     await bench.run.start()
     assert len(bench.run.session.switches) == 1  # at once: nothing was queued yet
     assert not bench.run.session.drained.is_set()
-    await bench.until(bench.run.session.drained.is_set)
+    await until(bench.run.session.drained.is_set)
     assert len(bench.ended) == 40
     await bench.run.stop()
 
@@ -277,13 +368,13 @@ timeline: [{at: 1000s, policy: sjf}]
     bench = Bench(tmp_path, count=1, more=more)
     session, books = bench.run.session, bench.run.scheduler.books
     await bench.run.start()
-    await bench.until(lambda: len(bench.ended) > 5)
+    await until(lambda: len(bench.ended) > 5)
     session.stop_loads()
     submitted, stopped_s = books.counts()["submitted"], bench.run.clock.now()
-    await bench.until(lambda: bench.run.clock.now() > stopped_s + 5.0)
+    await until(lambda: bench.run.clock.now() > stopped_s + 5.0)
     bench.feed.burst("acme", rate=5.0, seconds=2.0)
     assert books.counts()["submitted"] < submitted + 50  # it would have sent 250 by now
-    await bench.until(session.drained.is_set)
+    await until(session.drained.is_set)
     late = {request.submitted_by for request in bench.ended if request.arrival_s > stopped_s}
     assert late == {"burst-0"}
     assert session.switches == []
@@ -295,11 +386,11 @@ async def test_time_goes_on_for_what_waits_while_the_engine_is_away(
 ) -> None:
     bench = Bench(tmp_path, count=1)
     await bench.run.start()
-    await bench.until(bench.run.session.drained.is_set)
+    await until(bench.run.session.drained.is_set)
     monkeypatch.setattr(bench.run.engine, "start", asyncio.Event().wait)  # it stays away
     bench.submit("impatient", ttl_s=5.0)
     bench.run.engine.crash()
-    await bench.until(lambda: len(bench.ended) == 2)
+    await until(lambda: len(bench.ended) == 2)
     assert (bench.ended[-1].id, bench.ended[-1].state) == ("impatient", State.EXPIRED)
     assert bench.run.session.engine_state == "restarting"
     await bench.run.stop()
@@ -308,7 +399,7 @@ async def test_time_goes_on_for_what_waits_while_the_engine_is_away(
 async def test_the_last_that_is_cancelled_ends_the_drain(tmp_path: Path) -> None:
     bench = Bench(tmp_path, count=1)
     await bench.run.start()
-    await bench.until(bench.run.session.drained.is_set)
+    await until(bench.run.session.drained.is_set)
     bench.feed.pause()
     bench.submit("last")
     assert not bench.run.session.drained.is_set()
@@ -320,10 +411,10 @@ async def test_the_last_that_is_cancelled_ends_the_drain(tmp_path: Path) -> None
 async def test_the_last_from_outside_that_finishes_ends_the_drain(tmp_path: Path) -> None:
     bench = Bench(tmp_path, count=1)
     await bench.run.start()
-    await bench.until(bench.run.session.drained.is_set)
+    await until(bench.run.session.drained.is_set)
     bench.submit("last", tokens=5)
     assert not bench.run.session.drained.is_set()
-    await bench.until(lambda: len(bench.ended) == 2)
+    await until(lambda: len(bench.ended) == 2)
     assert bench.run.session.drained.is_set()
     await bench.run.stop()
 
@@ -333,7 +424,7 @@ async def test_a_client_comes_back_though_no_slot_is_waited_for(tmp_path: Path) 
     bench = Bench(tmp_path, count=1, more=f"  - {clients}")
     await bench.run.start()
     bench.submit("long")  # never idle meanwhile
-    await bench.until(bench.run.session.drained.is_set)
+    await until(bench.run.session.drained.is_set)
     assert len(bench.ended) == 7
     assert bench.ended[-1].id == "long"
     await bench.run.stop()
@@ -348,6 +439,6 @@ async def test_a_timer_that_rings_early_is_set_again(tmp_path: Path) -> None:
     session._timer.cancel()
     session._ring()
     assert session._timer is not None
-    await bench.until(session.drained.is_set)
+    await until(session.drained.is_set)
     assert len(bench.ended) == 2
     await bench.run.stop()

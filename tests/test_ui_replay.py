@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from textual.pilot import Pilot
+from ui_kit import text_of
 
 from driftui.app import DriftApp
 from driftui.commands import on_screen
@@ -60,10 +61,6 @@ async def replaying(recording: Recording) -> AsyncIterator[Replay]:
         app.tick()
         await pilot.pause()
         yield app, pilot, feed, wall
-
-
-def text_of(app: DriftApp) -> str:
-    return "\n".join(strip.text for strip in app.screen._compositor.render_strips())
 
 
 def test_it_plays_at_its_pace_holds_and_ends(recording: Recording) -> None:
