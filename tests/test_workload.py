@@ -413,6 +413,22 @@ def test_real_prompts_keep_their_lengths(tmp_path: Path) -> None:
     assert {r.intended_tokens for r in seen} == set(range(100, 120))
 
 
+def test_lengths_that_are_asked_for_go_before_those_beside_prompts(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Why?", "output_tokens": 50}\n')
+    (tmp_path / "m.jsonl").write_text('{"prompt": "Why?", "output_tokens": {"m": 50, "n": 60}}\n')
+    always_7 = {"lognormal": dict.fromkeys(CATEGORIES, (7, 1e-6))}
+
+    def lengths(**keys: Any) -> set[int | None]:
+        return {
+            r.intended_tokens for r in requests(Workload(scenario(tmp_path, {**POISSON, **keys}), seed=1))
+        }
+
+    assert lengths(prompts={"file": "p.jsonl"}) == {50}
+    assert lengths(prompts={"file": "p.jsonl"}, lengths=always_7) == {7}
+    assert len(lengths(prompts={"file": "m.jsonl"})) > 20  # of no model in particular
+    assert lengths(prompts={"file": "p.jsonl"}, lengths={"file": "m.jsonl", "model": "n"}) == {60}
+
+
 @pytest.mark.parametrize(
     ("key", "row", "problem"),
     [

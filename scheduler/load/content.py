@@ -117,7 +117,10 @@ class Content:
         if measured and (together or prompts_file == lengths.file):
             return self._from_samples(measured, None)  # a prompt and its length stay together
         if prompts_file:
-            return self._from_samples(read_samples(prompts_file, "prompt", lengths.model), measured)
+            samples = read_samples(prompts_file, "prompt")
+            if stream.lengths:  # it goes before what the file says
+                samples = [sample._replace(output_tokens=None) for sample in samples]
+            return self._from_samples(samples, measured)
         return chain.from_iterable(self._from_templates(measured))
 
     def _from_templates(self, measured: Sequence[Sample] | None) -> Iterator[Iterator[Draft]]:

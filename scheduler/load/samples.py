@@ -44,7 +44,7 @@ def read_samples(file: str, needed: str, model: str | None = None) -> list[Sampl
             if not line.strip():
                 continue
             try:
-                sample = _sample(json.loads(line), model)
+                sample = _sample(json.loads(line), needed, model)
                 if not getattr(sample, needed):
                     raise ValueError(f"{needed} is needed")
             except (ValueError, RecursionError) as error:
@@ -57,7 +57,7 @@ def read_samples(file: str, needed: str, model: str | None = None) -> list[Sampl
     return samples
 
 
-def _sample(row: Any, model: str | None) -> Sample:
+def _sample(row: Any, needed: str, model: str | None) -> Sample:
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
     prompt = row.get("prompt") or ""
@@ -67,14 +67,17 @@ def _sample(row: Any, model: str | None) -> Sample:
     if category not in CATEGORIES:
         raise ValueError(f"unknown category {category!r:.40}; {did_you_mean(category, CATEGORIES)}")
     prompt_tokens = tokens_if_known(row, "prompt_tokens")
-    return Sample(prompt, category, prompt_tokens, tokens_if_known(_by_model(row, model), "output_tokens"))
+    output_tokens = tokens_if_known(_by_model(row, needed, model), "output_tokens")
+    return Sample(prompt, category, prompt_tokens, output_tokens)
 
 
-def _by_model(row: dict[str, Any], model: str | None) -> dict[str, Any]:
+def _by_model(row: dict[str, Any], needed: str, model: str | None) -> dict[str, Any]:
     """The row with the one model's output_tokens."""
     lengths = row.get("output_tokens")
     if not isinstance(lengths, dict):
         return row
+    if needed != "output_tokens":
+        return {}  # whose are meant is not said, and need not be
     if model is None:
         raise ValueError(
             f"output_tokens is given for each model: `model` is needed; {did_you_mean('', lengths)}"
