@@ -110,13 +110,18 @@ class Window:
     def add(self, request: Request) -> None:
         """A request that ended; in order."""
         self._ended.append(request)
+        self._forget(request.ended_s or 0.0)
 
     def figures(self, tenants: Iterable[Tenant], now: float, since_s: float = -inf) -> Figures:
         """Over the window, or since ``since_s`` if that is later."""
+        self._forget(now)
+        start_s = max(since_s, now - self.span_s)
+        outlook = Outlook(tenants, start_s, now - start_s)
+        outlook.ended(request for request in self._ended if (request.ended_s or 0.0) > start_s)
+        return outlook.figures()
+
+    def _forget(self, now: float) -> None:
+        """What ended before the window; it may be long until somebody asks for figures."""
         ended = self._ended
         while ended and (ended[0].ended_s or 0.0) < now - self.span_s:
             ended.popleft()
-        start_s = max(since_s, now - self.span_s)
-        outlook = Outlook(tenants, start_s, now - start_s)
-        outlook.ended(request for request in ended if (request.ended_s or 0.0) > start_s)
-        return outlook.figures()
