@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
-from itertools import pairwise
+from dataclasses import asdict, replace
+from itertools import chain, pairwise
 from math import inf
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -18,8 +18,9 @@ from scheduler.core.slots import MicroBatch
 from scheduler.core.types import Estimate, Limits, Request, State, Tenant
 from scheduler.load.scenario import load_scenario
 from scheduler.plan import make_plan
-from scheduler.twin.future import POINT_SEED, Lengths, draw_future
+from scheduler.twin.future import POINT_SEED, Lengths, as_before, draw_future
 from scheduler.twin.outlook import Outlook, Window
+from scheduler.twin.packing import packed, unpacked
 from scheduler.twin.picture import (
     MAX_ARRIVALS,
     MIN_RECENT_S,
@@ -27,7 +28,6 @@ from scheduler.twin.picture import (
     Pending,
     Picture,
     Recent,
-    unpacked,
 )
 from scheduler.twin.predictions import Prediction
 from scheduler.twin.preview import (
@@ -73,12 +73,16 @@ def picture(queued: int = 100, running: int = 8, **changes: Any) -> Picture:
     return replace(made, **changes)
 
 
+def packed_whole(what: Picture) -> list[bytes]:
+    return list(packed(what, [what.queued]))
+
+
 def played(what: Picture, policy: str, seed: int = 0) -> dict[str, float]:
     return dict(play(what, policy, draw_future(what, HORIZON_S, seed), HORIZON_S).figures)
 
 
 def test_the_same_picture_and_seed_give_the_same_figures() -> None:
-    assert played(picture(), "fair+two-class") == played(unpacked(picture().packed()), "fair+two-class")
+    assert played(picture(), "fair+two-class") == played(unpacked(packed_whole(picture())), "fair+two-class")
     assert played(picture(), "sjf") != played(picture(), "sjf", seed=1)
 
 
@@ -89,6 +93,26 @@ def test_a_course_is_what_shorter_plays_come_to() -> None:
     shorter = [play(what, "sjf", future, span_s).figures["e2e.p50"] for span_s in (30.0, 60.0, 90.0)]
     assert whole.course == shorter
     assert whole.figures == play(what, "sjf", future, 100.0).figures
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"limits": Limits(max_queued=40, max_in_flight=6, ttl_s=105.0)},
+        {"batch": MicroBatch(8, 0.01)},
+        {"max_inflight_tokens": 2000.0, "capacities": (4, 2)},
+    ],
+)
+def test_the_requests_of_a_future_serve_one_play_after_another(changes: dict[str, Any]) -> None:
+    what = picture(**changes)
+    future, fresh = (draw_future(what, HORIZON_S, 0) for _ in range(2))
+    first = play(what, "fair+two-class", future, HORIZON_S)
+    assert play(what, "sjf", future, HORIZON_S) == play(what, "sjf", fresh, HORIZON_S)
+    assert play(what, "fair+two-class", future, HORIZON_S) == first
+    untouched = draw_future(what, HORIZON_S, 0)
+    for used, unused in zip(chain(*future), chain(*untouched), strict=True):
+        as_before([used])
+        assert asdict(used) == asdict(unused)
 
 
 def test_policies_do_what_they_are_known_for() -> None:
@@ -253,11 +277,18 @@ def test_a_window_is_no_longer_than_the_time_since_the_switch() -> None:
     assert window.figures(TENANTS, 100.0, since_s=70.0)["ended"] == 1
 
 
+def test_a_window_forgets_though_nobody_asks_for_figures() -> None:
+    window = Window(60.0)
+    for at_s in range(1000):
+        window.add(ended(float(at_s), at_s - 5.0))
+    assert len(window._ended) == 61
+
+
 def test_the_future_is_the_recent_past_backwards_then_forwards() -> None:
     what = picture(arrivals=tuple(pending(0, arrival_s=at_s) for at_s in (40.0, 90.0, 99.0)), recent_s=100.0)
-    come = [at_s for at_s, *_ in draw_future(what, 300.0, 0).arrivals]
+    come = [request.arrival_s for request in draw_future(what, 300.0, 0).arrivals]
     assert come == [101.0, 110.0, 160.0, 240.0, 290.0, 299.0, 301.0, 310.0, 360.0]
-    assert draw_future(what, 9.0, 0).arrivals[-1][0] == 101.0
+    assert draw_future(what, 9.0, 0).arrivals[-1].arrival_s == 101.0
 
 
 def test_futures_differ_by_as_much_as_the_past_leaves_open() -> None:
@@ -266,7 +297,7 @@ def test_futures_differ_by_as_much_as_the_past_leaves_open() -> None:
     def spread(what: Picture) -> tuple[float, float]:
         futures = [draw_future(what, 100.0, seed) for seed in range(1, 41)]
         counts = [len(future.arrivals) for future in futures]
-        tokens = [fmean(tokens for *_, tokens in future.arrivals) for future in futures]
+        tokens = [fmean(r.intended_tokens or 0 for r in future.arrivals) for future in futures]
         return pstdev(counts), pstdev(tokens)
 
     def come(at_s: Iterable[float]) -> tuple[Pending, ...]:
@@ -282,7 +313,9 @@ def test_futures_differ_by_as_much_as_the_past_leaves_open() -> None:
     wider = spread(bursts)
     assert wider[0] > 1.5 * count
     assert wider[1] > 1.5 * tokens
-    assert draw_future(bursts, 100.0, POINT_SEED).arrivals[0][0] == 100.5, "the point is the past as it was"
+    assert draw_future(bursts, 100.0, POINT_SEED).arrivals[0].arrival_s == 100.5, (
+        "the point is the past as it was"
+    )
 
 
 def test_what_is_recent() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from gateway_kit import serving
-from test_preview import picture
+from test_preview import packed_whole, picture
 
 from scheduler.core.bounds import Figures
 from scheduler.core.guard import CHECK_S
@@ -76,7 +76,7 @@ async def test_what_the_processes_play_is_what_the_twin_plays() -> None:
     players = Players()
     jobs = [(policy, seed) for policy in ("fifo", "sjf", "fair") for seed in (0, 3)]
     try:
-        await players.play(Packed(what, 30.0, 10.0), jobs, keep)
+        await players.play(Packed(packed_whole(what), 30.0, 10.0), jobs, keep)
     finally:
         await players.stop()
     assert found == {
@@ -90,11 +90,11 @@ def test_a_process_is_soon_up() -> None:
     code = "import sys, scheduler.live.preview_child; print(*sys.modules)"
     imported = subprocess.check_output([sys.executable, "-c", code], text=True).split()
     assert "scheduler.twin.preview" in imported
-    assert {"numpy", "pydantic", "yaml", "aiohttp", "textual"}.isdisjoint(imported)
+    assert {"numpy", "pydantic", "yaml", "aiohttp", "textual", "asyncio"}.isdisjoint(imported)
 
 
 async def test_a_killed_process_is_told_and_replaced() -> None:
-    players, packed = Players(), Packed(picture(), 30.0)
+    players, packed = Players(), Packed(packed_whole(picture()), 30.0)
     try:
         await players.play(packed, [("fifo", 0), ("sjf", 0)], lambda *_: None)
         for child in children():
@@ -109,7 +109,8 @@ async def test_a_killed_process_is_told_and_replaced() -> None:
 async def test_a_play_that_is_cancelled_waits_for_nothing() -> None:
     """Not for a process that is starting, nor for the end of its job."""
     players = Players()
-    playing = asyncio.create_task(players.play(Packed(picture(), 30.0), [("fifo", 0)], lambda *_: None))
+    packed = Packed(packed_whole(picture()), 30.0)
+    playing = asyncio.create_task(players.play(packed, [("fifo", 0)], lambda *_: None))
     await until(lambda: len(children()) > 0)
     (child,) = children()
     child.suspend()  # it will not be done before it is told to go on
@@ -128,13 +129,15 @@ async def test_a_process_ends_with_its_stdin_in_the_middle_of_a_job() -> None:
     """As it does when whoever started it is killed: the pipe closes."""
     players = Players()
     try:
-        await players.play(Packed(picture(), 1.0), [("fifo", 0)], lambda *_: None)
+        await players.play(Packed(packed_whole(picture()), 1.0), [("fifo", 0)], lambda *_: None)
         (child,) = children()
-        deep = pickle.dumps(Job(picture(queued=50_000).packed(), "fair+two-class", 0, 480.0, inf))
+        parts = packed_whole(picture(queued=50_000))
+        job = pickle.dumps(Job(len(parts), "fair+two-class", 0, 480.0, inf))
         process = players._players[0]._process or players._players[1]._process
         assert process is not None
         assert process.stdin is not None
-        process.stdin.write(LENGTH.pack(len(deep)) + deep)
+        for data in (job, *parts):
+            process.stdin.write(LENGTH.pack(len(data)) + data)
         await process.stdin.drain()
         process.stdin.close()
         await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 10.0)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Mapping
 from math import inf
 from random import Random
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from scheduler.bench.policies import EVENLY, TENANTS
 from scheduler.bench.result import Claim, Result
@@ -23,17 +22,20 @@ from scheduler.core.autopilot import Forecast, Goal, best
 from scheduler.core.bounds import Bound, Figures
 from scheduler.core.policies import policy_from
 from scheduler.core.types import Request
-from scheduler.live.players import Packed, Players
+from scheduler.live.players import Packed, Players, longest_first, pack
 from scheduler.load.schema import Scenario
 from scheduler.load.workload import Action, SwitchPolicy
 from scheduler.plan import make_plan
 from scheduler.twin.future import POINT_SEED, draw_future
 from scheduler.twin.gpu import Gpu
 from scheduler.twin.outlook import Outlook
-from scheduler.twin.picture import Picture, Recent, take_picture
+from scheduler.twin.packing import SLICE
+from scheduler.twin.picture import Exposure, Picture, Recent
 from scheduler.twin.preview import Played, band, forecast, horizon_of, play
 from scheduler.twin.simulate import Simulation
 from scheduler.twin.steering import FUTURES, Watched
+
+T = TypeVar("T")
 
 SWITCHES = 40
 NEAR = 0.05  # so close to the best is as good
@@ -49,7 +51,7 @@ GOAL = Goal("e2e.p50", (Bound("tiers.premium.e2e.p99", "<=", LIMIT_S),), CANDIDA
 
 DEEP = 5000
 SPEED_FUTURES = 4
-PICTURE_MS, POINTS_S, BANDS_S = 20.0, 1.0, 5.0
+TURN_MS, POINTS_S, BANDS_S = 20.0, 1.0, 5.0
 
 PROTOCOL = (
     "Virtual time, simulated L4 with Qwen1.5-1.8B, 32 slots, the paper's estimator without its quirks. {n} "
@@ -60,7 +62,8 @@ PROTOCOL = (
     "by the first future alone. Observed best: "
     f"by what came, the same rule. Good: P50 within {NEAR:.0%} of the best's and premium's P99 within "
     f"{NEAR:.0%} of the limit; where no policy keeps it, P99 within as much of the least. E2E of what ended "
-    f"in the horizon or was still there. Speed: {DEEP} queued, 8 policies, two processes that are up."
+    f"in the horizon or was still there. Speed: {DEEP} queued, 8 policies, two processes that are up; "
+    "the longest turn of the loop while the picture is taken and packed, in slices; seconds from then on."
 )
 
 
@@ -255,17 +258,21 @@ async def _speed() -> list[Claim]:
                 recent.arrived(action)
     while scheduler.next_dispatch(now) is not None:
         pass
+
+    async def taken() -> Packed:
+        exposure = Exposure(scheduler, recent, profile, now)
+        return await pack(exposure.picture, exposure.queued(SLICE))
+
+    profile = plan.profile
     players = Players()
-    jobs = [(policy, seed) for seed in range(POINT_SEED, POINT_SEED + SPEED_FUTURES) for policy in CANDIDATES]
+    seeds = range(POINT_SEED, POINT_SEED + SPEED_FUTURES)
+    jobs = [(policy, seed) for seed in seeds for policy in longest_first(CANDIDATES)]
     done_s: dict[int, float] = {}  # by future, when its last policy is played
     try:
-        began = time.perf_counter()
-        picture = take_picture(scheduler, recent, plan.profile, now)
-        packed = Packed(picture, horizon_of(picture))
-        picture_ms = (time.perf_counter() - began) * 1e3
-        warm = Packed(replace(picture, queued=()), 1.0)
+        warm = await pack(Exposure(scheduler, Recent(), profile, now).picture, ())
         await players.play(warm, [("fifo", POINT_SEED)] * 2, lambda *_: None)
         began = time.perf_counter()
+        packed, turn_s = await _longest_turn(taken())
 
         def keep(policy: str, seed: int, played: Played) -> None:
             done_s[seed] = time.perf_counter() - began
@@ -273,9 +280,19 @@ async def _speed() -> list[Claim]:
         await players.play(packed, jobs, keep)
     finally:
         await players.stop()
-    points_s, bands_s = done_s[POINT_SEED], max(done_s.values())
+    turn_ms, points_s, bands_s = turn_s * 1e3, done_s[POINT_SEED], max(done_s.values())
     return [
-        Claim("picture of 5,000 queued, ms of the loop", PICTURE_MS, picture_ms, picture_ms <= PICTURE_MS),
+        Claim("picture of 5,000 queued, longest turn of the loop, ms", TURN_MS, turn_ms, turn_ms <= TURN_MS),
         Claim("point table, 5,000 queued, 8 policies, s", POINTS_S, points_s, points_s <= POINTS_S),
         Claim("the same with bands of 4 futures, s", BANDS_S, bands_s, bands_s <= BANDS_S),
     ]
+
+
+async def _longest_turn(work: Coroutine[Any, Any, T]) -> tuple[T, float]:
+    """What comes of it, and for how long (s) it kept everybody else from the loop at most, at a time."""
+    doing, longest_s = asyncio.ensure_future(work), 0.0
+    while not doing.done():
+        began = time.perf_counter()
+        await asyncio.sleep(0)
+        longest_s = max(longest_s, time.perf_counter() - began)
+    return await doing, longest_s

@@ -10,13 +10,14 @@ import asyncio
 import pickle
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from math import inf
 
 from scheduler.live.preview_child import LENGTH, Job
-from scheduler.twin.picture import Picture
-from scheduler.twin.preview import Played
+from scheduler.twin.packing import packed
+from scheduler.twin.picture import Pending, Picture
+from scheduler.twin.preview import Backlog, Played
 
 PLAYERS = 2
 
@@ -30,11 +31,27 @@ class Packed:
 
     _numbers = count()
 
-    def __init__(self, picture: Picture, horizon_s: float, step_s: float = inf) -> None:
+    def __init__(self, parts: Sequence[bytes], horizon_s: float, step_s: float = inf) -> None:
         self.number = next(self._numbers)
-        self.data = picture.packed()
+        self.parts = parts
         self.horizon_s = horizon_s
         self.step_s = step_s
+
+
+async def pack(picture: Picture, queued: Iterable[Sequence[Pending]], step_s: float = inf) -> Packed:
+    """Part by part, each in a turn of the loop of its own; ``queued`` is what waits, read meanwhile."""
+    backlog = Backlog()
+
+    def added_up() -> Iterator[Sequence[Pending]]:
+        for waiting in queued:
+            backlog.add(waiting)
+            yield waiting
+
+    parts = []
+    for part in packed(picture, added_up()):
+        parts.append(part)
+        await asyncio.sleep(0)
+    return Packed(parts, backlog.horizon_s(picture), step_s)
 
 
 class _Player:
@@ -61,10 +78,11 @@ class _Player:
         stdin, stdout = process.stdin, process.stdout
         assert stdin is not None
         assert stdout is not None
-        new = None if self._has == packed.number else packed.data
-        job = pickle.dumps(Job(new, policy, seed, packed.horizon_s, packed.step_s), pickle.HIGHEST_PROTOCOL)
-        stdin.write(LENGTH.pack(len(job)) + job)
-        await stdin.drain()
+        new = () if self._has == packed.number else packed.parts
+        job = pickle.dumps(Job(len(new), policy, seed, packed.horizon_s, packed.step_s))
+        for data in (job, *new):
+            stdin.write(LENGTH.pack(len(data)) + data)
+            await stdin.drain()
         self._has = packed.number
         (size,) = LENGTH.unpack(await stdout.readexactly(LENGTH.size))
         played: Played = pickle.loads(await stdout.readexactly(size))
@@ -92,6 +110,13 @@ class _Player:
     async def stop(self) -> None:
         self._leave()
         await asyncio.gather(*(process.wait() for process in self._left))
+
+
+def longest_first(policies: Iterable[str]) -> list[str]:
+    """A sharing rule with an ordering inside takes longest to play: begun last, it would be waited for while
+    the other process has nothing left to do.
+    """
+    return sorted(policies, key=lambda policy: "+" not in policy)
 
 
 class Players:

@@ -1,7 +1,6 @@
 """Previews of a live run: on demand for an operator, and at each switch for the record.
 
-The loop takes the picture (some milliseconds for 5,000 queued requests) and collects what really happens; the
-playing is done by ``Players``.
+The loop takes the picture, in slices, and collects what really happens; the playing is done by ``Players``.
 """
 
 from __future__ import annotations
@@ -19,12 +18,13 @@ from scheduler.core.policies import POLICIES, policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import FINISHED, Request
 from scheduler.engines.clock import Clock
-from scheduler.live.players import Packed, PlayerLost, Players
+from scheduler.live.players import Packed, PlayerLost, Players, longest_first, pack
 from scheduler.live.view import CommandError, NotNow, Predicted, Preview
 from scheduler.twin.future import POINT_SEED
-from scheduler.twin.picture import Recent, take_picture
+from scheduler.twin.packing import SLICE
+from scheduler.twin.picture import Exposure, Recent
 from scheduler.twin.predictions import Prediction, Predictions
-from scheduler.twin.preview import HORIZON_S, Played, band, forecast, horizon_of, who_waits_longer
+from scheduler.twin.preview import HORIZON_S, Played, band, forecast, who_waits_longer
 from scheduler.twin.profile import Profile
 
 SEEDS = range(1, 9)
@@ -33,8 +33,8 @@ SEEDS = range(1, 9)
 MIN_FUTURES = 4
 """Fewer are no band."""
 
-MAX_PICTURED = 20_000
-"""Queued requests up to which a switch is predicted: their picture takes tens of milliseconds of the loop."""
+MAX_PICTURED = 100_000
+"""Queued requests up to which a switch is predicted: what is read of them at once takes some milliseconds."""
 
 BANDS_S = 3.5
 """Bands get what futures can be played within about so long."""
@@ -82,17 +82,18 @@ class Previewer:
         if not self._clock.started:
             return
         books = self._scheduler.books
-        packed = self._take(CHECK_S) if books.totals.queued <= MAX_PICTURED else None
-        horizon_s = HORIZON_S if packed is None else packed.horizon_s
-        prediction = Prediction(now, source, target, horizon_s, books.configs.values())
+        exposure = self._expose() if books.totals.queued <= MAX_PICTURED else None
+        prediction = Prediction(now, source, target, HORIZON_S, books.configs.values())
         self._predictions.begin(prediction, self._scheduler.active())
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._clock.call_at(now + horizon_s, self._observe, prediction)
-        if packed is not None:
-            self._spawn(self._predict(packed, prediction))
+        self._observe_later(prediction)
+        if exposure is not None:
+            self._spawn(self._predict(exposure, prediction))
 
-    async def _predict(self, packed: Packed, prediction: Prediction) -> None:
+    async def _predict(self, exposure: Exposure, prediction: Prediction) -> None:
+        packed = await _packed(exposure, CHECK_S)
+        prediction.horizon_s = packed.horizon_s
+        if prediction is self._predictions.latest:
+            self._observe_later(prediction)
         found: dict[str, Played] = {}
 
         def keep(policy: str, seed: int, played: Played) -> None:
@@ -106,6 +107,13 @@ class Previewer:
         prediction.stay = found[prediction.source].figures
         prediction.predicted, prediction.course = found[prediction.target]
 
+    def _observe_later(self, prediction: Prediction) -> None:
+        """When its horizon is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+        over_s = prediction.at_s + prediction.horizon_s
+        self._timer = self._clock.call_at(over_s, self._observe, prediction)
+
     def _observe(self, prediction: Prediction) -> None:
         prediction.close(self._clock.now(), self._scheduler.active())
         if (line := prediction.line()) is not None:
@@ -117,9 +125,10 @@ class Previewer:
 
     async def forecasts(self, policies: Sequence[str], futures: int) -> dict[str, Forecast] | None:
         """All policies, by full name, over the same futures; None where there is no way to tell."""
-        packed = self._take()
-        if packed is None:
+        exposure = self._expose()
+        if exposure is None:
             return None
+        packed = await _packed(exposure)
         draws: dict[str, list[Figures]] = {policy: [] for policy in policies}
 
         def keep(policy: str, seed: int, played: Played) -> None:
@@ -142,16 +151,17 @@ class Previewer:
             wanted = [policy_from(spec).describe() for spec in specs or POLICIES]
         except ValueError as error:
             raise CommandError(str(error)) from error
-        packed = self._take()
-        if packed is None:
+        exposure = self._expose()
+        if exposure is None:
             raise NotNow("no preview yet: nothing is known of the engine's pace")
         today = self._scheduler.policy.describe()
         self._asked += 1
-        self.latest = Preview(self._clock.now(), packed.horizon_s, today, {}, done=False)
-        self._spawn(self._answer(self._asked, packed, list(dict.fromkeys([today, *wanted]))))
+        self.latest = Preview(self._clock.now(), HORIZON_S, today, {}, done=False)
+        self._spawn(self._answer(self._asked, exposure, list(dict.fromkeys([today, *wanted]))))
 
-    async def _answer(self, number: int, packed: Packed, policies: Sequence[str]) -> None:
+    async def _answer(self, number: int, exposure: Exposure, policies: Sequence[str]) -> None:
         """The points of all policies, then future after future for their bands, while there is time."""
+        packed = await _packed(exposure)
         draws: dict[str, dict[int, Figures]] = {policy: {} for policy in policies}
         time = asyncio.get_running_loop().time
 
@@ -163,7 +173,8 @@ class Previewer:
                 self.latest = replace(self.latest, **changes)
 
         def jobs() -> Iterator[tuple[str, int]]:
-            yield from ((policy, POINT_SEED) for policy in policies)
+            today, *others = policies
+            yield from ((policy, POINT_SEED) for policy in (today, *longest_first(others)))
             until_s = time() + BANDS_S
             for seed in SEEDS:
                 if seed < MIN_FUTURES or time() < until_s:
@@ -173,19 +184,19 @@ class Previewer:
             draws[policy][seed] = played.figures
             update(policies=_table(draws))
 
+        update(horizon_s=packed.horizon_s)
         try:
             await self._players.play(packed, jobs(), show, wanted)
         except PlayerLost as error:
             update(error=str(error))
         update(done=True)
 
-    def _take(self, step_s: float = inf) -> Packed | None:
-        profile = self._profile()
+    def _expose(self) -> Exposure | None:
+        """The picture of now; None where nothing is known of the engine's pace."""
+        profile, now = self._profile(), self._clock.now()
         if profile is None:
             return None
-        now = self._clock.now()
-        picture = take_picture(self._scheduler, self.recent, profile, now, max_num_seqs=self._max_num_seqs)
-        return Packed(picture, horizon_of(picture), step_s)
+        return Exposure(self._scheduler, self.recent, profile, now, max_num_seqs=self._max_num_seqs)
 
     # -- the end -------------------------------------------------------------------------------------
 
@@ -206,6 +217,10 @@ class Previewer:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _packed(exposure: Exposure, step_s: float = inf) -> Packed:
+    return await pack(exposure.picture, exposure.queued(SLICE), step_s)
 
 
 def _table(draws: Mapping[str, Mapping[int, Figures]]) -> dict[str, Predicted]:

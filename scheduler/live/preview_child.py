@@ -14,7 +14,8 @@ from struct import Struct
 from typing import BinaryIO, NamedTuple
 
 from scheduler.twin.future import Future, draw_future
-from scheduler.twin.picture import Picture, unpacked
+from scheduler.twin.packing import unpacked
+from scheduler.twin.picture import Picture
 from scheduler.twin.preview import play
 
 LENGTH = Struct("!Q")
@@ -24,7 +25,7 @@ NICENESS = 10
 class Job(NamedTuple):
     """Play one policy over the seed's future of a picture; the answer is what comes of it."""
 
-    picture: bytes | None  # as Picture.packed gives it; None for the one of the job before
+    parts: int  # of a new picture, which follow; 0 for that of the job before
     policy: str
     seed: int
     horizon_s: float
@@ -35,14 +36,14 @@ def main() -> None:
     os.nice(NICENESS)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a stray print is no answer
-    jobs: SimpleQueue[Job] = SimpleQueue()
+    jobs: SimpleQueue[tuple[Job, list[bytes]]] = SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, jobs), daemon=True).start()
     picture: Picture | None = None
     futures: dict[tuple[int, float], Future] = {}
     while True:
-        data, policy, seed, horizon_s, step_s = jobs.get()
-        if data is not None:
-            picture, futures = unpacked(data), {}
+        (_, policy, seed, horizon_s, step_s), parts = jobs.get()
+        if parts:
+            picture, futures = unpacked(parts), {}
         assert picture is not None
         future = futures.get((seed, horizon_s))
         if future is None:
@@ -53,13 +54,20 @@ def main() -> None:
         answers.flush()
 
 
-def _listen(stdin: BinaryIO, jobs: SimpleQueue[Job]) -> None:
-    while len(head := stdin.read(LENGTH.size)) == LENGTH.size:
+def _listen(stdin: BinaryIO, jobs: SimpleQueue[tuple[Job, list[bytes]]]) -> None:
+    while True:
+        job: Job = pickle.loads(_read(stdin))
+        jobs.put((job, [_read(stdin) for _ in range(job.parts)]))
+
+
+def _read(stdin: BinaryIO) -> bytes:
+    """One frame; there is no other end than that of stdin, and the main thread may sit in a long job then."""
+    head = stdin.read(LENGTH.size)
+    if len(head) == LENGTH.size:
         (size,) = LENGTH.unpack(head)
-        if len(data := stdin.read(size)) < size:
-            break
-        jobs.put(pickle.loads(data))
-    os._exit(0)  # the main thread may sit in a long job
+        if len(data := stdin.read(size)) == size:
+            return data
+    os._exit(0)
 
 
 if __name__ == "__main__":

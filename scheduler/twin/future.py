@@ -6,12 +6,14 @@ Pure: the same picture and seed give the same future, so all policies can be pla
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from math import ceil, exp, log
 from random import Random
 from statistics import NormalDist, mean, variance
 from typing import NamedTuple
 
+from scheduler.core.types import NEW, Request
 from scheduler.twin.picture import Pending, Picture, Ratios
 
 POINT_SEED = 0
@@ -29,11 +31,29 @@ _UNKNOWN_SIGMA = 0.5  # of the log of a length, where nothing says how sure its 
 
 
 class Future(NamedTuple):
-    """One way in which things may go on: a length for each request that is here, and those that will come."""
+    """One way in which things may go on: the requests that are here and those that will come, each with the
+    length of its answer. They are made once and serve one play after another.
+    """
 
-    running: Sequence[int]  # output tokens, in the picture's order
-    queued: Sequence[int]
-    arrivals: Sequence[tuple[float, Pending, int]]  # when, who (its own arrival is in the past), and length
+    running: Sequence[Request]  # in the picture's order
+    queued: Sequence[Request]
+    arrivals: Sequence[Request]  # in the order in which they come
+
+
+def as_before(requests: Iterable[Request]) -> None:
+    """Undo whatever a play has done to them."""
+    for request in requests:
+        if request.state is NEW:
+            continue
+        request.state, request.ticket, request.cost = NEW, -1, 0.0
+        request.ended_s = None
+        request.reason = ""
+        if not request.attempts:
+            continue  # it was never dispatched
+        request.attempts, request.replica, request.charged, request.backlogged = 0, -1, 0.0, False
+        request.batch_id, request.batch_size = -1, 0
+        request.dispatched_s = request.first_token_s = request.last_token_s = None
+        request.output_tokens, request.finish = 0, ""
 
 
 class Lengths:
@@ -46,7 +66,7 @@ class Lengths:
     def __init__(self, ratios: Ratios, rng: Random | None = None) -> None:
         pools: dict[tuple[str, str, int], list[float]] = {}
         for (tenant, category, size), seen in ratios.items():
-            values = seen if rng is None else rng.choices(seen, k=len(seen))
+            values = seen if rng is None else rng.choices(sorted(seen), k=len(seen))
             for key in ((tenant, category, size), ("", category, size), ("", "", size)):
                 pools.setdefault(key, []).extend(values)
         self._pools = {key: sorted(pool) for key, pool in pools.items() if len(pool) >= MIN_RATIOS}
@@ -88,18 +108,32 @@ def draw_future(picture: Picture, horizon_s: float, seed: int) -> Future:
     """
     rng, point = Random(seed), seed == POINT_SEED
     lengths = Lengths(picture.ratios, None if point else rng)
-    running = [lengths.draw(request, rng.random()) for request in picture.running]
-    queued = [lengths.draw(request, rng.random()) for request in picture.queued]
+    numbers = count(1)
+
+    def meet(known: Pending, arrival_s: float, acknowledged: bool) -> Request:
+        return Request(
+            str(next(numbers)),
+            known.tenant,
+            known.tier,
+            arrival_s,
+            known.prompt_tokens,
+            known.max_tokens,
+            intended_tokens=lengths.draw(known, rng.random()),
+            ttl_s=known.ttl_s,
+            acknowledged=acknowledged,
+            estimate=known.estimate,
+        )
+
+    running = [meet(known, known.arrival_s, True) for known in picture.running]
+    queued = [meet(known, known.arrival_s, True) for known in picture.queued]
     come = list(picture.arrivals)
     if come and not point:
         # The rate is known from this span only, and another span of the same rate would differ once more.
         variance_to_mean = _dispersion(picture) * (1 + picture.recent_s / horizon_s)
         come = rng.choices(come, k=round(rng.gammavariate(len(come) / variance_to_mean, variance_to_mean)))
         come.sort(key=lambda request: request.arrival_s)
-    arrivals = [
-        (at_s, request, lengths.draw(request, rng.random()))
-        for at_s, request in _again(come, picture.now, picture.recent_s, horizon_s)
-    ]
+    again = _again(come, picture.now, picture.recent_s, horizon_s)
+    arrivals = [meet(known, at_s, False) for at_s, known in again]
     return Future(running, queued, arrivals)
 
 

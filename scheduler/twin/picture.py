@@ -6,14 +6,14 @@ with their estimates. No prompt, no text, and nothing of what an answer is going
 
 from __future__ import annotations
 
-import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from math import inf
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.slots import MicroBatch
@@ -52,12 +52,12 @@ _made = partial(tuple.__new__, Pending)
 
 
 def pending(requests: Iterable[Request]) -> Iterator[Pending]:
-    """What is known of requests; no step in Python for each, for the event loop waits for thousands."""
+    """What is known of requests now."""
     return map(_made, map(_known, requests))
 
 
 Ratios = Mapping[tuple[str, str, int], Sequence[float]]
-"""(tenant, category, size of max_tokens) -> answers over their estimates, ascending; inf for what was cut."""
+"""(tenant, category, size of max_tokens) -> answers over their estimates; inf for what was cut."""
 
 
 class Recent:
@@ -95,12 +95,12 @@ class Recent:
 
     @property
     def ratios(self) -> Ratios:
-        return {key: sorted(ratios) for key, ratios in self._ratios.items()}
+        return {key: tuple(ratios) for key, ratios in self._ratios.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Everything that a preview starts from; ``queued`` in the order in which they were enqueued."""
+    """Everything that a preview starts from; ``queued`` in the order in which they came."""
 
     now: float
     policy: str
@@ -118,89 +118,71 @@ class Picture:
     max_model_len: float  # tokens; inf where nothing bounds it
     profile: Profile
 
-    def packed(self) -> bytes:
-        """For another process; requests by column, which is several times faster than one by one."""
-        rows = (self.queued, self.running, self.arrivals)
-        bare = replace(self, queued=(), running=(), arrivals=())
-        return pickle.dumps((bare, tuple(map(_columns, rows))), pickle.HIGHEST_PROTOCOL)
 
+class Exposure:
+    """One instant of a scheduler that goes on: what may change is read at once, all else of those who wait
+    in slices, later. What is read at once is next to nothing of each: some milliseconds for 100,000.
 
-def unpacked(data: bytes) -> Picture:
-    """What ``Picture.packed`` gave, and nobody else: it is a pickle."""
-    bare, columns = pickle.loads(data)
-    queued, running, arrivals = map(_rows, columns)
-    picture: Picture = replace(bare, queued=queued, running=running, arrivals=arrivals)
-    return picture
-
-
-Columns = list[Sequence[Any]]
-
-_ESTIMATE = Pending._fields.index("estimate")
-
-
-def _columns(requests: Sequence[Pending]) -> tuple[Columns, Columns]:
-    """All but the estimates, and those."""
-    columns: Columns = list(zip(*requests, strict=True))
-    made: Sequence[Estimate] = columns.pop(_ESTIMATE) if columns else ()
-    estimates: Columns = [
-        [estimate.input_tokens for estimate in made],
-        [estimate.point for estimate in made],
-        [estimate.upper for estimate in made],
-        [estimate.category for estimate in made],
-        [estimate.uncorrected for estimate in made],
-    ]
-    return columns, estimates
-
-
-def _rows(packed: tuple[Columns, Columns]) -> tuple[Pending, ...]:
-    columns, estimates = packed
-    if not columns:
-        return ()
-    columns.insert(_ESTIMATE, list(map(Estimate, *estimates)))
-    return tuple(map(_made, zip(*columns, strict=True)))
-
-
-def take_picture(
-    scheduler: Scheduler,
-    recent: Recent,
-    profile: Profile,
-    now: float,
-    *,
-    max_num_seqs: int | None = None,
-    generated: Callable[[Request], int] | None = None,
-) -> Picture:
-    """O(active + recent); 5,000 queued requests take some milliseconds. ``max_num_seqs`` is what the engine
-    batches where that is not the scheduler's capacity; ``generated`` tells the tokens of a running request
-    where the requests themselves do not say, nor when the first one came.
+    ``max_num_seqs`` is what the engine batches where that is not the scheduler's capacity; ``generated``
+    tells the tokens of a running request where requests themselves do not say, nor when the first one came.
     """
-    queued, running = [], []
-    replicas = scheduler.slots.replicas
-    for request in scheduler.active():
-        if request.state is QUEUED:
-            queued.append(request)
-        else:
-            (known,) = pending((request,))
-            if generated is not None and not known.finish:
-                known = known._replace(generated=generated(request), first_token_s=None)
-            running.append(known)
-    queued.sort(key=attrgetter("ticket"))
-    recent_s, arrivals = recent.arrivals(now)
-    capacities = tuple(replica.capacity for replica in replicas)
-    return Picture(
-        now=now,
-        policy=scheduler.policy.describe(),
-        tenants=tuple(scheduler.books.configs.values()),
-        queued=tuple(pending(queued)),
-        running=tuple(running),
-        recent_s=recent_s,
-        arrivals=arrivals,
-        ratios=recent.ratios,
-        capacities=capacities,
-        max_num_seqs=max_num_seqs or max(capacities),
-        batch=scheduler.slots.batch,
-        limits=scheduler.limits,
-        max_inflight_tokens=scheduler.slots.max_inflight_tokens,
-        # A real engine refuses what its cache cannot hold; the twin's would raise NeverFits.
-        max_model_len=min(scheduler.max_model_len, profile.max_model_len, profile.kv_tokens),
-        profile=profile,
-    )
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        recent: Recent,
+        profile: Profile,
+        now: float,
+        *,
+        max_num_seqs: int | None = None,
+        generated: Callable[[Request], int] | None = None,
+    ) -> None:
+        self._active = active = list(scheduler.active())
+        running = [r for r in active if r.attempts and r.state is not QUEUED]
+        self._running = set(running)
+        # A swap of the estimator may replace the one, and an engine count the other anew.
+        self._estimates = [r.estimate for r in active]
+        self._prompts = [r.prompt_tokens for r in active]
+        known = list(pending(running))
+        if generated is not None:
+            for index, request in enumerate(running):
+                if not request.finish:
+                    known[index] = known[index]._replace(generated=generated(request), first_token_s=None)
+        recent_s, arrivals = recent.arrivals(now)
+        capacities = tuple(replica.capacity for replica in scheduler.slots.replicas)
+        self.picture = Picture(  # all but what is queued
+            now=now,
+            policy=scheduler.policy.describe(),
+            tenants=tuple(scheduler.books.configs.values()),
+            queued=(),
+            running=tuple(known),
+            recent_s=recent_s,
+            arrivals=arrivals,
+            ratios=recent.ratios,
+            capacities=capacities,
+            max_num_seqs=max_num_seqs or max(capacities),
+            batch=scheduler.slots.batch,
+            limits=scheduler.limits,
+            max_inflight_tokens=scheduler.slots.max_inflight_tokens,
+            # A real engine refuses what its cache cannot hold; the twin's would raise NeverFits.
+            max_model_len=min(scheduler.max_model_len, profile.max_model_len, profile.kv_tokens),
+            profile=profile,
+        )
+
+    def queued(self, max_items: int) -> Iterator[list[Pending]]:
+        """Those who waited at that instant, whatever has become of them."""
+        running = self._running
+        for first in range(0, len(self._active), max_items):
+            part = slice(first, first + max_items)
+            yield [
+                _made((r.tenant, r.tier, r.arrival_s, prompt, r.max_tokens, estimate, r.ttl_s, 0, None, ""))
+                for r, prompt, estimate in zip(
+                    self._active[part], self._prompts[part], self._estimates[part], strict=True
+                )
+                if r not in running
+            ]
+
+    def whole(self) -> Picture:
+        """All of it, at once."""
+        parts = self.queued(max(1, len(self._active)))
+        return replace(self.picture, queued=tuple(chain.from_iterable(parts)))

@@ -6,18 +6,18 @@ meet the same future (common random numbers): the same lengths for what is here,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import ceil, inf
 from typing import NamedTuple
 
 from scheduler.core.autopilot import Forecast
-from scheduler.core.estimate import Given
 from scheduler.core.bounds import Figures
+from scheduler.core.estimate import Given
 from scheduler.core.metrics import nearest_rank
 from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
-from scheduler.core.types import NO_ESTIMATE, Outcome, Request
-from scheduler.twin.future import POINT_SEED, Future, draw_future
+from scheduler.core.types import Outcome, Request
+from scheduler.twin.future import POINT_SEED, Future, as_before, draw_future
 from scheduler.twin.gpu import Gpu
 from scheduler.twin.outlook import MORE_IS_BETTER, Outlook
 from scheduler.twin.picture import Pending, Picture
@@ -32,8 +32,7 @@ NOTABLE = 0.05
 def forecast(draws: Sequence[Figures]) -> Forecast:
     """The mean and the worse quarter of each figure over several futures."""
     usual, cautious = {}, {}
-    for name in {name: None for figures in draws for name in figures}:
-        values = sorted(figures[name] for figures in draws if name in figures)
+    for name, values in _by_figure(draws):
         usual[name] = sum(values) / len(values)
         cautious[name] = nearest_rank(values, 0.25 if name in MORE_IS_BETTER else 0.75)
     return Forecast(usual, cautious)
@@ -53,10 +52,15 @@ def forecasts(
 def band(draws: Sequence[Figures]) -> tuple[Figures, Figures]:
     """p10 and p90 of each figure over several futures; of one that a future lacks, over the others."""
     low, high = {}, {}
-    for name in {name: None for figures in draws for name in figures}:
-        values = sorted(figures[name] for figures in draws if name in figures)
+    for name, values in _by_figure(draws):
         low[name], high[name] = nearest_rank(values, 0.1), nearest_rank(values, 0.9)
     return low, high
+
+
+def _by_figure(draws: Sequence[Figures]) -> Iterator[tuple[str, list[float]]]:
+    """The values of each figure, ascending."""
+    for name in dict.fromkeys(name for figures in draws for name in figures):
+        yield name, sorted(figures[name] for figures in draws if name in figures)
 
 
 def who_waits_longer(figures: Figures, today: Figures) -> tuple[str, ...]:
@@ -72,21 +76,36 @@ def who_waits_longer(figures: Figures, today: Figures) -> tuple[str, ...]:
 # -- playing it -----------------------------------------------------------------------------------------
 
 
+class Backlog:
+    """What waits, added up."""
+
+    def __init__(self) -> None:
+        self._requests = 0
+        self._tokens = self._prompts = 0.0
+
+    def add(self, queued: Sequence[Pending]) -> None:
+        self._requests += len(queued)
+        for request in queued:
+            point, most = request.estimate.point, request.max_tokens
+            self._tokens += point if point < most else most
+            self._prompts += request.prompt_tokens
+
+    def horizon_s(self, picture: Picture) -> float:
+        """``HORIZON_S``, or longer until about all of it is gone, up to ``MAX_HORIZON_S``."""
+        if not self._requests:
+            return HORIZON_S
+        profile, tokens, prompts = picture.profile, self._tokens, self._prompts
+        slots = sum(min(capacity, picture.max_num_seqs) for capacity in picture.capacities)
+        context = int(slots * (prompts + tokens / 2) / self._requests)
+        drain_s = tokens * profile.step_s(slots, context) / slots + prompts * profile.per_prefill_token_s
+        return min(MAX_HORIZON_S, max(HORIZON_S, drain_s))
+
+
 def horizon_of(picture: Picture) -> float:
-    """``HORIZON_S``, or longer until about what waits now is gone, up to ``MAX_HORIZON_S``."""
-    if not picture.queued:
-        return HORIZON_S
-    profile = picture.profile
-    slots = sum(min(capacity, picture.max_num_seqs) for capacity in picture.capacities)
-    tokens = prompts = 0.0
-    for request in picture.queued:  # on the event loop, thousands
-        point, most = request.estimate.point, request.max_tokens
-        tokens += point if point < most else most
-        prompts += request.prompt_tokens
-    count = len(picture.queued)
-    context = int(slots * (prompts + tokens / 2) / count)
-    drain_s = tokens * profile.step_s(slots, context) / slots + prompts * profile.per_prefill_token_s
-    return min(MAX_HORIZON_S, max(HORIZON_S, drain_s))
+    """How far ahead a picture is to be played."""
+    backlog = Backlog()
+    backlog.add(picture.queued)
+    return backlog.horizon_s(picture)
 
 
 class Played(NamedTuple):
@@ -101,7 +120,7 @@ def play(picture: Picture, policy: str, future: Future, horizon_s: float, step_s
     return _Play(picture, policy, future, horizon_s).run(step_s)
 
 
-_NOBODY = (inf, Pending("", "", inf, 0, 0, NO_ESTIMATE, None, 0), 0)
+_NOBODY = Request("", "", "", inf, 0, 0)
 
 
 class _Play:
@@ -112,7 +131,7 @@ class _Play:
         self._gpus: list[Gpu[Request]] = [
             Gpu(picture.profile, picture.max_num_seqs, first_token_events=False) for _ in picture.capacities
         ]
-        self._scheduler = Scheduler(
+        self._scheduler = scheduler = Scheduler(
             policy_from("fifo"),
             Given(),
             picture.tenants,
@@ -122,35 +141,17 @@ class _Play:
             max_inflight_tokens=picture.max_inflight_tokens,
             max_model_len=picture.max_model_len,
         )
+        for requests in future:
+            as_before(requests)
         self._arrivals = iter(future.arrivals)
-        self._come = 0
         self._resume(picture, future.running)
-        self._scheduler.begin_swap(policy_from(policy), picture.now)
-        self._scheduler.swap_step(picture.now)
-        for known, tokens in zip(picture.queued, future.queued, strict=True):
-            self._submit(known, tokens, known.arrival_s, picture.now, acknowledged=True)
+        scheduler.begin_swap(policy_from(policy), picture.now)
+        scheduler.swap_step(picture.now)
+        for request in future.queued:
+            scheduler.submit(request, picture.now)
         self._now = picture.now
 
-    def _submit(
-        self, known: Pending, tokens: int, arrival_s: float, now: float, *, acknowledged: bool = False
-    ) -> Request:
-        self._come += 1
-        request = Request(
-            str(self._come),
-            known.tenant,
-            known.tier,
-            arrival_s,
-            known.prompt_tokens,
-            known.max_tokens,
-            intended_tokens=tokens,
-            ttl_s=known.ttl_s,
-            acknowledged=acknowledged,
-            estimate=known.estimate,
-        )
-        self._scheduler.submit(request, now)
-        return request
-
-    def _resume(self, picture: Picture, lengths: Sequence[int]) -> None:
+    def _resume(self, picture: Picture, requests: Sequence[Request]) -> None:
         """Put what runs back on the GPU. The twin prefills an answer's tokens anew, as after a preemption, so
         it is given the time for that before now.
         """
@@ -158,14 +159,13 @@ class _Play:
         tokens = sum(request.prompt_tokens + request.generated for request in running)
         steps = ceil(tokens / profile.max_num_batched_tokens)
         start_s = picture.now - tokens * profile.per_prefill_token_s - steps * profile.step_s(1, 0)
-        known: dict[str, Pending] = {}
-        for pending, length in zip(running, lengths, strict=True):
-            request = self._submit(pending, length, pending.arrival_s, start_s, acknowledged=True)
-            known[request.id] = pending
+        known = dict(zip(requests, running, strict=True))
+        for request in requests:
+            self._scheduler.submit(request, start_s)
         wait_s = picture.batch.wait_s if picture.batch is not None else 0.0
         for at_s in (start_s - wait_s, start_s):  # a micro-batch first waits for more
             while (ready := self._scheduler.next_dispatch(at_s)) is not None:
-                done = known[ready.id]
+                done = known[ready]
                 ready.dispatched_s = ready.arrival_s  # how long it waited is past
                 ready.first_token_s = done.first_token_s
                 if ready.first_token_s is None and done.generated:
@@ -177,24 +177,30 @@ class _Play:
 
     def run(self, step_s: float) -> Played:
         scheduler, gpus, running = self._scheduler, self._gpus, self._running
-        next_dispatch, next_timer = scheduler.next_dispatch, scheduler.next_timer
+        submit, next_dispatch, next_timer = scheduler.submit, scheduler.next_dispatch, scheduler.next_timer
         slots, until_s, now = scheduler.slots.capacity, self._until_s, self._now
+        batched, expiries = scheduler.slots.batch is not None, scheduler.waiting.expiries
         outlook, step_at_s = self._outlook, min(now + step_s, until_s)
         course: list[float] = []
         only = gpus[0] if len(gpus) == 1 else None
         ended: list[Request] = []
         arrivals = self._arrivals
-        coming_s, coming, tokens = next(arrivals, _NOBODY)
+        coming = next(arrivals, _NOBODY)
         while True:
             while len(running) < slots and (ready := next_dispatch(now)) is not None:
                 running.add(ready)
                 length = ready.intended_tokens or 1
                 gpus[ready.replica].start(ready, ready.prompt_tokens, length, now)
             event_s = only.next_event() if only is not None else min(gpu.next_event() for gpu in gpus)
-            timer_s = next_timer()
+            timer_s = next_timer() if expiries or batched else inf
             soonest_s = event_s if event_s < timer_s else timer_s
-            if coming_s < soonest_s:
-                soonest_s = coming_s
+            if len(running) >= slots:  # who comes now can only wait
+                busy_until_s = soonest_s if soonest_s < step_at_s else step_at_s
+                while coming.arrival_s < busy_until_s and not expiries:
+                    submit(coming, coming.arrival_s)
+                    coming = next(arrivals, _NOBODY)
+            if coming.arrival_s < soonest_s:
+                soonest_s = coming.arrival_s
             if soonest_s > now:
                 now = soonest_s
             while now >= step_at_s:
@@ -217,6 +223,6 @@ class _Play:
                         ended += scheduler.on_complete(done.id, now, Outcome(finish, length))
             if timer_s <= now:
                 ended += scheduler.expire(now)
-            while coming_s <= now:
-                self._submit(coming, tokens, coming_s, now)
-                coming_s, coming, tokens = next(arrivals, _NOBODY)
+            while coming.arrival_s <= now:
+                submit(coming, now)
+                coming = next(arrivals, _NOBODY)

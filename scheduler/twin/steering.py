@@ -18,7 +18,7 @@ from scheduler.load.workload import Action, SwitchPolicy, Workload
 from scheduler.twin.future import POINT_SEED, draw_future
 from scheduler.twin.gpu import Gpu
 from scheduler.twin.outlook import Window
-from scheduler.twin.picture import Picture, Recent, take_picture
+from scheduler.twin.picture import Exposure, Picture, Recent
 from scheduler.twin.predictions import Prediction, Predictions
 from scheduler.twin.preview import forecasts, horizon_of, play
 
@@ -58,14 +58,14 @@ class Watched:
 
     def picture(self, now: float) -> Picture:
         gpu = self._gpu
-        return take_picture(
+        return Exposure(
             self.scheduler,
             self._recent,
             gpu.profile,
             now,
             max_num_seqs=gpu.max_num_seqs,
             generated=lambda request: gpu.tokens(request, now),
-        )
+        ).whole()
 
 
 class Steered(Watched):
