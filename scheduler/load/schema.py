@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
 from scheduler.core.autopilot import Goal
-from scheduler.core.estimators import ESTIMATORS
 from scheduler.core.bounds import COMPARE, COSTS, FIGURES, Bound
+from scheduler.core.estimators import ESTIMATORS
 from scheduler.core.guard import GuardRule
 from scheduler.core.policies import policy_from
 from scheduler.core.types import Limits, Slo, Tenant, Tier
