@@ -13,7 +13,7 @@ from scheduler.bench.trial import scenario
 from scheduler.core.drift import Change, ChangeDetector, Cusum
 from scheduler.core.estimators import estimator_from
 from scheduler.core.events import Event, Kind
-from scheduler.core.kalman import Offset, Weights
+from scheduler.core.kalman import Offset, Plane
 from scheduler.core.metrics import WindowMetrics
 from scheduler.core.types import Estimate, Outcome, Request
 from scheduler.core.watch import Watch
@@ -179,15 +179,15 @@ def test_an_offset_starts_as_a_mean_and_ends_with_a_steady_gain() -> None:
     assert variances[-1] ** 2 / (1 + variances[-1]) == pytest.approx(0.01, rel=0.05)
 
 
-def test_three_weights_against_the_textbook() -> None:
+def test_a_plane_against_the_textbook() -> None:
     rng = np.random.default_rng(3)
-    weights = Weights((1.0, 2.0, 3.0), (0.5, 0.2, 0.1), (0.01, 0.02, 0.03))
+    plane = Plane((1.0, 2.0, 3.0), (0.5, 0.2, 0.1), 0.01)
     values, covariance = np.array([1.0, 2.0, 3.0]), np.diag([0.5, 0.2, 0.1])
-    for inputs in rng.normal(size=(20, 3)):
-        error = float(rng.normal())
+    for x, y, error in rng.normal(size=(20, 3)).tolist():
+        inputs = np.array([1.0, x, y])
         gain = covariance @ inputs / (1 + inputs @ covariance @ inputs)
         values = values + gain * error
-        covariance = covariance - np.outer(gain, inputs @ covariance) + np.diag([0.01, 0.02, 0.03])
-        weights.learn(tuple(map(float, inputs)), error)
-    assert weights.values == pytest.approx(values)
-    assert np.array(weights.covariance) == pytest.approx(covariance)
+        covariance = covariance - np.outer(gain, inputs @ covariance) + np.diag([0.01, 0.0, 0.0])
+        plane.learn(x, y, error)
+    assert plane.values == pytest.approx(values)
+    assert plane.covariance == pytest.approx(covariance[np.triu_indices(3)])

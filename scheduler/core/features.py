@@ -75,8 +75,8 @@ class Features(NamedTuple):
     """
 
     shape: tuple[float, ...]
-    cues: tuple[int, ...]
-    buckets: tuple[int, ...]
+    cues: set[int]
+    buckets: set[int]
     share: float
 
     @property
@@ -106,7 +106,7 @@ def read(prompt: str) -> Features:
         1.0 if '"' in text else 0.0,
         1.0 if end == ":" or ":\n" in text else 0.0,
         log1p(text.count("?")),
-        1.0 if b"how to" in plain or b"how do" in plain or b"how can" in plain else 0.0,
+        1.0 if b"how" in plain and (b"how to" in plain or b"how do" in plain or b"how can" in plain) else 0.0,
     )
     cues = set(map(_CUE.__getitem__, _CUE_WORDS.intersection(words)))
     if words and (first := _FIRST.get(words[0])) is not None:
@@ -114,5 +114,5 @@ def read(prompt: str) -> Features:
     del words[MAX_WORDS:]
     hashes = list(map(crc32, words))
     pairs = map(crc32, words[1:], hashes)  # as of the first word followed by the second
-    buckets = tuple(set(map(and_, chain(hashes, pairs), repeat(BUCKETS - 1))))
-    return Features(shape, tuple(cues), buckets, 1 / sqrt(len(buckets) or 1))
+    buckets = set(map(and_, chain(hashes, pairs), repeat(BUCKETS - 1)))
+    return Features(shape, cues, buckets, 1 / sqrt(len(buckets) or 1))

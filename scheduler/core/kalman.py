@@ -9,6 +9,7 @@ Variances are in variances of the noise. Sizes are written out: they run once fo
 from __future__ import annotations
 
 Three = tuple[float, float, float]
+Six = tuple[float, float, float, float, float, float]
 
 
 class Offset:
@@ -28,31 +29,31 @@ class Offset:
         self.variance = gain + self.wander
 
 
-class Weights:
-    """Three weights of a linear model."""
+class Plane:
+    """level + slope_x * x + slope_y * y, of which the level alone wanders."""
 
     __slots__ = ("covariance", "values", "wander")
 
-    def __init__(self, values: Three, variances: Three, wander: Three) -> None:
+    def __init__(self, values: Three, variances: Three, wander: float) -> None:
         self.values = values
-        self.covariance = ((variances[0], 0.0, 0.0), (0.0, variances[1], 0.0), (0.0, 0.0, variances[2]))
+        self.covariance: Six = (variances[0], 0.0, 0.0, variances[1], 0.0, variances[2])  # the upper half
         self.wander = wander
 
-    def learn(self, inputs: Three, error: float) -> None:
-        """``error``: what was seen with these inputs beyond what the weights said."""
-        (aa, ab, ac), (_, bb, bc), (_, _, cc) = self.covariance  # symmetric
-        (a, b, c), (x, y, z), (wander_a, wander_b, wander_c) = self.values, inputs, self.wander
-        towards_a, towards_b, towards_c = (
-            aa * x + ab * y + ac * z,
-            ab * x + bb * y + bc * z,
-            ac * x + bc * y + cc * z,
-        )
-        scale = 1 / (1 + towards_a * x + towards_b * y + towards_c * z)
+    def learn(self, x: float, y: float, error: float) -> None:
+        """``error``: what was seen there beyond what the plane said."""
+        aa, ab, ac, bb, bc, cc = self.covariance
+        a, b, c = self.values
+        towards_a = aa + ab * x + ac * y
+        towards_b = ab + bb * x + bc * y
+        towards_c = ac + bc * x + cc * y
+        scale = 1 / (1 + towards_a + towards_b * x + towards_c * y)
         gain_a, gain_b, gain_c = towards_a * scale, towards_b * scale, towards_c * scale
         self.values = (a + gain_a * error, b + gain_b * error, c + gain_c * error)
-        ab, ac, bc = ab - gain_a * towards_b, ac - gain_a * towards_c, bc - gain_b * towards_c
         self.covariance = (
-            (aa - gain_a * towards_a + wander_a, ab, ac),
-            (ab, bb - gain_b * towards_b + wander_b, bc),
-            (ac, bc, cc - gain_c * towards_c + wander_c),
+            aa - gain_a * towards_a + self.wander,
+            ab - gain_a * towards_b,
+            ac - gain_a * towards_c,
+            bb - gain_b * towards_b,
+            bc - gain_b * towards_c,
+            cc - gain_c * towards_c,
         )

@@ -21,14 +21,14 @@ from scheduler.core.conformal import Margin
 from scheduler.core.drift import Cusum
 from scheduler.core.estimate import Counter, count_words
 from scheduler.core.features import DENSE
-from scheduler.core.kalman import Offset, Three, Weights
+from scheduler.core.kalman import Offset, Plane
 from scheduler.core.prior import NO_PRIOR, TERMS, Embed, Prior, PromptReader, Seen
 from scheduler.core.types import CATEGORIES, Estimate, Outcome, Request
 
 CLIP = 1.4  # standard deviations: one answer of a page and a half must not move everything
 # All variances are in variances of an answer: what is not known before anything was seen, and what changes
 # with each answer.
-VARIANCE, WANDER = (0.2, 0.03, 0.001), (2e-6, 0.0, 0.0)  # of level and slopes
+VARIANCE, WANDER = (0.2, 0.03, 0.001), 2e-6  # of level and slopes; of the level alone
 OF_CATEGORY, OF_TENANT, OF_BOTH = (0.1, 1e-6), (0.01, 7e-5), (0.01, 2e-5)
 ALARM = 5.0
 CHANGED_TENANT, CHANGED_BOTH = 0.2, 0.05  # variance after a change point
@@ -71,88 +71,75 @@ class LearnedEstimator:
         self.margin = Margin(1.28 * prior.spread)
         self._read = PromptReader(prior, counter, embed)
         self.meanings = self._read.meanings
-        self._weights = Weights((prior.level, 1.0, 0.0), VARIANCE, WANDER)
+        self._plane = Plane((prior.level, 1.0, 0.0), VARIANCE, WANDER)
         self._variance = prior.spread**2
         self._terms = [0.0] * TERMS
         self._categories = _common_offsets()
         self._tenants: dict[str, _Tenant] = {}
         self._answers = 0
 
-    @property
-    def coverage(self) -> float:
-        """Share of the last answers within their upper estimate; NaN before the first."""
-        return self.margin.coverage
-
     def estimate(self, request: Request) -> Estimate:
         seen, cap = self._read(request), request.max_tokens
-        inputs = self._inputs(seen, cap)
-        mu = self._mu(inputs, seen, request.tenant) + TOWARDS_MEAN * self._variance
+        mu = self._mu(seen, log(cap) - USUAL_MAX_TOKENS, request.tenant) + TOWARDS_MEAN * self._variance
         believed = exp(mu if mu < MAX_LOG else MAX_LOG)
-        point = believed if believed < cap else float(cap)
-        upper = self.margin.upper(believed)
-        uncorrected = exp(self.prior.level + inputs[1])
+        upper, uncorrected = believed * self.margin.factor, seen.expected
         return Estimate(
             seen.input_tokens,
-            point,
+            believed if believed < cap else float(cap),
             upper if upper < cap else cap,
             seen.category,
             uncorrected if uncorrected < cap else cap,
         )
 
     def observe(self, request: Request, outcome: Outcome) -> None:
-        tokens = outcome.output_tokens
+        tokens, finish = outcome.output_tokens, outcome.finish
         if tokens < 1:
             return
-        cut = outcome.finish not in ("stop", "length")
-        self.margin.observe(request.estimate.upper, tokens, censored=cut)
-        seen = self._read(request)
-        inputs = self._inputs(seen, request.max_tokens)
-        error = log(tokens) - self._mu(inputs, seen, request.tenant)
+        self.margin.observe(request.estimate.upper, tokens, finish not in ("stop", "length"))
+        seen, cap, tenant = self._read(request), log(request.max_tokens) - USUAL_MAX_TOKENS, request.tenant
+        error = log(tokens) - self._mu(seen, cap, tenant)
         variance = self._variance
         deviation = sqrt(variance)
-        if outcome.finish == "stop":
-            square = min(error * error, 9 * variance)
+        if finish == "stop":
+            square, most = error * error, 9 * variance
+            square = square if square < most else most
         else:
             z = max(-8.0, min(8.0, error / deviation))
             hazard = exp(-z * z / 2) * sqrt(2 / pi) / erfc(z / sqrt(2))
             error, square = deviation * hazard, variance * (1 + z * hazard)
-        self._variance = max(0.01, variance + 0.02 * (square - variance))
+        variance += 0.02 * (square - variance)
+        self._variance = variance if variance > 0.01 else 0.01
         bound = CLIP * deviation
         error = bound if error > bound else -bound if error < -bound else error
-        self._weights.learn(inputs, error)
-        self._learn(seen, request.tenant, error, deviation)
+        self._plane.learn(seen.beyond, cap, error)
+        self._learn(seen, tenant, error, deviation)
 
     def bias(self, tenant: str, category: str) -> float:
         """What the tenant's offset and the level make of the prior's estimate."""
-        return exp(self._weights.values[0] - self.prior.level + self._offset(tenant, category))
+        return exp(self._plane.values[0] - self.prior.level + self._offset(tenant, category))
 
-    def _inputs(self, seen: Seen, max_tokens: int) -> Three:
-        """Of the level and the slopes."""
-        return 1.0, self.prior.beyond(seen.score), log(max_tokens) - USUAL_MAX_TOKENS
-
-    def _mu(self, inputs: Three, seen: Seen, tenant: str) -> float:
-        level, slope, cap_slope = self._weights.values
-        _, beyond, cap = inputs
+    def _mu(self, seen: Seen, cap: float, tenant: str) -> float:
+        level, slope, cap_slope = self._plane.values
         words: float = seen.share * sum(map(self._terms.__getitem__, seen.terms))
-        return level + slope * beyond + cap_slope * cap + words + self._offset(tenant, seen.category)
+        return level + slope * seen.beyond + cap_slope * cap + words + self._offset(tenant, seen.category)
 
     def _offset(self, tenant: str, category: str) -> float:
-        common = self._categories[category].value
-        own = self._tenants.get(tenant)
+        common, own = self._categories[category].value, self._tenants.get(tenant)
         return common if own is None else common + own.offset.value + own.categories[category].value
 
     def _learn(self, seen: Seen, tenant: str, error: float, deviation: float) -> None:
-        self._answers += 1
-        step = error * max(LEAST_RATE, SETTLE / (SETTLE + self._answers))
-        by, terms = TERM_RATE * step * seen.share, self._terms
+        self._answers = answers = self._answers + 1
+        rate = SETTLE / (SETTLE + answers)
+        by = TERM_RATE * (rate if rate > LEAST_RATE else LEAST_RATE) * error * seen.share
+        terms, category = self._terms, seen.category
         for term in seen.terms:
             terms[term] += by
-        self._categories[seen.category].learn(error)
+        self._categories[category].learn(error)
         own = self._tenants.get(tenant)
         if own is None and len(self._tenants) < MAX_TENANTS:
             own = self._tenants[tenant] = _Tenant()
         if own is not None:
-            own.learn(seen.category, error, deviation)
+            own.learn(category, error, deviation)
 
     def state(self) -> dict[str, Any]:
         offsets: list[Any] = [
@@ -167,8 +154,8 @@ class LearnedEstimator:
             "answers": self._answers,
             "margin": self.margin.log_margin,
             "variance": self._variance,
-            "weights": list(self._weights.values),
-            "covariance": list(map(list, self._weights.covariance)),
+            "weights": list(self._plane.values),
+            "covariance": list(self._plane.covariance),
             "terms": [[term, weight] for term, weight in enumerate(self._terms) if weight],
             "offsets": offsets,
             "sums": {tenant: [own.cusum.above, own.cusum.below] for tenant, own in self._tenants.items()},
@@ -176,14 +163,15 @@ class LearnedEstimator:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         categories, tenants = _common_offsets(), dict[str, _Tenant]()
-        weights, terms = Weights((0.0, 0.0, 0.0), VARIANCE, WANDER), [0.0] * TERMS
+        plane, terms = Plane((0.0, 0.0, 0.0), VARIANCE, WANDER), [0.0] * TERMS
         try:
             if state["kind"] != "learned" or state["features"] != list(DENSE):
                 raise ValueError
             margin, variance, answers = _numbers([state["margin"], state["variance"], state["answers"]], 3)
-            weights.values = _three(state["weights"])
-            first, second, third = map(_three, state["covariance"])
-            weights.covariance = first, second, third
+            level, slope, cap_slope = _numbers(state["weights"], 3)
+            plane.values = level, slope, cap_slope
+            aa, ab, ac, bb, bc, cc = _numbers(state["covariance"], 6)
+            plane.covariance = aa, ab, ac, bb, bc, cc
             for term, weight in state["terms"]:
                 terms[term] = _numbers([weight], 1)[0]
             for tenant, category, *saved in state["offsets"]:
@@ -200,17 +188,12 @@ class LearnedEstimator:
         except (KeyError, TypeError, ValueError, IndexError):
             raise ValueError("not a state of the learned estimator with these features") from None
         self.margin, self._variance, self._answers = Margin(margin), variance, int(answers)
-        self._weights, self._terms = weights, terms
+        self._plane, self._terms = plane, terms
         self._categories, self._tenants = categories, tenants
 
 
 def _common_offsets() -> dict[str, Offset]:
     return {category: Offset(*OF_CATEGORY) for category in CATEGORIES}
-
-
-def _three(values: Any) -> Three:
-    a, b, c = _numbers(values, 3)
-    return a, b, c
 
 
 def _numbers(values: Any, count: int) -> list[float]:

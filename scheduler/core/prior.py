@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from dataclasses import dataclass
 from math import copysign, exp, log
-from operator import mul, sub
+from operator import gt, lt, mul, sub
 from typing import Any, NamedTuple
 
-from scheduler.core.estimate import Counter, classify
+from scheduler.core.estimate import Counter, classify, reading_once
 from scheduler.core.features import BUCKETS, DENSE, MAX_CHARS, SHAPE, read
 from scheduler.core.types import Request
 
@@ -17,7 +17,6 @@ BOUND = 3.0  # of a dense feature, in standard deviations: no single odd prompt 
 SHORT_TOKENS = 100.0  # added to an answer before the logarithm: whether it had 2 or 20 says little
 LEAST_TOKENS = 30.0  # expected of any prompt
 TERMS = BUCKETS + len(DENSE)
-KEPT_PROMPTS, KEPT_CHARS = 2048, 2000
 KEPT_MEANINGS = 65_536  # of more prompts than ever wait: each is asked for again at its request's end
 
 Embed = Callable[[str], Sequence[float]]
@@ -47,7 +46,7 @@ class Prior(NamedTuple):
             tuple(document["mean"]),
             tuple(document["scale"]),
             tuple(document["dense"]),
-            tuple(weight * unit for weight in document["words"]),
+            tuple(weight * unit if weight else 0.0 for weight in document["words"]),
             tuple(document.get("embedding", ())),
         )
 
@@ -67,14 +66,17 @@ def bounded(standard: float) -> float:
     return standard if -BOUND < standard < BOUND else copysign(BOUND, standard)
 
 
-class Seen(NamedTuple):
-    """A prompt as the model sees it."""
+@dataclass(slots=True)
+class Seen:
+    """A prompt as the model sees it. Not frozen for the reason that an Estimate is not."""
 
     category: str
     input_tokens: int
     terms: tuple[int, ...]  # the buckets of its words and, beyond them, its cues: below ``TERMS``
     share: float  # of each term
     score: float  # the prior's
+    beyond: float  # what that adds to the log length
+    expected: float  # tokens, by that alone
 
 
 class Meanings:
@@ -128,7 +130,7 @@ class PromptReader:
         self._prior = prior
         self._count = counter
         self.meanings = None if embed is None else Meanings(prior, embed)
-        self._kept = lru_cache(KEPT_PROMPTS)(self._look)
+        self._kept = reading_once(self._look)
         # What does not change with the prompt is worked out once. Most cue words are not in a prompt: their
         # worth when absent is in the constant.
         features = list(zip(prior.mean, prior.scale, prior.dense, strict=True))
@@ -144,19 +146,29 @@ class PromptReader:
     def __call__(self, request: Request) -> Seen:
         prompt = request.prompt
         if not prompt:
-            return Seen(request.category or "short_qa", request.prompt_tokens, (), 0.0, 0.0)
-        seen = self._kept(prompt) if len(prompt) <= KEPT_CHARS else self._look(prompt)
-        return seen if self.meanings is None else seen._replace(score=seen.score + self.meanings(prompt))
+            return self._seen(request.category or "short_qa", request.prompt_tokens, (), 0.0, 0.0)
+        seen = self._kept(prompt)
+        if self.meanings is None:
+            return seen
+        score = seen.score + self.meanings(prompt)
+        return self._seen(seen.category, seen.input_tokens, seen.terms, seen.share, score)
 
     def _look(self, prompt: str) -> Seen:
         prior = self._prior
         shape, cues, buckets, share = read(prompt)
-        within = map(min, self._high, map(max, self._low, shape))
+        if any(map(gt, shape, self._high)) or any(map(lt, shape, self._low)):
+            shape = tuple(map(min, self._high, map(max, self._low, shape)))
         score = (
             self._constant
-            + sum(map(mul, self._slopes, within))
+            + sum(map(mul, self._slopes, shape))
             + sum(map(self._worth.__getitem__, cues))
             + share * sum(map(prior.words.__getitem__, buckets))
         )
         terms = (*buckets, *map(BUCKETS.__add__, cues))
-        return Seen(classify(prompt), self._count(prompt), terms, share, score)
+        return self._seen(classify(prompt), self._count(prompt), terms, share, score)
+
+    def _seen(
+        self, category: str, input_tokens: int, terms: tuple[int, ...], share: float, score: float
+    ) -> Seen:
+        beyond = self._prior.beyond(score)
+        return Seen(category, input_tokens, terms, share, score, beyond, exp(self._prior.level + beyond))

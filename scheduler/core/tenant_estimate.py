@@ -70,6 +70,16 @@ class MeanCell(Cell):
 STATISTICS: Mapping[str, type[MedianCell | MeanCell]] = {"median": MedianCell, "mean": MeanCell}
 
 
+class _Tenant:
+    """What sets one tenant apart."""
+
+    __slots__ = ("cells", "trend")
+
+    def __init__(self) -> None:
+        self.cells: dict[str, MedianCell | MeanCell] = {}  # by category
+        self.trend = 0.0  # 1 where all answers are longer than believed, -1 where they are shorter
+
+
 class TenantEstimator:
     """base x input factor x the cell's ratio, never above max_tokens; no safety factor.
 
@@ -90,13 +100,7 @@ class TenantEstimator:
         self._read = reading_once(lambda prompt: _formula(classify(prompt), counter(prompt)))
         self._cell = STATISTICS[statistic]
         self._categories = {category: self._cell() for category in CATEGORIES}
-        self._cells: dict[tuple[str, str], MedianCell | MeanCell] = {}  # by tenant and category
-        self._trends: dict[str, float] = {}  # by tenant: 1 where all answers are longer than believed, or -1
-
-    @property
-    def coverage(self) -> float:
-        """Share of the last answers within their upper estimate; NaN before the first."""
-        return self.margin.coverage
+        self._tenants: dict[str, _Tenant] = {}
 
     def estimate(self, request: Request) -> Estimate:
         """O(prompt length), once per prompt that is remembered."""
@@ -107,7 +111,7 @@ class TenantEstimator:
                 request.category or "short_qa", request.prompt_tokens
             )
         believed, cap = uncorrected * self.bias(request.tenant, category), request.max_tokens
-        upper = self.margin.upper(believed)
+        upper = believed * self.margin.factor
         point = int(believed if believed < cap else cap) or 1
         return Estimate(
             input_tokens,
@@ -127,19 +131,22 @@ class TenantEstimator:
             return
         common = self._categories[category]
         common.add(ratio, GAIN)
-        cell = self._cells.get((tenant, category))
-        if cell is None:
-            if tenant not in self._trends and len(self._trends) == MAX_TENANTS:
+        own = self._tenants.get(tenant)
+        if own is None:
+            if len(self._tenants) == MAX_TENANTS:
                 return
-            cell = self._cells[tenant, category] = self._cell(common.value)
-        trend = self._trends.get(tenant, 0.0)
-        trend += TREND_GAIN * ((1.0 if ratio > cell.value else -1.0) - trend)
-        self._trends[tenant] = trend
+            own = self._tenants[tenant] = _Tenant()
+        cell = own.cells.get(category)
+        if cell is None:
+            cell = own.cells[category] = self._cell(common.value)
+        trend = own.trend
+        own.trend = trend = trend + TREND_GAIN * ((1.0 if ratio > cell.value else -1.0) - trend)
         gain = DRIFT_GAIN * trend**4
         cell.add(ratio, gain if gain > GAIN else GAIN)
 
     def bias(self, tenant: str, category: str) -> float:
-        common, cell = self._categories[category].value, self._cells.get((tenant, category))
+        common, own = self._categories[category].value, self._tenants.get(tenant)
+        cell = None if own is None else own.cells.get(category)
         return common if cell is None else cell.shrunk(common)
 
     def state(self) -> dict[str, Any]:
@@ -148,8 +155,12 @@ class TenantEstimator:
             "statistic": self.statistic,
             "margin": self.margin.log_margin,
             "categories": {name: [cell.count, cell.value] for name, cell in self._categories.items()},
-            "tenants": [[*of, [cell.count, cell.value]] for of, cell in self._cells.items()],
-            "trends": self._trends.copy(),
+            "tenants": [
+                [tenant, category, [cell.count, cell.value]]
+                for tenant, own in self._tenants.items()
+                for category, cell in own.cells.items()
+            ],
+            "trends": {tenant: own.trend for tenant, own in self._tenants.items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -157,15 +168,15 @@ class TenantEstimator:
             if state["kind"] != "tenant" or state["statistic"] != self.statistic:
                 raise ValueError
             categories = {name: self._restored(state["categories"][name]) for name in CATEGORIES}
-            cells = {
-                (str(tenant), str(category)): self._restored(cell)
-                for tenant, category, cell in state["tenants"]
-            }
-            trends = {tenant: _finite(state["trends"][tenant], -1.0) for tenant, _ in cells}
+            tenants: dict[str, _Tenant] = {}
+            for tenant, category, cell in state["tenants"]:
+                tenants.setdefault(str(tenant), _Tenant()).cells[str(category)] = self._restored(cell)
+            for tenant, own in tenants.items():
+                own.trend = _finite(state["trends"][tenant], -1.0)
             margin = Margin(_finite(state["margin"]))
         except (KeyError, TypeError, ValueError):
             raise ValueError(f"not a state of the tenant estimator by {self.statistic}") from None
-        self._categories, self._cells, self._trends, self.margin = categories, cells, trends, margin
+        self._categories, self._tenants, self.margin = categories, tenants, margin
 
     def _restored(self, state: list[float]) -> MedianCell | MeanCell:
         count, value = map(_finite, state)
