@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -35,7 +35,7 @@ class Distant(Gpu[Request]):
         self._coming: deque[tuple[float, Request, int, int]] = deque()
 
     def start(
-        self, key: Request, prompt_tokens: int, output_tokens: int, now: float, group: str = ""
+        self, key: Request, prompt_tokens: int, output_tokens: int, now: float, group: Hashable = ""
     ) -> None:
         self._coming.append((now + self._delay_s, key, prompt_tokens, output_tokens))
 
