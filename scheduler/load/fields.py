@@ -20,6 +20,7 @@ from scheduler.load.yamlfile import did_you_mean
 from scheduler.twin.profile_file import load_profile, profiles
 
 MAX_TOKENS = 1_000_000
+MAX_RATE = 1e6  # requests per second
 MIN_WEIGHT, MAX_WEIGHT = 1e-6, 1e6  # of a tenant: what it was served is divided by it, and squared
 EMBEDDING_FILES = ("config.json", "tokenizer.json", "model.safetensors")
 
@@ -141,14 +142,16 @@ FilePath = Annotated[str, AfterValidator(_file)]
 Seconds = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
 TimeToLive = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_some_time)]
-Rate = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0, le=MAX_RATE)]
+SomeRate = Annotated[float, Field(gt=0, le=MAX_RATE)]
+Portion = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)]
 Count = Annotated[int, Field(ge=1)]
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 PolicySpec = Annotated[str, BeforeValidator(policy_spec)]
 TenantShares = Annotated[
-    dict[str, Rate],
+    dict[str, Portion],
     BeforeValidator(lambda value: {value: 1.0} if isinstance(value, str) else value),
     AfterValidator(some_share),
 ]

@@ -23,6 +23,7 @@ from scheduler.load.fields import (
     Positive,
     Seconds,
     Section,
+    SomeRate,
     TimeToLive,
     Weight,
     embedding_path,
@@ -158,7 +159,7 @@ class Burst(Section):
     """Extra Poisson arrivals of one tenant, made like those of its first stream."""
 
     tenant: str
-    rate: Positive
+    rate: SomeRate
     for_s: Duration = Field(alias="for")
 
 
@@ -292,7 +293,7 @@ class Auto(Section):
 
     minimise: Annotated[str, BeforeValidator(_cost)] = "e2e.p50"
     subject_to: tuple[BoundSpec, ...] = ()
-    every_s: Duration = Field(default=30.0, alias="every")
+    every_s: Annotated[Duration, Field(ge=1)] = Field(default=30.0, alias="every")
     candidates: Annotated[tuple[PolicySpec, ...], AfterValidator(not_empty)] = CANDIDATES
     start: PolicySpec = "fifo"
     gain: Share = 0.10

@@ -10,14 +10,17 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from scheduler.core.estimate import BASE_TOKENS
 from scheduler.core.types import Category, Sampling
 from scheduler.load.fields import (
+    MAX_TOKENS,
     Count,
     Duration,
     FilePath,
     Name,
+    Portion,
     Positive,
     Rate,
     Seconds,
     Section,
+    SomeRate,
     TenantShares,
     Tokens,
     exactly_one,
@@ -43,14 +46,14 @@ class Uniform(Section):
 class Gamma(Section):
     """Gamma-distributed gaps; cv 1 is Poisson."""
 
-    rate: Positive
-    cv: Annotated[float, Field(gt=0, le=100)]
+    rate: SomeRate
+    cv: Annotated[float, Field(ge=0.01, le=100)]
 
 
 class Bursts(Section):
     """Poisson at ``rate`` for ``busy``, at ``base`` for ``idle``, and again."""
 
-    rate: Positive
+    rate: SomeRate
     base: Rate = 0.0
     busy_s: Duration = Field(alias="busy")
     idle_s: Duration = Field(alias="idle")
@@ -83,7 +86,7 @@ class Diurnal(Section):
     """A rate that swings from ``low`` to ``high`` and back in each period."""
 
     low: Rate
-    high: Positive
+    high: SomeRate
     period_s: Duration = Field(default=86400.0, alias="period")
 
     @model_validator(mode="after")
@@ -104,7 +107,7 @@ class Closed(Section):
 class Arrivals(Section):
     """Exactly one of these. Rates are requests per second."""
 
-    poisson: Positive | None = None
+    poisson: SomeRate | None = None
     uniform: Uniform | None = None
     gamma: Gamma | None = None
     bursts: Bursts | None = None
@@ -142,11 +145,15 @@ class Trace(Section):
         return self
 
 
+Median = Annotated[float, Field(gt=0, le=MAX_TOKENS)]
+Sigma = Annotated[float, Field(gt=0, le=10)]
+
+
 class Lengths(Section):
     """How long answers get on the simulated engine. Exactly one of profile, lognormal and file."""
 
     profile: Literal["sat", "near", "mod", "short", "heavy"] | None = None
-    lognormal: dict[Category, tuple[Positive, Positive]] | None = None
+    lognormal: dict[Category, tuple[Median, Sigma]] | None = None
     """For each category its median in tokens and sigma."""
     file: FilePath | None = None
     """JSON lines with `output_tokens`: a number, or one for each model."""
@@ -188,7 +195,7 @@ class Stream(Section):
     """Who asks: one tenant, or several with their shares; a jsonl trace may say so itself."""
     arrivals: Annotated[Arrivals, or_section("at-once", {"at-once": True})] | None = None
     trace: Trace | None = None
-    mix: Annotated[dict[Category, Rate], AfterValidator(some_share)] | None = None
+    mix: Annotated[dict[Category, Portion], AfterValidator(some_share)] | None = None
     """Shares of the categories; the paper's learning phase where not given."""
     prompts: Annotated[Prompts, or_section("paper", {})] | None = None
     from_s: Seconds = Field(default=0.0, alias="from")
