@@ -102,8 +102,8 @@ COMMANDS: tuple[Command, ...] = (
     Command("right", "replay_on", "10 s on", "Ten seconds on.", "replay", "seek(10)", True),
     Command("home", "replay_start", "start", "To the start of the run.", "replay", "go(0)"),
     Command("end", "replay_end", "end", "To the end of the run.", "replay", "go(1)"),
-    Command("left_square_bracket", "replay_slower", "slower", "Half the speed.", "replay", "speed(0.5)"),
-    Command("right_square_bracket", "replay_faster", "faster", "Twice the speed.", "replay", "speed(2)"),
+    Command("left_square_bracket", "slower", "slower", "Half the speed.", "replay", "speed(0.5)", True),
+    Command("right_square_bracket", "faster", "faster", "Twice the speed.", "replay", "speed(2)", True),
     Command("escape,q,question_mark", "help_close", "close", "Back to the run.", "help", "dismiss"),
 )
 
@@ -127,9 +127,10 @@ def bindings(where: str) -> list[Binding | tuple[str, str] | tuple[str, str, str
     ]
 
 
-def hints(where: str) -> str:
-    """The commands of a dialog in one line, for its frame."""
-    return " · ".join(f"{command.key_label} {command.title}" for command in on_screen(where))
+def hints(where: str, *without: str) -> str:
+    """The commands of a dialog in one line, for its frame; ``without`` those of these ids."""
+    shown = [command for command in on_screen(where) if command.id not in without]
+    return " · ".join(f"{command.key_label} {command.title}" for command in shown)
 
 
 class DriftCommands(Provider):

@@ -39,6 +39,15 @@ def ratio(value: float) -> str:
     return f"×{value:.2f}" if value < 9.995 else f"×{value:.1f}" if value < 99.95 else f"×{value:.0f}"
 
 
+def weight(value: float) -> str:
+    """A weight in four cells: 5, 12.5, 0.33, 2e-3, 123k."""
+    if value >= 999.5:
+        return count(value)
+    if value >= 1:
+        return f"{value:.3g}"
+    return f"{value:.2f}".rstrip("0").rstrip(".") if value >= 0.00995 else f"{value:.0e}".replace("e-0", "e-")
+
+
 def percent(share: float) -> str:
     """A share of one: 31%."""
     return f"{100 * share:.0f}%" if isfinite(share) else NOTHING

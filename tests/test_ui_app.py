@@ -304,6 +304,14 @@ async def test_a_legend_says_how_many_it_leaves_out(width: int) -> None:
         assert named.count("━") + int(more) == 8, legend
 
 
+@pytest.mark.parametrize("width", [60, 100, 160])
+async def test_a_long_name_leaves_room_in_the_legend(width: int) -> None:
+    tenants = [("checkout-assistant-for-the-european-storefront-" * 2, *EIGHT[0][1:]), *EIGHT[1:]]
+    async with running(FakeFeed(tenants), size=(width, 30), seconds=1) as (app, _, _):
+        legend = "".join(segment.text for segment in app.main.charts[0].draw(1))
+        assert "━ checkout" in legend, legend
+
+
 @pytest.mark.parametrize("size", [(160, 48), (80, 24)])
 async def test_every_line_begins_with_a_change_of_both_colours(size: tuple[int, int]) -> None:
     async with running(size=size, seconds=2) as (app, _, _):

@@ -76,6 +76,13 @@ def test_clean_keeps_what_is_harmless() -> None:
         (figures.count(2.04e9), "2.0G"),
         (figures.ratio(1.036), "×1.04"),
         (figures.percent(math.nan), "–"),
+        (figures.weight(5.0), "5"),
+        (figures.weight(12.25), "12.2"),
+        (figures.weight(123456.0), "123k"),
+        (figures.weight(1 / 3), "0.33"),
+        (figures.weight(0.999), "1"),
+        (figures.weight(0.0012), "1e-3"),
+        (figures.weight(1e-6), "1e-6"),
         (figures.clock(3723), "1:02:03"),
         (figures.size(2_100_000), "2.1 MB"),
         (figures.span(60), "60s"),
@@ -117,6 +124,21 @@ def test_a_past_bucket_never_changes_while_time_goes_on() -> None:
     after = Grid.ending(feed.now, 20, 40)
     shift = after.first - before.first
     np.testing.assert_array_equal(history.buckets("queue", after, "acme-chat")[: 39 - shift], old[shift:39])
+
+
+def test_the_latest_value_is_no_larger_one_of_its_dot() -> None:
+    feed, history = FakeFeed(), History()
+    sampled(10, feed, history)
+    feed.paused = True
+    for queued in (500.0, 3.0):
+        feed.lanes[0].queued = queued
+        feed.lanes[0].rate = 0.0
+        feed.advance(0.25)
+        history.sample(feed.view())
+    grid = Grid.ending(feed.now, 600, 60)
+    assert history.buckets("queue", grid, "acme-chat")[-1] == 500
+    assert history.latest("queue", grid, "acme-chat") == 3
+    assert math.isnan(history.latest("queue", grid, "nobody"))
 
 
 def test_a_burst_between_two_dots_is_still_drawn() -> None:
@@ -335,6 +357,7 @@ def test_names_in_a_legend_are_cut_evenly_or_not_at_all() -> None:
     assert name_cells((17, 4, 15), 30) == 13
     assert name_cells((17, 14, 15), 27) == 9
     assert name_cells((17, 14, 15), 26) == 17
+    assert name_cells((64, 14, 15), 26) == 18
     assert name_cells((), 10) == 0
 
 
@@ -353,10 +376,13 @@ def test_no_key_is_used_twice_on_a_screen() -> None:
 
 
 def test_every_command_is_in_the_help() -> None:
-    text = help_text()
+    live, recorded = help_text("main"), help_text("replay")
     for command in COMMANDS:
-        assert f" {command.key_label:<8} {command.title:<16} {command.help}" in text
-    assert max(map(len, text.splitlines())) <= 71  # no line wraps in a terminal of 80
+        line = f" {command.key_label:<8} {command.title:<16} {command.help}"
+        assert (line in live) == (command.where != "replay"), command.id
+        assert (line in recorded) == (command in (*on_screen("replay"), *on_screen("help"))), command.id
+    for text in (live, recorded):
+        assert max(map(len, text.splitlines())) <= 71  # no line wraps in a terminal of 80
 
 
 def test_numbers_in_forms() -> None:

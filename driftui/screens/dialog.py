@@ -44,8 +44,12 @@ class Dialog(ModalScreen[None]):
         self.complain("")
         box = VerticalScroll(*self.content(), self.error, id="box", can_focus=False)
         box.border_title = Content(self.HEADING)
-        box.border_subtitle = Content(hints(self.WHERE))
+        box.border_subtitle = Content(self.hints())
         yield box
+
+    def hints(self) -> str:
+        """The keys, for the frame."""
+        return hints(self.WHERE)
 
     def complain(self, text: str) -> None:
         """Say what is wrong, in a line that takes no room while nothing is."""

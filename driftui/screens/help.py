@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from textual.widget import Widget
 
-from driftui.commands import COMMANDS, bindings
+from driftui.commands import bindings, on_screen
 from driftui.screens.dialog import Dialog, plain
 
-_HEADINGS = {
+_LIVE = {
     "main": "Main screen",
-    "replay": "Recorded run (driftsched replay)",
     "policy": "Policy switcher",
     "estimator": "Estimator switcher",
     "inject": "Injector",
@@ -17,17 +16,16 @@ _HEADINGS = {
     "quit": "Leaving",
     "help": "This help",
 }
+_HEADINGS = {"main": _LIVE, "replay": {"replay": "Recorded run", "help": "This help"}}  # by the first screen
 
 
-def help_text() -> str:
-    """Every command of every screen."""
+def help_text(main: str) -> str:
+    """Every command of every screen that there is with this first one."""
     lines: list[str] = []
-    for where, heading in _HEADINGS.items():
+    for where, heading in _HEADINGS[main].items():
         lines += [*([""] if lines else []), heading]
         lines += [
-            f" {command.key_label:<8} {command.title:<16} {command.help}"
-            for command in COMMANDS
-            if command.where == where
+            f" {command.key_label:<8} {command.title:<16} {command.help}" for command in on_screen(where)
         ]
     return "\n".join(lines)
 
@@ -39,8 +37,12 @@ class HelpScreen(Dialog):
     WHERE = "help"
     HEADING = "Keys"
 
+    def __init__(self, main: str) -> None:
+        super().__init__()
+        self._main = main
+
     def content(self) -> list[Widget]:
-        return [plain(help_text(), id="help-text")]
+        return [plain(help_text(self._main), id="help-text")]
 
     def on_mount(self) -> None:
         box = self.query_one("#box")

@@ -37,7 +37,7 @@ class InjectScreen(Dialog):
         found = [self.options, self.about]
         if self._tenant is None:
             return found
-        name = clean(self._tenant, 24)
+        name = clean(self._tenant, 40)
         return [
             *found,
             plain(f"Or a burst of {name} (tab):", classes="note"),

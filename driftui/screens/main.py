@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, cast
 
 from textual.app import ComposeResult
@@ -60,7 +61,7 @@ class MainScreen(Screen[None]):
         self._arranged: object = None
         self.charts = (
             Chart("Queue depth by tenant", "1", 0.0, 4.0, figures.count, id="chart-queue"),
-            Chart("Latency", "2", 0.0, 0.5, lambda value: figures.seconds(value) + "s", id="chart-latency"),
+            Chart("Latency", "2", 0.0, 0.5, _latency, id="chart-latency"),
             Chart("Drift: actual / estimated", "3", 0.5, 1.5, figures.ratio, id="chart-drift"),
             Chart("Bias: learned multiplier", "4", 0.5, 1.5, figures.ratio, id="chart-bias"),
         )
@@ -241,7 +242,7 @@ class MainScreen(Screen[None]):
         self._show_again()
 
     def action_help(self) -> None:
-        self.app.push_screen(HelpScreen())
+        self.app.push_screen(HelpScreen(self.WHERE))
 
     def action_filter(self) -> None:
         self.filter_input.display = True
@@ -263,6 +264,10 @@ class MainScreen(Screen[None]):
         self._show_again()
         # Sizes are known only after the layout; what was hidden has nothing drawn yet.
         self.call_after_refresh(self._show_again)
+
+
+def _latency(value_s: float) -> str:
+    return figures.seconds(value_s) + ("s" if isfinite(value_s) else "")
 
 
 def _hint(view: View) -> str:

@@ -12,7 +12,7 @@ from textual.widgets import Input, Static
 
 from driftui import figures
 from driftui.clean import clean
-from driftui.commands import bindings
+from driftui.commands import bindings, hints
 from driftui.screens.dialog import FOLLOW_S, Dialog, field, plain
 from driftui.screens.parse import FieldError, bound, positive, seconds_bound
 from scheduler.core.types import Limits, Percentiles, TenantSnapshot
@@ -74,7 +74,7 @@ class TenantScreen(Dialog):
     def __init__(self, tenant: str) -> None:
         super().__init__()
         self._tenant = tenant
-        self.HEADING = f"Tenant {clean(tenant, 32)}"
+        self.HEADING = f"Tenant {clean(tenant, 64)}"
 
     def _find(self) -> TenantSnapshot | None:
         tenants = self.drift.feed.view().snapshot.tenants
@@ -94,6 +94,9 @@ class TenantScreen(Dialog):
             rows.append(Horizontal(plain(label, classes="label"), self.inputs[name], classes="row"))
         return [self._facts, *rows]
 
+    def hints(self) -> str:
+        return super().hints() if self.inputs else hints(self.WHERE, "tenant_apply")
+
     def on_mount(self) -> None:
         self._follow()
         self.set_interval(FOLLOW_S, self._follow)
@@ -105,7 +108,9 @@ class TenantScreen(Dialog):
 
     def action_apply(self) -> None:
         tenant = self._find()
-        if tenant is None or not self.inputs:  # a recorded one is only looked at
+        if not self.inputs:  # a recorded one is only looked at
+            self.dismiss(None)
+        if tenant is None or not self.inputs:
             return
         try:
             weight = positive("weight", self.inputs["weight"].value)

@@ -23,7 +23,7 @@ _LINES_AROUND = 2  # legend above, time axis below
 _LEGEND_INDENT = LABEL_CELLS - 2
 _LEGEND_GAP = 2
 _LEGEND_MARK = "━ "
-_SHORTEST_NAME = 9  # rather than cut them further, a legend leaves some tenants out
+_SHORTEST_NAME, _LONGEST_NAME = 9, 18  # rather than cut names further, a legend leaves some tenants out
 
 
 class Series(NamedTuple):
@@ -53,12 +53,12 @@ class Moment(NamedTuple):
 
 @lru_cache(256)
 def name_cells(lengths: tuple[int, ...], room: int) -> int:
-    """How long names may be so that all fit into ``room``; where that would leave nothing of them, whole."""
+    """How long names may be so that all fit into ``room``; where they cannot, as long as is of use."""
     longest = max(lengths, default=0)
     for most in range(longest, _SHORTEST_NAME - 1, -1):
         if sum(min(length, most) for length in lengths) <= room:
             return most
-    return longest
+    return min(longest, _LONGEST_NAME)
 
 
 class Chart(Panel):
@@ -115,7 +115,7 @@ class Chart(Panel):
         height = max(0, self.inner_height - _LINES_AROUND)
         values = np.array([history.buckets(s.key, grid, s.tenant) for s in self._series])
         values = values.reshape(len(self._series), grid.buckets)  # also of no series
-        lines = [self._legend(values)]
+        lines = [self._legend([history.latest(s.key, grid, s.tenant) for s in self._series])]
         if height:
             lines += self._plot(values, grid, width, height)
             lines.append(self._time_axis(width))
@@ -158,21 +158,18 @@ class Chart(Panel):
             lines.append(line)
         return lines
 
-    def _legend(self, values: Floats) -> list[Segment]:
+    def _legend(self, latest: Sequence[float]) -> list[Segment]:
         width = self.inner_width
         line: list[Segment] = []
         used, gap = 0, _LEGEND_INDENT
         # The tenant under the cursor is drawn last and named first.
-        pairs = sorted(zip(self._series, values, strict=True), key=lambda pair: not pair[0].strong)
+        pairs = sorted(zip(self._series, latest, strict=True), key=lambda pair: not pair[0].strong)
         names = [clean(series.name) for series, _ in pairs]
-        latest = []
-        for _, shown in pairs:
-            known = shown[np.isfinite(shown)]
-            latest.append(self._unit(float(known[-1])) if len(known) else figures.NOTHING)
+        shown = [self._unit(value) for _, value in pairs]
         around = _LEGEND_GAP + len(_LEGEND_MARK) + 1
-        room = width - _LEGEND_INDENT + _LEGEND_GAP - sum(len(figure) + around for figure in latest)
+        room = width - _LEGEND_INDENT + _LEGEND_GAP - sum(len(figure) + around for figure in shown)
         most = name_cells(tuple(map(cell_len, names)), room)
-        for at, ((series, _), name, figure) in enumerate(zip(pairs, names, latest, strict=True)):
+        for at, ((series, _), name, figure) in enumerate(zip(pairs, names, shown, strict=True)):
             text = f"{clean(name, most)} {figure}"
             cells = gap + len(_LEGEND_MARK) + cell_len(text)
             more = f"  +{len(names) - at}"

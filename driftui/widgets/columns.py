@@ -130,7 +130,9 @@ DRIFT_SPARK = "drift 60s"
 COLUMNS: tuple[Column, ...] = (
     Column(TENANT, 14, 99, lambda r, w: (clean(r.tenant.name, w), r.colour), "<"),
     Column("tier", 8, 50, lambda r, w: (clean(r.tenant.tier, w), palette.FAINT)),
-    Column("wt", 4, 48, lambda r, w: (f"{r.tenant.weight:.3g}", palette.TEXT), order=lambda t, _: t.weight),
+    Column(
+        "wt", 4, 48, lambda r, w: (figures.weight(r.tenant.weight), palette.TEXT), order=lambda t, _: t.weight
+    ),
     Column("queue", 6, 98, _queue, order=lambda t, _: t.queued),
     Column("run", 4, 97, _count("in_flight"), order=lambda t, _: t.in_flight),
     Column("", 8, 30, lambda r, w: (bar(r.tenant.share, w), r.colour), "<"),

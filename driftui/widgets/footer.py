@@ -12,7 +12,7 @@ from driftui.palette import ink
 from driftui.widgets.canvas import Canvas
 
 # What a narrow line leaves out first.
-_GIVES_WAY = ("filter", "undo", "tenant", "freeze", "pause", "inject")
+_GIVES_WAY = ("filter", "slower", "faster", "undo", "tenant", "freeze", "pause", "inject")
 _NARROW = 100
 
 
@@ -35,7 +35,7 @@ class KeyLine(Canvas):
         room = width - len(" │ ^p ") - len(palette_word)
         for command_id in _GIVES_WAY:
             if _cells(shown) > room:
-                del shown[command_id]
+                shown.pop(command_id, None)
         line: list[Segment] = []
         for label, title in shown.values():
             line += [Segment(label, key), Segment(f"{title} ", word)]

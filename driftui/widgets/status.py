@@ -161,14 +161,15 @@ def _scenario(view: View) -> Field:
     if not view.scenario:
         return Field([(0, ())])
     total = "" if view.scenario_total_s is None else f"/{figures.clock(view.scenario_total_s)}"
-    speed = "" if view.speed == 1 else f" {figures.ratio(view.speed)}"
+    speed = "" if view.speed == 1 else f" ×{figures.plain(view.speed)}"
     elapsed_s = view.scenario_elapsed_s  # the run goes on when its load is over
     if view.scenario_total_s is not None:
         elapsed_s = min(elapsed_s, view.scenario_total_s)
     elapsed = Part(f"{figures.clock(elapsed_s)}{total}{speed}", palette.TEXT)
     name = Part(clean(view.scenario, 20) + " ", palette.BRIGHT)
+    where = 75 if view.replay else 50  # a recording's time is where one is
     return Field(
-        [(14, (Part("scenario "), name, elapsed)), (36, (name, elapsed)), (50, (elapsed,)), (99, ())],
+        [(14, (Part("scenario "), name, elapsed)), (36, (name, elapsed)), (where, (elapsed,)), (99, ())],
         group=True,
     )
 
@@ -192,14 +193,14 @@ def _machine(view: View, cost: Cost) -> list[Field]:
         ("psi", health.pressure_some, 31 if (health.pressure_some or 0.0) >= 0.2 else 13),
     )
     figures_shown = [
-        (keep, name, Part(figures.percent(share), _load_colour(share)))
+        (keep, name, Part(f"{figures.percent(share):>3}", _load_colour(share)))
         for name, share, keep in shares
         if share is not None
     ]
     lag_ms = view.loop_lag_p99_ms
     if not isnan(lag_ms):
         lag_colour = palette.TEXT if lag_ms < 20 else palette.WARN if lag_ms < 100 else palette.BAD
-        figures_shown.append((34, "lag", Part(f"{lag_ms:.0f}ms", lag_colour)))
+        figures_shown.append((34, "lag", Part(f"{lag_ms:2.0f}ms", lag_colour)))
     screen = Part(f"{cost.refresh_ms:.1f}ms {100 * cost.share:.1f}%", palette.TEXT)
     figures_shown.append((32, "ui", screen))
     return [
@@ -213,11 +214,15 @@ def fields(view: View, frozen: bool, leaving: str, cost: Cost) -> list[Field]:
     snapshot = view.snapshot
     words, colour = state(view, frozen, leaving)
     full = snapshot.in_flight >= snapshot.capacity
-    run = Part(f"{snapshot.in_flight}/{snapshot.capacity}", palette.WARN if full else palette.TEXT)
-    wait = Part(figures.count(snapshot.queued), palette.WARN if snapshot.queued else palette.TEXT)
-    rate = Part(figures.count(snapshot.tokens_per_s), palette.TEXT)
+    # As wide as they usually get, or all that stands behind them would not keep still.
+    in_flight = f"{snapshot.in_flight:{len(str(snapshot.capacity))}}"
+    run = Part(f"{in_flight}/{snapshot.capacity}", palette.WARN if full else palette.TEXT)
+    wait = Part(f"{figures.count(snapshot.queued):>3}", palette.WARN if snapshot.queued else palette.TEXT)
+    rate = Part(f"{figures.count(snapshot.tokens_per_s):>4}", palette.TEXT)
     kv = view.engine.kv_use
-    kv_figure: Variant = () if kv is None else (Part("kv "), Part(figures.percent(kv), _load_colour(kv)))
+    kv_figure: Variant = (
+        () if kv is None else (Part("kv "), Part(f"{figures.percent(kv):>3}", _load_colour(kv)))
+    )
     return [
         Field([(90, (Part(f" {NAME} ", _BADGE, True),)), (99, (Part(" ds ", _BADGE, True),))]),
         Field(
