@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from core_kit import complete, dispatch_all, make_request, make_scheduler, submit_all
 from recorded_kit import SCENARIO
 
 from scheduler.core.events import Event, Kind
 from scheduler.core.metrics import gap_value
-from scheduler.core.types import Request
+from scheduler.core.types import Limits, Request, Slo, Tenant
 from scheduler.load.scenario import Scenario, load_scenario
 from scheduler.plan import make_plan
 from scheduler.record.recorder import DEPTH_COLUMNS, METRICS_COLUMNS
+from scheduler.record.tally import Tally
 from scheduler.record.writer import FileWriter
 from scheduler.virtual import VirtualRun
 
@@ -215,6 +217,23 @@ def test_switches(recorded: tuple[Json, list[Json], Path]) -> None:
     gone = ("dispatched", "cancelled", "expired")
     left = {e["id"] for e in events if e["e"] in gone and e["t"] < told[0]["at_s"]}
     assert told[0]["queued"] == len(waiting - left)
+
+
+def test_rejections_are_of_the_rejected_and_objectives_those_of_whoever_came_late() -> None:
+    scheduler, tally = make_scheduler(limits=Limits(max_queued=2)), Tally()
+    scheduler.add_tenant(Tenant("late", slo=Slo(e2e_s=5.0)))
+    late = Request("late", "late", "standard", 0.0, 10, 1000, intended_tokens=5)
+    lost, third = make_request("lost"), make_request("third")
+    submit_all(scheduler, [late, lost])
+    assert scheduler.submit(third, 0.0) is not None
+    dispatch_all(scheduler, 0.0)
+    complete(scheduler, late, 9.0)
+    complete(scheduler, lost, 9.0, "error")
+    for request in (third, late, lost):
+        tally.add(request)
+    figures = tally.figures(scheduler.books, 9.0)
+    assert (lost.reason, figures["rejections"]) == ("engine_error", {"queue_full": 1})
+    assert figures["goodput"]["slo_share"] == 0.0
 
 
 def test_csv_files_begin_with_the_papers_columns(recorded: tuple[Json, list[Json], Path]) -> None:
