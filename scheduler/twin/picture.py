@@ -121,7 +121,7 @@ class Picture:
 
 class Exposure:
     """One instant of a scheduler that goes on: what may change is read at once, all else of those who wait
-    in slices, later. What is read at once is next to nothing of each: some milliseconds for 100,000.
+    in slices, later. What is read at once is next to nothing of each: some 10 ms for 100,000.
 
     ``max_num_seqs`` is what the engine batches where that is not the scheduler's capacity; ``generated``
     tells the tokens of a running request where requests themselves do not say, nor when the first one came.

@@ -127,7 +127,7 @@ class _Play:
     def __init__(self, picture: Picture, policy: str, future: Future, horizon_s: float) -> None:
         self._until_s = picture.now + horizon_s
         self._outlook = Outlook(picture.tenants, picture.now, horizon_s)
-        self._running: set[Request] = set()  # on the GPUs
+        self._busy = 0  # requests on the GPUs
         self._gpus: list[Gpu[Request]] = [
             Gpu(picture.profile, picture.max_num_seqs, first_token_events=False) for _ in picture.capacities
         ]
@@ -172,11 +172,11 @@ class _Play:
                     ready.first_token_s = start_s  # at the latest
                 prompt = ready.prompt_tokens + done.generated
                 more = (ready.intended_tokens or 0) - done.generated
-                self._running.add(ready)
+                self._busy += 1
                 self._gpus[ready.replica].start(ready, prompt, max(1, more), start_s)
 
     def run(self, step_s: float) -> Played:
-        scheduler, gpus, running = self._scheduler, self._gpus, self._running
+        scheduler, gpus, busy = self._scheduler, self._gpus, self._busy
         submit, next_dispatch, next_timer = scheduler.submit, scheduler.next_dispatch, scheduler.next_timer
         slots, until_s, now = scheduler.slots.capacity, self._until_s, self._now
         batched, expiries = scheduler.slots.batch is not None, scheduler.waiting.expiries
@@ -187,14 +187,14 @@ class _Play:
         arrivals = self._arrivals
         coming = next(arrivals, _NOBODY)
         while True:
-            while len(running) < slots and (ready := next_dispatch(now)) is not None:
-                running.add(ready)
+            while busy < slots and (ready := next_dispatch(now)) is not None:
+                busy += 1
                 length = ready.intended_tokens or 1
                 gpus[ready.replica].start(ready, ready.prompt_tokens, length, now)
             event_s = only.next_event() if only is not None else min(gpu.next_event() for gpu in gpus)
             timer_s = next_timer() if expiries or batched else inf
             soonest_s = event_s if event_s < timer_s else timer_s
-            if len(running) >= slots:  # who comes now can only wait
+            if busy >= slots:  # who comes now can only wait
                 busy_until_s = soonest_s if soonest_s < step_at_s else step_at_s
                 while coming.arrival_s < busy_until_s and not expiries:
                     submit(coming, coming.arrival_s)
@@ -215,7 +215,7 @@ class _Play:
                 for gpu in gpus:
                     for _, sequence in gpu.advance(now):
                         done = sequence.key
-                        running.remove(done)
+                        busy -= 1
                         if done.first_token_s is None:
                             done.first_token_s = sequence.first_s
                         length = done.intended_tokens or 1
