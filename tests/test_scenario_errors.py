@@ -164,6 +164,7 @@ STREAMS = [
     ("{tenant: acme, arrivals: {poisson: 1}, for: 1s, after: x}", "6: load.0.after: no stream is named 'x'", "drained"),
     ("{name: x, tenant: acme, arrivals: {poisson: 1}, for: 1s, after: x}", "6: load.0.after: the streams wait for", ""),
     ("{tenant: acme, trace: {file: azure.csv, format: azure}}", "6: load.0.trace.file: no such file: 'azure.csv'", ""),
+    ("{tenant: acme, trace: {file: s.yaml, format: azure, speed: 1e-9}}", "6: load.0.trace.speed: must be at least 0.001", ""),
     ("{tenant: acme, trace: {file: s.yaml, format: azzure}}", "6: load.0.trace.format: got 'azzure'", "'azure'?"),
     ("{tenant: acme, trace: {file: s.yaml, format: azure}}", "6: load.0.trace: 's.yaml' line 1: no column", "TIMESTAMP"),
     ("{tenant: acme, arrivals: {poisson: 1}, for: 1s, lengths: {file: s.yaml}}", "6: load.0.lengths: 's.yaml' line 1:", ""),

@@ -16,7 +16,6 @@ from scheduler.load.fields import (
     FilePath,
     Name,
     Portion,
-    Positive,
     Rate,
     Seconds,
     Section,
@@ -128,7 +127,7 @@ class Trace(Section):
 
     file: FilePath
     format: Literal["azure", "burstgpt", "mooncake", "jsonl"]
-    speed: Positive = 1.0
+    speed: Annotated[float, Field(ge=0.001, le=1e6)] = 1.0
     """The trace's seconds in one second of the run."""
     from_s: Seconds = Field(default=0.0, alias="from")
     """Where in the trace to begin; that instant is the stream's start."""
