@@ -55,6 +55,8 @@ class Dialog(ModalScreen[None]):
         """Say what is wrong, in a line that takes no room while nothing is."""
         self.error.update(Content(clean(text, 400)))
         self.error.display = bool(text)
+        if text:  # which may be more than a small screen has room for
+            self.call_after_refresh(self.error.scroll_visible, animate=False)
 
     def send(self, verb: Callable[..., None], *args: object, **kwargs: object) -> None:
         """Ask this of the run and close; what it refuses is said here."""

@@ -186,7 +186,8 @@ class Chart(Panel):
         return line
 
     def _time_axis(self, width: int) -> list[Segment]:
-        parts = 4 if width >= 40 else 2 if width >= 20 else 1
+        most = 3 if self._moment.window_s % 4 else 4  # whole seconds apart
+        parts = most if width >= 40 else 2 if width >= 20 else 1
         text = [" "] * (width + 1)
         for part in range(parts):
             label = "-" + figures.span(self._moment.window_s * (parts - part) / parts)

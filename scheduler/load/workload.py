@@ -265,7 +265,7 @@ class Workload:
     def _drift(self, drift: Drift) -> Mark:
         for tenant in self._tenants if drift.tenant is None else (drift.tenant,):
             self._shifts[tenant] = Shift(drift.output_scale, drift.force)
-        return Mark(f"drift: {drift.tenant or 'every tenant'}, answers x{drift.output_scale:g}")
+        return Mark(f"drift: {drift.tenant or 'every tenant'}, answers ×{drift.output_scale:g}")
 
 
 def total_s(scenario: Scenario) -> float | None:
