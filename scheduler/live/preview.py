@@ -34,7 +34,7 @@ MIN_FUTURES = 4
 """Fewer are no band."""
 
 MAX_PICTURED = 100_000
-"""Queued requests up to which a switch is predicted: what is read of them at once takes some 10 ms."""
+"""Queued requests up to which a switch is predicted: what is read of them at once takes 10 to 20 ms."""
 
 BANDS_S = 3.5
 """Bands get what futures can be played within about so long."""

@@ -121,7 +121,7 @@ class Picture:
 
 class Exposure:
     """One instant of a scheduler that goes on: what may change is read at once, all else of those who wait
-    in slices, later. What is read at once is next to nothing of each: some 10 ms for 100,000.
+    in slices, later. What is read at once is next to nothing of each: 10 to 20 ms for 100,000.
 
     ``max_num_seqs`` is what the engine batches where that is not the scheduler's capacity; ``generated``
     tells the tokens of a running request where requests themselves do not say, nor when the first one came.
@@ -170,19 +170,20 @@ class Exposure:
         )
 
     def queued(self, max_items: int) -> Iterator[list[Pending]]:
-        """Those who waited at that instant, whatever has become of them."""
-        running = self._running
-        for first in range(0, len(self._active), max_items):
-            part = slice(first, first + max_items)
+        """Those who waited at that instant, whatever has become of them. Once: what was read is let go, for
+        to let go of 100,000 in one go takes as long as several slices.
+        """
+        active, prompts, estimates, running = self._active, self._prompts, self._estimates, self._running
+        while active:
+            part = zip(active[:max_items], prompts[:max_items], estimates[:max_items], strict=True)
             yield [
                 _made((r.tenant, r.tier, r.arrival_s, prompt, r.max_tokens, estimate, r.ttl_s, 0, None, ""))
-                for r, prompt, estimate in zip(
-                    self._active[part], self._prompts[part], self._estimates[part], strict=True
-                )
+                for r, prompt, estimate in part
                 if r not in running
             ]
+            del active[:max_items], prompts[:max_items], estimates[:max_items]
 
     def whole(self) -> Picture:
         """All of it, at once."""
-        parts = self.queued(max(1, len(self._active)))
-        return replace(self.picture, queued=tuple(chain.from_iterable(parts)))
+        queued = chain.from_iterable(self.queued(len(self._active)))
+        return replace(self.picture, queued=tuple(queued))
