@@ -14,7 +14,7 @@ from scheduler.bench.drift import feed
 from scheduler.core.conformal import Margin
 from scheduler.core.features import BUCKETS, DENSE, MAX_CHARS, read
 from scheduler.core.learned import CLIP, LearnedEstimator
-from scheduler.core.prior import NO_PRIOR, TERMS, Prior, PromptReader
+from scheduler.core.prior import MOST_BEYOND, NO_PRIOR, TERMS, Prior, PromptReader
 from scheduler.core.types import Outcome, Request
 from scheduler.load.prior import read_lengths, shipped_prior, train
 from scheduler.record.tally import spearman
@@ -236,10 +236,12 @@ def test_prompts_score_as_they_were_trained_odd_ones_too() -> None:
     assert sum(max(-most, min(most, error)) for error in errors) / len(errors) == pytest.approx(0, abs=2e-3)
 
 
-def test_scores_are_steps_of_the_length_and_a_hundred() -> None:
+def test_scores_are_steps_of_the_length_and_a_hundred_that_flatten_out_upwards() -> None:
     prior = NO_PRIOR._replace(level=math.log(300))
-    expected = [300 * math.exp(prior.beyond(score)) for score in (0, math.log(2), math.log(0.4), -9)]
-    assert expected == pytest.approx([300, 700, 60, 30])
+    tokens = [300 * math.exp(prior.beyond(score)) for score in (0, math.log(0.4), -9, math.log(1.1), 9)]
+    assert tokens[:3] == pytest.approx([300, 60, 30])
+    assert tokens[3] == pytest.approx(340, rel=0.01)
+    assert tokens[4] == pytest.approx(300 * math.exp(MOST_BEYOND))
 
 
 def test_the_shipped_prior_fits_the_features_and_tells_kinds_apart() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import copysign, exp, log
+from math import copysign, exp, log, tanh
 from operator import gt, lt, mul, sub
 from typing import Any, NamedTuple
 
@@ -16,6 +16,9 @@ from scheduler.core.types import Request
 BOUND = 3.0  # of a dense feature, in standard deviations: no single odd prompt may say everything
 SHORT_TOKENS = 100.0  # added to an answer before the logarithm: whether it had 2 or 20 says little
 LEAST_TOKENS = 30.0  # expected of any prompt
+MOST_BEYOND = (
+    0.8  # above the level, in the log: a model has a usual length, and few prompts make it double that
+)
 TERMS = BUCKETS + len(DENSE)
 KEPT_MEANINGS = 65_536  # of more prompts than ever wait: each is asked for again at its request's end
 
@@ -51,9 +54,12 @@ class Prior(NamedTuple):
         )
 
     def beyond(self, score: float) -> float:
-        """What a score adds to the log length: it stands for a step of log(tokens + SHORT_TOKENS)."""
+        """What a score adds to the log length: it stands for a step of log(tokens + SHORT_TOKENS), which
+        flattens out upwards.
+        """
         tokens = (exp(self.level) + SHORT_TOKENS) * exp(score) - SHORT_TOKENS
-        return log(tokens if tokens > LEAST_TOKENS else LEAST_TOKENS) - self.level
+        step = log(tokens if tokens > LEAST_TOKENS else LEAST_TOKENS) - self.level
+        return step if step < 0.0 else MOST_BEYOND * tanh(step / MOST_BEYOND)
 
 
 NO_PRIOR = Prior(

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from scheduler.core.features import BUCKETS, DENSE, read
 from scheduler.core.learned import CLIP
-from scheduler.core.prior import BOUND, LEAST_TOKENS, SHORT_TOKENS, Embed, Prior
+from scheduler.core.prior import BOUND, LEAST_TOKENS, MOST_BEYOND, SHORT_TOKENS, Embed, Prior
 from scheduler.load.traces import tokens_if_known
 
 DATA = Path(__file__).parent.parent / "data"
 PRIOR_FILE, MINILM_PRIOR_FILE = DATA / "prior.json", DATA / "prior-minilm.json"
 MOST_PROMPT_TOKENS = 32_768  # fits the twin's KV cache beside the longest answer
 RIDGE = 90.0
-STRETCH = 1.28  # a ridge regression shrinks its scores
+STRETCH = 1.4  # a ridge regression shrinks its scores
 WORD_SCALE = 6.0  # how much a word may weigh beside a cue
 EMBEDDING_SCALE, EMBEDDING_RIDGE = 10.0, 200.0  # of an embedding that is as long as 1
 UNIT = 1e-4  # of the words' weights in the file
@@ -124,7 +124,7 @@ def train(
     # In its dual form: prompts are far fewer than features.
     dual: Matrix = np.linalg.solve(design @ design.T + ridge * np.eye(len(prompts)), target)
     weights = STRETCH * design.T @ dual
-    level, spread = _centre(np.log(answers), np.exp(design @ weights)[:, None])
+    level, spread = _centre(np.log(answers), (design @ weights)[:, None])
     words, embedding = weights[len(DENSE) : len(DENSE) + BUCKETS], weights[len(DENSE) + BUCKETS :]
     return {
         "features": list(DENSE),
@@ -141,17 +141,23 @@ def train(
     }
 
 
-def _centre(logs: Matrix, factors: Matrix) -> tuple[float, float]:
-    """Where the level of ``learned`` comes to rest with these scores, as factors, and what is left then:
-    errors beyond its bound count as the bound.
+def _centre(logs: Matrix, scores: Matrix) -> tuple[float, float]:
+    """Where the level of ``learned`` comes to rest with these scores, and what is left then: errors beyond
+    its bound count as the bound.
     """
     level, spread = float(logs.mean()), 0.0
     for _ in range(100):
-        tokens = (np.exp(level) + SHORT_TOKENS) * factors - SHORT_TOKENS
-        errors = logs - np.log(np.maximum(tokens, LEAST_TOKENS))
+        errors = logs - level - _beyond(scores, level)
         spread = float((errors - errors.mean(axis=0)).std())
         level += float(errors.clip(-CLIP * spread, CLIP * spread).mean())
     return level, spread
+
+
+def _beyond(scores: Matrix, level: float) -> Matrix:
+    """``Prior.beyond`` of many."""
+    tokens = (np.exp(level) + SHORT_TOKENS) * np.exp(scores) - SHORT_TOKENS
+    steps = np.log(np.maximum(tokens, LEAST_TOKENS)) - level
+    return np.where(steps < 0.0, steps, MOST_BEYOND * np.tanh(steps / MOST_BEYOND))
 
 
 def _word_matrix(prompts: Sequence[str]) -> Matrix:
