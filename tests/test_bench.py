@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextvars import copy_context
@@ -215,6 +217,19 @@ def test_bench_screen_measures_refreshes_and_a_stalled_terminal(
 def test_a_measured_process_that_fails_is_an_error() -> None:
     with Child("--nonsense") as child, pytest.raises(BenchError, match="exit code 2"):
         list(child.messages(silent))
+
+
+def test_a_process_that_still_draws_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reports nothing for longer than a silent one may take."""
+    script = "import time, os; [(os.write(1, b'x'), time.sleep(0.2)) for _ in range(8)]"
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda argv, **more: popen([sys.executable, "-S", "-c", script], **more)
+    )
+    monkeypatch.setattr("driftui.bench._QUIET_S", 1.2)
+    with Child() as child:
+        assert list(child.messages(silent)) == []
+        assert child.bytes_read == 8
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from scheduler import cli
+from scheduler.live.output import log_path
+from scheduler.twin.profile_file import load_profile, profile_text
 
 FAST = """
 name: fast
@@ -248,6 +252,54 @@ def test_what_a_terminal_cannot_show_is_spelled_out(capsys: pytest.CaptureFixtur
     assert "\x1b" not in err
 
 
+def test_a_name_is_no_markup_and_a_detail_no_escape(fast: Path) -> None:
+    """On a terminal, where the progress bar stands."""
+    profile = replace(load_profile("l4", "qwen1.5-1.8b-chat"), detail="\x1b[31mred")
+    (fast.parent / "gpu.yaml").write_text(profile_text(profile))
+    fast.write_text(FAST.replace("fast", '"x[/]"').replace("{kind: sim}", "{kind: sim, gpu: gpu.yaml}"))
+    reader, tty = pty.openpty()
+    command = [sys.executable, "-m", "scheduler.cli", "run", str(fast)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=tty, text=True, check=False)
+    os.close(tty)
+    drawn = os.read(reader, 65536).decode()
+    os.close(reader)
+    assert done.returncode == 0, drawn
+    assert "x[/] in virtual time" in drawn
+    assert "on \\x1b[31mred" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize(("argv", "code"), [(("run", "nowhere"), 2), (("run", "FAST"), 1)])
+def test_the_exit_code_says_what_nobody_reads(fast: Path, argv: tuple[str, ...], code: int) -> None:
+    fast.write_text(FAST + "expect: [requests.finished == 4]\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [
+        sys.executable,
+        "-m",
+        "scheduler.cli",
+        *(str(fast) if part == "FAST" else part for part in argv),
+    ]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=writer, check=False)
+    os.close(writer)
+    assert done.returncode == code
+
+
+def test_each_run_of_an_engine_has_a_log_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    names = [f"20260101-0000{second:02}-7.log" for second in range(25)]
+    for name in ("notes.txt", *names):
+        (tmp_path / "driftsched").mkdir(exist_ok=True)
+        (tmp_path / "driftsched" / name).touch()
+    fresh = log_path()
+    assert not fresh.exists()
+    assert sorted(path.name for path in fresh.parent.iterdir()) == [*names[-19:], "notes.txt"]
+
+
+def test_without_a_command_it_is_live(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys) == run(capsys, "live")
+
+
 @pytest.mark.parametrize(
     "argv",
     [("live", "--speed", "x"), ("replay", "d", "--speed", "0"), ("bench", "paper", "--seeds", "1.5")],
@@ -340,6 +392,9 @@ def test_a_signal_ends_it_cleanly_and_what_was_done_is_written(
             if (folder / "events.jsonl").exists():
                 break  # it has begun
             time.sleep(0.01)
+        else:
+            process.kill()
+            pytest.fail("it has not begun")
         process.send_signal(name)
         out = process.stdout.read()
         assert process.wait(30) == 130

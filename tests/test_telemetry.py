@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from math import isnan
+from types import SimpleNamespace
 
+import pynvml
 import pytest
 
 from scheduler.core.metrics import nearest_rank
-from scheduler.live.telemetry import LoopLag
+from scheduler.live.telemetry import LoopLag, Machine
 
 
 async def test_percentiles_are_the_exact_ones_within_a_bucket() -> None:
@@ -48,3 +50,54 @@ async def test_it_sees_a_loop_that_was_held_up_and_only_while_requests_run() -> 
     lag.end()
     lag.stop()
     assert lag.figures()["max"] > 40
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """One that tells everything."""
+    for name, told in {
+        "nvmlInit": None,
+        "nvmlDeviceGetHandleByIndex": "handle",
+        "nvmlDeviceGetTemperature": 61,
+        "nvmlDeviceGetPowerUsage": 70_500,
+        "nvmlDeviceGetClockInfo": 2040,
+        "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=93),
+        "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=6, total=24),
+    }.items():
+        monkeypatch.setattr(pynvml, name, lambda *args, told=told: told)
+    return monkeypatch
+
+
+def refuse(code: int) -> object:
+    def ask(*args: object) -> None:
+        raise pynvml.NVMLError(code)
+
+    return ask
+
+
+def gpu_row(machine: Machine) -> dict[str, float | None]:
+    return {name: value for name, value in machine.read().items() if name.startswith("gpu_")}
+
+
+def test_a_reading_that_a_gpu_does_not_support_leaves_the_others(gpu: pytest.MonkeyPatch) -> None:
+    whole = gpu_row(Machine())
+    assert whole == {
+        "gpu_temperature_c": 61,
+        "gpu_power_w": 70.5,
+        "gpu_sm_clock_mhz": 2040,
+        "gpu_memory_clock_mhz": 2040,
+        "gpu_share": 0.93,
+        "gpu_memory_share": 0.25,
+        "gpu_memory_used_bytes": 6,
+    }
+    gpu.setattr(pynvml, "nvmlDeviceGetPowerUsage", refuse(pynvml.NVML_ERROR_NOT_SUPPORTED))
+    machine = Machine()
+    assert gpu_row(machine) == gpu_row(machine) == whole | {"gpu_power_w": None}
+
+
+def test_a_gpu_that_is_lost_is_asked_no_more(gpu: pytest.MonkeyPatch) -> None:
+    machine = Machine()
+    gpu.setattr(pynvml, "nvmlDeviceGetTemperature", refuse(pynvml.NVML_ERROR_GPU_IS_LOST))
+    assert set(gpu_row(machine).values()) == {None}
+    gpu.setattr(pynvml, "nvmlDeviceGetTemperature", lambda *args: 61)
+    assert set(gpu_row(machine).values()) == {None}
