@@ -95,6 +95,13 @@ def test_too_few_steps_are_refused() -> None:
         fit_profile(steps(CPU, 31), CPU)
 
 
+def test_a_step_that_was_seen_too_short_is_one_of_many() -> None:
+    seen = steps(CPU, 300)
+    for duration_s in (0.0, 1e-9, 1e-5):
+        fitted = fit_profile([*seen, seen[7]._replace(duration_s=duration_s)], CPU, find_floor=False).profile
+        assert costs(fitted) == pytest.approx(costs(CPU), rel=0.02)
+
+
 def test_a_fitted_profile_is_a_file_that_loads(tmp_path: Path) -> None:
     fitted = fit_profile(steps(CPU, 200, noise=0.03), CPU).profile
     file = tmp_path / "fitted.yaml"

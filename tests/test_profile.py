@@ -63,6 +63,8 @@ def test_an_unknown_profile_names_those_that_ship() -> None:
         ("fixed_ms: 5, floor_ms: 6.0", "fixed_ms: 0", r"mine\.yaml: step: .*above 0"),
         ("kv_tokens: 1000", "kv_tokes: 1000", r"mine\.yaml: .*kv_tokes"),
         ("gpu: h100", "gpu: [", r"mine\.yaml: not YAML"),
+        ("gpu: h100", "gpu: 2020-13-45", r"mine\.yaml: not YAML: month must be in"),
+        ("gpu: h100", "gpu: " + 9999 * "[", r"mine\.yaml: not YAML: maximum recursion"),
         (GOOD, "just text", r"mine\.yaml: the file: "),
     ],
 )

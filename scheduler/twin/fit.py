@@ -77,10 +77,11 @@ def fit_profile(samples: Sequence[StepSample], base: Profile, *, find_floor: boo
     if len(samples) < MIN_STEPS:
         raise ValueError(f"{len(samples)} engine steps were seen; at least {MIN_STEPS} are needed for a fit")
     seconds, batch, context, prefill = np.array(samples, dtype=np.float64).T
+    roughly = np.array([base.step_s(step.batch, step.context, step.prefill) for step in samples])
 
     def at(knee: float) -> _Try:
         features = np.stack([np.ones_like(context), np.maximum(context - knee, 0.0), batch, prefill], axis=1)
-        return _Try(knee, *_robust(features, seconds), features)
+        return _Try(knee, *_robust(features, seconds, roughly), features)
 
     if not find_floor:
         best = at(_knee(base))
@@ -152,9 +153,11 @@ def _knee(profile: Profile) -> float:
     return (profile.floor_s - profile.fixed_s) / profile.per_context_token_s
 
 
-def _robust(features: Floats, seconds: Floats) -> tuple[Floats, float]:
-    """Costs by iteratively reweighted least squares, and the Huber loss in relative errors."""
-    weights = 1.0 / seconds**2
+def _robust(features: Floats, seconds: Floats, roughly: Floats) -> tuple[Floats, float]:
+    """Costs by iteratively reweighted least squares, and the Huber loss in relative errors. ``roughly`` is
+    what to begin with: by the seconds themselves, one step that was seen too short would outweigh the rest.
+    """
+    weights = 1.0 / roughly**2
     loss = 0.0
     for _ in range(_ROUNDS):
         costs = _non_negative(features, seconds, weights)

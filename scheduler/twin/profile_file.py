@@ -109,14 +109,14 @@ def _shipped() -> dict[str, Profile]:
 def _parse(text: str, where: str) -> Profile:
     try:
         file = _File.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not YAML: {error}") from error
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(str(part) for part in fault['loc']) or 'the file'}: {fault['msg']}"
             for fault in error.errors()
         )
         raise ValueError(f"{where}: {faults}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date in no calendar; too deep to read
+        raise ValueError(f"{where}: not YAML: {error}") from error
     step = file.step
     return Profile(
         gpu=file.gpu,
