@@ -33,11 +33,6 @@ class Cell:
         self.value = value
         self.count = count
 
-    def shrunk(self, common: float) -> float:
-        """The value, drawn to the category's while there are few answers."""
-        count = self.count
-        return (count * self.value + SHRINKAGE * common) / (count + SHRINKAGE)
-
 
 class MedianCell(Cell):
     """Comes to rest where as many answers are longer as are shorter."""
@@ -145,9 +140,13 @@ class TenantEstimator:
         cell.add(ratio, gain if gain > GAIN else GAIN)
 
     def bias(self, tenant: str, category: str) -> float:
+        """The tenant's own ratio, drawn to the category's while there are few answers."""
         common, own = self._categories[category].value, self._tenants.get(tenant)
         cell = None if own is None else own.cells.get(category)
-        return common if cell is None else cell.shrunk(common)
+        if cell is None:
+            return common
+        count = cell.count
+        return (count * cell.value + SHRINKAGE * common) / (count + SHRINKAGE)
 
     def state(self) -> dict[str, Any]:
         return {
