@@ -43,17 +43,14 @@ class Future(NamedTuple):
 def as_before(requests: Iterable[Request]) -> None:
     """Undo whatever a play has done to them."""
     for request in requests:
-        if request.state is NEW:
-            continue
         request.state, request.ticket, request.cost = NEW, -1, 0.0
-        request.ended_s = None
-        request.reason = ""
-        if not request.attempts:
-            continue  # it was never dispatched
-        request.attempts, request.replica, request.charged, request.backlogged = 0, -1, 0.0, False
-        request.batch_id, request.batch_size = -1, 0
-        request.dispatched_s = request.first_token_s = request.last_token_s = None
-        request.output_tokens, request.finish = 0, ""
+        if request.ended_s is not None:
+            request.ended_s, request.reason = None, ""
+        if request.attempts:
+            request.attempts, request.replica, request.charged, request.backlogged = 0, -1, 0.0, False
+            request.batch_id, request.batch_size = -1, 0
+            request.dispatched_s = request.first_token_s = request.last_token_s = None
+            request.output_tokens, request.finish = 0, ""
 
 
 class Lengths:
