@@ -6,6 +6,7 @@ Times are seconds on the run's clock. Memory is bounded by ``SAMPLES`` and ``MAX
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import nan
 from typing import NamedTuple
@@ -131,27 +132,29 @@ class History:
         A bucket takes the largest of its samples, so that no burst falls between two dots; an empty one
         holds the value before it for as long as samples come at their usual pace.
         """
-        source, places = self._values(series, tenant), self._placed(grid)
-        if source is None or not len(places.starts):
+        source = self._run.get(series) if tenant is None else self._tenants.get(tenant, {}).get(series)
+        if source is None:
+            return np.full(grid.buckets, nan)
+        places = self._places.get(grid)
+        if places is None:
+            places = self._places[grid] = self._place(grid)
+        if not len(places.starts):
             return np.full(grid.buckets, nan)
         largest = np.empty(len(places.starts) + 1)
         np.fmax.reduceat(source[: places.stop], places.starts, out=largest[:-1])
         largest[-1] = nan  # for the buckets that have none
         return largest.take(places.source)
 
-    def latest(self, series: str, grid: Grid, tenant: str | None = None) -> float:
-        """The last sample of ``grid``, which ``buckets`` may hide behind a larger one; NaN: unknown."""
-        source, places = self._values(series, tenant), self._placed(grid)
-        return nan if source is None or not len(places.starts) else float(source[places.stop - 1])
-
-    def _values(self, series: str, tenant: str | None) -> Floats | None:
-        return self._run.get(series) if tenant is None else self._tenants.get(tenant, {}).get(series)
-
-    def _placed(self, grid: Grid) -> Places:
-        places = self._places.get(grid)
-        if places is None:
-            places = self._places[grid] = self._place(grid)
-        return places
+    def latest(self, series: Iterable[tuple[str, str | None]], grid: Grid) -> list[float]:
+        """The last sample of ``grid`` of each (series, tenant), which ``buckets`` may hide behind a larger
+        one; NaN where nothing is known.
+        """
+        places = self._places.get(grid) or self._place(grid)
+        if not len(places.starts):
+            return [nan for _ in series]
+        last, run, tenants = places.stop - 1, self._run, self._tenants
+        found = (run.get(key) if name is None else tenants.get(name, {}).get(key) for key, name in series)
+        return [nan if values is None else float(values[last]) for values in found]
 
     def _place(self, grid: Grid) -> Places:
         low = max(0, self._end - self._capacity)

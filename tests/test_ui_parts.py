@@ -137,8 +137,9 @@ def test_the_latest_value_is_no_larger_one_of_its_dot() -> None:
         history.sample(feed.view())
     grid = Grid.ending(feed.now, 600, 60)
     assert history.buckets("queue", grid, "acme-chat")[-1] == 500
-    assert history.latest("queue", grid, "acme-chat") == 3
-    assert math.isnan(history.latest("queue", grid, "nobody"))
+    known, unknown = history.latest([("queue", "acme-chat"), ("queue", "nobody")], grid)
+    assert known == 3
+    assert math.isnan(unknown)
 
 
 def test_a_burst_between_two_dots_is_still_drawn() -> None:

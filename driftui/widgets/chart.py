@@ -115,7 +115,7 @@ class Chart(Panel):
         height = max(0, self.inner_height - _LINES_AROUND)
         values = np.array([history.buckets(s.key, grid, s.tenant) for s in self._series])
         values = values.reshape(len(self._series), grid.buckets)  # also of no series
-        lines = [self._legend([history.latest(s.key, grid, s.tenant) for s in self._series])]
+        lines = [self._legend(history.latest([(s.key, s.tenant) for s in self._series], grid))]
         if height:
             lines += self._plot(values, grid, width, height)
             lines.append(self._time_axis(width))

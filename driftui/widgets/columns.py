@@ -30,15 +30,11 @@ class Row:
 
     @property
     def percentiles(self) -> Percentiles:
-        return _latency(self.tenant, self.latency)
+        return self.tenant.e2e if self.latency == "e2e" else self.tenant.ttft
 
     @property
     def objective_s(self) -> float:
         return self.tenant.slo.e2e_s if self.latency == "e2e" else self.tenant.slo.ttft_s
-
-
-def _latency(tenant: TenantSnapshot, kind: str) -> Percentiles:
-    return tenant.e2e if kind == "e2e" else tenant.ttft
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +138,9 @@ COLUMNS: tuple[Column, ...] = (
     Column("tok/s", 6, 58, _count("tokens_per_s"), order=lambda t, _: t.tokens_per_s),
     Column("p50", 6, 94, _percentile("p50")),
     Column("p95", 6, 93, _percentile("p95")),
-    Column("p99", 6, 95, _percentile("p99"), order=lambda t, latency: _latency(t, latency).p99),
+    Column(
+        "p99", 6, 95, _percentile("p99"), order=lambda t, latency: (t.e2e if latency == "e2e" else t.ttft).p99
+    ),
     Column("SLO", 5, 62, _slo),
     Column("est", 5, 40, _count("estimated_tokens", palette.FAINT)),
     Column("act", 5, 41, _count("actual_tokens")),
