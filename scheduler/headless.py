@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from scheduler.live.heap import calm_collector
 from scheduler.live.notices import Notices
 from scheduler.live.output import engine_output_to, log_path, printable
+from scheduler.live.signals import endings
 from scheduler.live.view import Notice
 from scheduler.load.traces import scan
 from scheduler.load.workload import total_s
@@ -25,11 +26,9 @@ from scheduler.plan import Plan
 if TYPE_CHECKING:
     from scheduler.live.run import LiveRun
 
-_ENDING = (signal.SIGINT, signal.SIGTERM)
-
 
 def run_headless(plan: Plan, *, clock: str, out: Path | None, text: bool) -> dict[str, Any]:
-    """Run to the end, to Ctrl-C or to SIGTERM; returns run.json. Raises EngineError where the engine cannot
+    """Run to the end or to one of ``endings``; returns run.json. Raises EngineError where the engine cannot
     be started, OSError where there can be no run folder.
     """
     _tell_malformed(plan, sys.stderr)
@@ -70,7 +69,7 @@ def _run_virtual(plan: Plan, out: Path | None, text: bool) -> dict[str, Any]:
         notices = Notices()
         notices.listeners.append(bar.tell)
         run = VirtualRun(plan, out=out, text=text, on_progress=bar.advance_to, on_change=notices.on_event)
-        before = {name: signal.signal(name, lambda *_: run.simulation.stop()) for name in _ENDING}
+        before = {name: signal.signal(name, lambda *_: run.simulation.stop()) for name in endings()}
         try:
             document = run.run()
         finally:
@@ -82,14 +81,15 @@ def _run_virtual(plan: Plan, out: Path | None, text: bool) -> dict[str, Any]:
 
 
 async def _run_live(plan: Plan, out: Path | None, text: bool, stderr: TextIO) -> dict[str, Any]:
-    """Ctrl-C and SIGTERM abort what runs; what was done is written all the same."""
+    """What ends it from outside aborts what runs; what was done is written all the same."""
     from scheduler.live.run import LiveRun
 
     loop = asyncio.get_running_loop()
     run = LiveRun(plan, out=out, text=text)
     calm_collector()
     interrupted = asyncio.Event()
-    for name in _ENDING:
+    names = endings()
+    for name in names:
         loop.add_signal_handler(name, interrupted.set)
     with _bar(f"{plan.scenario.name} on {run.engine.detail}", stderr, run.load.total_s) as bar:
         run.notices.listeners.append(bar.tell)
@@ -107,7 +107,7 @@ async def _run_live(plan: Plan, out: Path | None, text: bool, stderr: TextIO) ->
             if run.session.failure is not None:
                 run.session.end_waiting()
             document = await run.stop(interrupted=interrupted.is_set())
-            for name in _ENDING:
+            for name in names:
                 loop.remove_signal_handler(name)
     return document
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import resource
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -19,6 +18,7 @@ from scheduler.live.heap import calm_collector
 from scheduler.live.journal import Journal
 from scheduler.live.output import Output, engine_output_to, log_path, telling
 from scheduler.live.run import LiveRun
+from scheduler.live.signals import endings
 from scheduler.plan import Plan
 
 FILES = 65_536
@@ -31,7 +31,7 @@ DRAIN_S = 30.0
 def serve(
     plan: Plan, keys: Keys, listen: str, *, journal: Path | None = None, record: Path | None = None
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C, then drain and stop; a second signal skips the drain. ``journal`` is
+    """Serve until one of ``endings``, then drain and stop; a second signal skips the drain. ``journal`` is
     the file of the durable jobs; without one there are none. ``record`` is the run folder, if there is one.
 
     Raises ListenError, JournalError, EngineError (the engine could not be started at all).
@@ -86,15 +86,15 @@ async def _serve(
             run.session.skip_drain()
         stopping.set()
 
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGINT, signal.SIGTERM):
+    loop, names = asyncio.get_running_loop(), endings()
+    for name in names:
         loop.add_signal_handler(name, stop)
     shown = f"[{host}]" if ":" in host else host
     say(f"{gateway.completions.model} on http://{shown}:{port}, the engine is starting")
     try:
         await serve_until(stopping, run, gateway, say)
     finally:
-        for name in (signal.SIGINT, signal.SIGTERM):
+        for name in names:
             loop.remove_signal_handler(name)
 
 

@@ -371,7 +371,7 @@ def test_three_crashes_within_a_minute_stop_the_engine(
 
 @pytest.mark.parametrize(
     ("clock", "count", "name"),
-    [("real", 500, signal.SIGINT), ("real", 500, signal.SIGTERM), ("virtual", 200_000, signal.SIGTERM)],
+    [("real", 500, signal.SIGINT), ("real", 500, signal.SIGHUP), ("virtual", 200_000, signal.SIGTERM)],
 )
 def test_a_signal_ends_it_cleanly_and_what_was_done_is_written(
     clock: str, count: int, name: signal.Signals, tmp_path: Path

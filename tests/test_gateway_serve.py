@@ -106,8 +106,10 @@ def wait_past(port: int, run_s: float) -> None:
     pytest.fail("the server did not come up")
 
 
-@pytest.mark.parametrize("reader", ["closed", "full"])
-def test_a_crash_is_survived_though_nobody_reads_of_it(tmp_path: Path, reader: str) -> None:
+@pytest.mark.parametrize(("reader", "ending"), [("closed", signal.SIGHUP), ("full", signal.SIGTERM)])
+def test_a_crash_is_survived_though_nobody_reads_of_it(
+    tmp_path: Path, reader: str, ending: signal.Signals
+) -> None:
     config = tmp_path / "serve.yaml"
     config.write_text(CONFIG + "timeline: [{at: 1s, fault: {engine: crash}}]\n")
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -125,7 +127,7 @@ def test_a_crash_is_survived_though_nobody_reads_of_it(tmp_path: Path, reader: s
                 assert answer.status == 200
             told = " / ".join(notice["text"] for notice in view_of(port)["notices"])
             assert "engine lost with 1 request in flight / engine is back after" in told
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(ending)
             assert process.wait(20) == 0
         finally:
             process.kill()

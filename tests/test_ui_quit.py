@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
 from fake_feed import FakeFeed
 from textual.worker import WorkerFailed
 from ui_kit import running, text_of
+from waiting import until
 
+from driftui import live
 from driftui.app import DriftApp
 from driftui.screens.main import MainScreen
 from driftui.screens.quit import QuitScreen
+from scheduler.engines.engine import EngineError, EngineLost
+from scheduler.engines.simulated import SimulatedEngine
+from scheduler.live.feed import LocalFeed
+from scheduler.live.run import LiveRun
+from scheduler.load.scenario import load_scenario
+from scheduler.plan import make_plan
 
 
 async def test_the_question_before_leaving_follows_the_run() -> None:
@@ -125,3 +134,72 @@ async def test_a_run_that_cannot_be_stopped_is_seen() -> None:
     with pytest.raises(WorkerFailed, match="the engine does not stop"):
         await leave()
     assert app.return_code == 1
+
+
+Leave = Callable[[], Awaitable[None]]
+
+
+async def leave_by(
+    monkeypatch: pytest.MonkeyPatch, way_out: Callable[[LocalFeed, Leave], Awaitable[int]]
+) -> int:
+    """The exit code of a live run whose dashboard is this."""
+
+    async def dashboard(feed: LocalFeed, *, on_quit: Leave, on_hurry: Callable[[], None]) -> int:
+        return await way_out(feed, on_quit)
+
+    monkeypatch.setattr(live, "run_dashboard", dashboard)
+    return await live._run(make_plan(load_scenario("demo")), speed=10.0, record=None, listen=None)
+
+
+@pytest.fixture
+def stops(monkeypatch: pytest.MonkeyPatch) -> list[LiveRun]:
+    """The runs that were stopped, each as often as it was."""
+    stopped, stop = [], LiveRun.stop
+
+    async def count(run: LiveRun, **how: float) -> object:
+        stopped.append(run)
+        return await stop(run, **how)
+
+    monkeypatch.setattr(LiveRun, "stop", count)
+    return stopped
+
+
+async def test_a_run_is_left_once_though_its_engine_dies_meanwhile(
+    stops: list[LiveRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dies(feed: LocalFeed, leave: Leave) -> int:
+        await leave()
+        stops[0].session.fail(EngineLost("it died"))
+        return 0
+
+    with pytest.raises(EngineLost, match="it died"):
+        await leave_by(monkeypatch, dies)
+    assert len(stops) == 1
+
+
+async def test_a_dashboard_that_crashes_on_its_way_out_leaves_no_engine(
+    stops: list[LiveRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def crashes(feed: LocalFeed, leave: Leave) -> int:
+        leaving = asyncio.ensure_future(leave())
+        await until(lambda: stops)
+        leaving.cancel()
+        return 1
+
+    assert await leave_by(monkeypatch, crashes) == 1
+    assert stops[0].engine.telemetry().running is None, "it is down"
+    assert len(stops) == 2
+
+
+async def test_a_start_that_fails_whyever_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def start(engine: SimulatedEngine) -> None:
+        raise KeyError("words of a prompt")
+
+    async def waits(feed: LocalFeed, leave: Leave) -> int:
+        await until(lambda: feed.view().engine_state == "dead")
+        await leave()
+        return 0
+
+    monkeypatch.setattr(SimulatedEngine, "start", start)
+    with pytest.raises(EngineError, match=r"^KeyError$"):
+        await leave_by(monkeypatch, waits)
