@@ -163,6 +163,8 @@ STREAMS = [
     ("{tenant: acme, arrivals: {poisson: 1}, for: 1s, lengths: {}}", "6: load.0.lengths: exactly one of", ""),
     ("{tenant: acme, arrivals: {poisson: 1}, for: 1s, after: x}", "6: load.0.after: no stream is named 'x'", "drained"),
     ("{name: x, tenant: acme, arrivals: {poisson: 1}, for: 1s, after: x}", "6: load.0.after: the streams wait for", ""),
+    ("{name: x, tenant: acme, arrivals: at-once, count: 1, after: y}\n  - {name: y, tenant: acme, arrivals: at-once, count: 1, after: drained}", "6: load.0.after: the streams wait for each other: x after y after x", ""),
+    ("{name: drained, tenant: acme, arrivals: {poisson: 1}, for: 1s}", "6: load.0.name: `drained` has a meaning of its own", "another name"),
     ("{tenant: acme, trace: {file: azure.csv, format: azure}}", "6: load.0.trace.file: no such file: 'azure.csv'", ""),
     ("{tenant: acme, trace: {file: s.yaml, format: azure, speed: 1e-9}}", "6: load.0.trace.speed: must be at least 0.001", ""),
     ("{tenant: acme, trace: {file: s.yaml, format: azzure}}", "6: load.0.trace.format: got 'azzure'", "'azure'?"),

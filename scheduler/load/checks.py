@@ -6,6 +6,7 @@ Works on the plain data, section by section, so that one bad value elsewhere doe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -92,22 +93,26 @@ def _reservation(data: Mapping[str, Any]) -> Iterator[Found]:
 
 def _orders(streams: list[tuple[int, Stream]]) -> Iterator[Found]:
     """``after`` names a stream, and no chain of them comes back to where it began."""
-    after = {stream.name: stream.after for _, stream in streams if stream.name}
+    places = {stream.name: index for index, stream in streams if stream.name}
+    waits_for = TopologicalSorter[int]()
     for index, stream in streams:
-        loc: Loc = ("load", index, "after")
-        if stream.after in (None, "drained"):
-            continue
-        if stream.after not in after:
-            allowed = ["drained", *(name for name in after if name != stream.name)]
-            yield loc, f"no stream is named {stream.after!r:.60}; {did_you_mean(stream.after, allowed)}"
-            continue
-        seen: list[str] = []
-        name = stream.name
-        while name is not None and name not in seen:
-            seen.append(name)
-            name = after.get(name)
-        if name is not None and name == stream.name:
-            yield loc, f"the streams wait for each other: {' after '.join([*seen, seen[0]])!s:.200}"
+        if stream.name == "drained":
+            yield ("load", index, "name"), "`drained` has a meaning of its own in `after`: take another name"
+        if stream.after == "drained":
+            waits_for.add(index, *(above for above, _ in streams if above < index))
+        elif stream.after in places:
+            waits_for.add(index, places[stream.after])
+        elif stream.after is not None:
+            allowed = ["drained", *(name for name in places if name != stream.name)]
+            what = f"no stream is named {stream.after!r:.60}; {did_you_mean(stream.after, allowed)}"
+            yield ("load", index, "after"), what
+    try:
+        waits_for.prepare()
+    except CycleError as error:
+        circle = error.args[1][::-1]
+        names = {index: stream.name or f"load.{index}" for index, stream in streams}
+        chain = " after ".join(names[index] for index in circle)
+        yield ("load", circle[0], "after"), f"the streams wait for each other: {chain:.200}"
 
 
 def _files(tenants: list[str], streams: list[tuple[int, Stream]]) -> Iterator[Found]:
