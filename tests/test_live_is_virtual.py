@@ -75,3 +75,15 @@ async def test_the_same_course_with_patience_clients_that_wait_and_a_switch() ->
     assert queued[0] == queued[1]
     assert min(queued[0]) > 0
     assert len(queued[0]) == 3
+
+
+async def test_an_engine_that_crashed_is_back_at_the_same_instant() -> None:
+    crash = {
+        "load": ({"tenant": EVERYONE, "arrivals": {"poisson": 12.0}, "count": 200, "patience": "6s"},),
+        "timeline": ({"at": "8s", "fault": {"engine": "crash"}},),
+    }
+    expected = VirtualRun(plan("fifo", **crash)).run()
+    seen = await live(plan("fifo", **crash))
+    assert expected["requests"]["retried"] > 10
+    assert seen["requests"] == expected["requests"]
+    assert seen["latency_s"]["all"]["e2e"] == pytest.approx(expected["latency_s"]["all"]["e2e"])

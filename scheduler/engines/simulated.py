@@ -137,8 +137,12 @@ class SimulatedEngine:
         if self._gpu is not None:
             return
         self._stopped = False
-        delay_s = RESTART_S if self._crashed else self._start_delay_s
-        await asyncio.sleep(delay_s / self._clock.speed)
+        if self._crashed:
+            up = asyncio.Event()  # at an instant of the run
+            self._clock.call_at(self._clock.now() + RESTART_S, up.set)
+            await up.wait()
+        else:
+            await asyncio.sleep(self._start_delay_s / self._clock.speed)
         if self._stopped:
             raise EngineLost("the simulated engine was stopped while it started")
         self._gpu = Gpu(self.profile, self._capacity, track_gaps=True)
