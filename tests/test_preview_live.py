@@ -6,7 +6,7 @@ import asyncio
 import pickle
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from math import ceil, inf
 from pathlib import Path
@@ -15,6 +15,7 @@ import psutil
 import pytest
 from gateway_kit import serving
 from test_preview import packed_whole, picture
+from waiting import until
 
 from scheduler.core.bounds import Figures
 from scheduler.core.guard import CHECK_S
@@ -54,12 +55,6 @@ async def running(folder: Path, text: str = SCENARIO) -> AsyncIterator[LiveRun]:
         yield run
     finally:
         await run.stop()
-
-
-async def until(true: Callable[[], bool], within_s: float = 30.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not true():  # noqa: ASYNC110 (what is waited for is nobody's event)
-            await asyncio.sleep(0.02)
 
 
 def children() -> list[psutil.Process]:
