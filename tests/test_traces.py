@@ -31,7 +31,7 @@ MOONCAKE = """\
 {"timestamp": 2500, "input_length": 100, "output_length": 60}
 """
 OURS = """\
-{"arrival_s": 0.5, "tenant": "acme", "tier": "batch", "prompt": "hi", "max_tokens": 64, "output_tokens": 9, "category": "report"}
+{"arrival_s": 0.5, "tenant": "acme", "tier": "batch", "prompt": "hi\\ud83d", "max_tokens": 64, "output_tokens": 9, "category": "report"}
 
 {"arrival_s": 0.5, "tenant": "lab", "prompt_tokens": 12.0, "prompt": null, "tier": null, "phase": "ignored"}
 """
@@ -66,7 +66,7 @@ def test_public_formats(
 def test_our_own_format(tmp_path: Path) -> None:
     tenants = frozenset({"acme", "lab"})
     assert list(rows(trace(tmp_path, OURS, "jsonl"), tenants)) == [
-        Row(0.5, None, 9, 64, "acme", "batch", "hi", "report"),
+        Row(0.5, None, 9, 64, "acme", "batch", "hi?", "report"),
         Row(0.5, 12, None, None, "lab"),
     ]
     assert [row.tenant for row in rows(trace(tmp_path, OURS, "jsonl"))] == ["", ""]  # the stream says whose

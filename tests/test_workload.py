@@ -449,8 +449,10 @@ def test_a_line_without_what_is_asked_of_it_is_refused(
 
 
 def test_prompts_and_lengths_of_one_file_for_several_models(tmp_path: Path) -> None:
-    (tmp_path / "p.jsonl").write_text('{"prompt": "Why?", "prompt_tokens": 2.0, "output_tokens": {"m": 7}}\n')
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "W\\ud83d", "prompt_tokens": 2.0, "output_tokens": {"m": 7}}\n'
+    )
     lengths = {"file": "p.jsonl", "model": "m"}
     stream = {**POISSON, "count": 1, "lengths": lengths, "prompts": {"file": "p.jsonl"}}
     [one] = requests(Workload(scenario(tmp_path, stream), seed=1))
-    assert (one.prompt, one.prompt_tokens, one.intended_tokens) == ("Why?", 2, 7)
+    assert (one.prompt, one.prompt_tokens, one.intended_tokens) == ("W?", 2, 7)

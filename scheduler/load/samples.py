@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from scheduler.core.estimate import classify
 from scheduler.core.types import CATEGORIES
-from scheduler.load.traces import tokens_if_known
+from scheduler.load.traces import prompt_if_known, tokens_if_known
 from scheduler.load.yamlfile import did_you_mean
 
 MAX_SAMPLES = 200_000
@@ -60,9 +60,7 @@ def read_samples(file: str, needed: str, model: str | None = None) -> list[Sampl
 def _sample(row: Any, needed: str, model: str | None) -> Sample:
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
-    prompt = row.get("prompt") or ""
-    if not isinstance(prompt, str):
-        raise ValueError("prompt must be text")
+    prompt = prompt_if_known(row)
     category = row.get("category") or classify(prompt)
     if category not in CATEGORIES:
         raise ValueError(f"unknown category {category!r:.40}; {did_you_mean(category, CATEGORIES)}")

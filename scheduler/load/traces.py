@@ -232,9 +232,7 @@ def _mooncake(line: str) -> Row:
 def _ours(tenants: frozenset[str] | None) -> Parse:
     def parse(line: str) -> Row:
         row = _object(line)
-        prompt, tier, category = (row.get(key) or "" for key in ("prompt", "tier", "category"))
-        if not isinstance(prompt, str):
-            raise ValueError("prompt is not text")
+        prompt, tier, category = prompt_if_known(row), row.get("tier"), row.get("category")
         prompt_tokens = tokens_if_known(row, "prompt_tokens")
         if not prompt and prompt_tokens is None:
             raise ValueError("prompt or prompt_tokens is needed")
@@ -288,6 +286,16 @@ def _time(value: object, what: str = "time") -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST:
         raise ValueError(f"{what} {value!r:.40} is not a number of at least 0")
     return float(value)
+
+
+def prompt_if_known(row: Mapping[str, object]) -> str:
+    """Of a row in JSON, where null is as good as nothing. JSON can spell half a surrogate pair, which no
+    tokenizer takes: here it becomes a "?". Raises ValueError.
+    """
+    prompt = row.get("prompt") or ""
+    if not isinstance(prompt, str):
+        raise ValueError("prompt is not text")
+    return prompt.encode("utf-8", "replace").decode()
 
 
 def tokens_if_known(row: Mapping[str, object], key: str) -> int | None:
