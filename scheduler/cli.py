@@ -10,6 +10,7 @@ import argparse
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -141,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--clock", choices=("virtual", "real"), help="default: virtual when simulated, else real"
     )
-    run.add_argument("--seed", type=int, metavar="N", help="instead of the scenario's")
+    run.add_argument("--seed", type=_seed, metavar="N", help="instead of the scenario's")
     run.add_argument("--out", type=_folder, metavar="DIR", help="write the run folder")
     run.add_argument("--record-text", action="store_true", help="prompts go into the run folder (mode 0600)")
     run.add_argument("--json", action="store_true", help="run.json on stdout, and nothing else")
@@ -212,6 +213,13 @@ def _folder(text: str) -> Path:
     return folder
 
 
+def _seed(text: str) -> int:
+    """As long as a number may be in a scenario and in a run folder."""
+    if not re.fullmatch("-?[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number of at most 18 digits is needed")
+    return int(text)
+
+
 def _positive(text: str) -> float:
     try:
         value = float(text)
@@ -245,6 +253,9 @@ def _run(args: argparse.Namespace) -> int:
     from scheduler.headless import run_headless
     from scheduler.record.summary import summary
 
+    if args.record_text and args.out is None:
+        _complain("driftsched: --record-text needs --out DIR: prompts are written nowhere else")
+        return USAGE
     plan = _plan(args, args.clock)
     _tell_replaced(args.out)
     clock = args.clock or ("virtual" if plan.simulated else "real")

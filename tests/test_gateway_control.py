@@ -269,6 +269,7 @@ async def test_attach_says_why_not(served: Served) -> None:
         ("http://127.0.0.1:1", OPERATOR, "cannot attach"),
         ("nonsense", None, "such as http"),
         ("http://[::1", None, "such as http"),
+        ("http://127.0.0.1:99999", None, "such as http"),
         (served.url, OPERATOR + "\nx", "no key may have"),
     ):
         with pytest.raises(AttachError, match=what):

@@ -148,6 +148,8 @@ def test_listen_addresses() -> None:
         "h:-1",
         "h:" + "9" * 5000,
         "a..b:80",
+        "[::1:80",
+        "::1]:80",
         "\udcff:80",
     ):
         with pytest.raises(ListenError, match="HOST:PORT"):
@@ -183,7 +185,7 @@ def test_a_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (("acme: [env", "nobody: [env"), "no tenant 'nobody'"),
+        (("acme: [env", "acne: [env"), r":7: keys.acne: .*; did you mean 'acme'\?"),
         (("env:OPERATOR", "plain-secret"), "does not belong in a file"),
         (("operator:", "operators:"), "did you mean"),
         (("engine: {capacity: 4}", "load: [{tenant: acme, rate: 1, for: 1s}]"), "gets its load from clients"),

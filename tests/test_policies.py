@@ -180,6 +180,7 @@ def test_policy_from_text_and_mapping() -> None:
         ("fifo rate=1", "policy fifo: unknown parameter 'rate'; it takes no parameters"),
         ("aging speed=1", "unknown parameter 'speed'; it takes rate"),
         ("aging rate", "'rate' is not of the form parameter=number"),
+        ("aging rate=1 rate=2", "policy aging: rate is given twice"),
         ("aging rate=-1", "policy aging: rate: -1.0 is not allowed; .* 0 or more"),
         ("aging rate=nan", "rate: nan is not allowed"),
         ({"name": "aging", "rate": True}, "rate must be a number, not True"),

@@ -89,6 +89,8 @@ def _parse(text: str) -> dict[str, Any]:
     given: dict[str, Any] = {"name": name}
     for pair in pairs:
         key, _, value = pair.partition("=")
+        if key in given:
+            raise ValueError(f"policy {name}: {key} is given twice")
         try:
             given[key] = float(value)
         except ValueError:

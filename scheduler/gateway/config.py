@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator
 
 from scheduler.gateway.keys import DEFAULT_TENANT, BadKey, digest
 from scheduler.load.fields import beside
 from scheduler.load.scenario import Problem, ScenarioError, read_scenario
 from scheduler.load.schema import Engine, Scenario, TenantSection
 from scheduler.load.stream import Stream
+from scheduler.load.yamlfile import did_you_mean
 
 
 def _no_load(value: object) -> object:
@@ -48,14 +49,6 @@ class ServeConfig(Scenario):
     operator: KeySpecs = ()
     """Keys of the control API and of /metrics, written the same way."""
 
-    @model_validator(mode="after")
-    def _known_tenants(self) -> Self:
-        names = [tenant.name for tenant in self.tenants]
-        for name in self.keys:
-            if name not in names:
-                raise ValueError(f"keys: there is no tenant {name!r:.60}; there are {', '.join(names)}")
-        return self
-
 
 def default_config() -> ServeConfig:
     """One tenant, ``default``, in arrival order; vLLM where a model is given, else the simulated engine."""
@@ -68,5 +61,11 @@ def load_config(path: str) -> ServeConfig:
     """Raises ScenarioError with all that is wrong."""
     if not Path(path).is_file():
         shown = path if path.isprintable() else ascii(path)
-        raise ScenarioError([Problem(shown, 1, "", "no such file")])
-    return read_scenario(Path(path), path, ServeConfig)
+        what = "is a folder" if Path(path).is_dir() else "no such file"
+        raise ScenarioError([Problem(shown, 1, "", what)])
+    config = read_scenario(Path(path), path, ServeConfig)
+    names = [tenant.name for tenant in config.tenants]
+    for name in config.keys:
+        if name not in names:
+            raise config.error(("keys", name), f"unknown tenant; {did_you_mean(name, names)}")
+    return config

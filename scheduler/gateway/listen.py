@@ -12,7 +12,9 @@ class ListenError(OSError):
 def parse_listen(text: str) -> tuple[str, int]:
     """("127.0.0.1", 8000) of "127.0.0.1:8000", ":8000" or "[::1]:8000". Raises ListenError."""
     host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    host = host or "127.0.0.1"
     digits = port.isascii() and port.isdigit() and len(port) < 6
     if not (colon and _is_name(host) and digits and int(port) < 65536):
         raise ListenError(f"--listen {text!a}: HOST:PORT is needed, such as 127.0.0.1:8000")
@@ -20,7 +22,9 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 
 def _is_name(host: str) -> bool:
-    """Whether it can be looked up: "a..b" cannot."""
+    """Whether it can be looked up: "a..b" and "[::1" cannot."""
+    if "[" in host or "]" in host:
+        return False
     try:
         host.encode("idna")
     except UnicodeError:

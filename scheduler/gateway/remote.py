@@ -37,9 +37,9 @@ class AttachError(OSError):
 def _is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
-    except ValueError:  # "http://[::1"
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # "http://[::1", "http://localhost:99999"
         return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 class RemoteFeed:

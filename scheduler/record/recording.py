@@ -105,7 +105,7 @@ def read_log(folder: Path, read: Callable[[Mapping[str, Any]], T]) -> Iterator[T
 
 def _whole(digits: str) -> int:
     """Raises ValueError for what is too long for a count: it could be neither reckoned with nor drawn."""
-    if len(digits) > 18:
+    if len(digits.removeprefix("-")) > 18:
         raise ValueError(f"{digits[:20]}... is too large a number")
     return int(digits)
 
