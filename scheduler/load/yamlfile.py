@@ -116,7 +116,7 @@ def read_yaml(path: Path, file: str) -> Document:
         what = f"nested too deeply, at most {MAX_DEPTH} levels are allowed"
         raise ScenarioError([Problem(file, 1, "", what)]) from None
     if node is None:
-        raise ScenarioError([Problem(file, 1, "", "the file is empty, a mapping with `name:` is needed")])
+        raise ScenarioError([Problem(file, 1, "", "the file is empty, a mapping is needed")])
     try:
         document.data = _Builder(document).build(node, (), 0)
     except _TooBigError as error:

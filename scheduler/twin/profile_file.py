@@ -10,6 +10,7 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from scheduler.load.yamlfile import read_yaml
 from scheduler.twin.profile import Profile
 
 _NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -52,14 +53,10 @@ class _File(BaseModel):
 def load_profile(gpu: str, model: str = "") -> Profile:
     """The profile that ships for ``gpu`` and ``model``, or the one in the YAML file that ``gpu`` names.
 
-    Raises ValueError, naming what ships or what is wrong in the file.
+    Raises ValueError, naming what ships, or the lines of the file and what is wrong in them.
     """
     if gpu.endswith((".yaml", ".yml")):
-        try:
-            text = Path(gpu).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{gpu}: cannot read the profile: {error}") from error
-        return _parse(text, gpu)
+        return _read(Path(gpu), gpu)
     profile = _shipped().get(f"{gpu}/{model}")
     if profile is None:
         raise ValueError(
@@ -97,26 +94,21 @@ def profiles() -> list[str]:
 
 @cache
 def _shipped() -> dict[str, Profile]:
-    folder = resources.files("scheduler.twin") / "profiles"
-    found = [
-        _parse(entry.read_text(encoding="utf-8"), entry.name)
-        for entry in folder.iterdir()
-        if entry.name.endswith(".yaml")
-    ]
+    with resources.as_file(resources.files("scheduler.twin") / "profiles") as folder:
+        found = [_read(path, path.name) for path in folder.glob("*.yaml")]
     return {profile.name: profile for profile in found}
 
 
-def _parse(text: str, where: str) -> Profile:
+def _read(path: Path, shown: str) -> Profile:
+    document = read_yaml(path, shown)
+    problems, file = list(document.problems), None
     try:
-        file = _File.model_validate(yaml.safe_load(text))
+        file = _File.model_validate(document.data)
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc']) or 'the file'}: {fault['msg']}"
-            for fault in error.errors()
-        )
-        raise ValueError(f"{where}: {faults}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date in no calendar; too deep to read
-        raise ValueError(f"{where}: not YAML: {error}") from error
+        found = [(fault["loc"], fault["msg"]) for fault in error.errors()]
+        problems += [document.problem(loc, what) for loc, what in found if not document.is_suspect(loc)]
+    if problems or file is None:
+        raise ValueError("; ".join(map(str, problems)))
     step = file.step
     return Profile(
         gpu=file.gpu,
