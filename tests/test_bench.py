@@ -262,6 +262,14 @@ def test_the_command_prints_one_document_and_writes_it(
     assert json.loads((tmp_path / "new" / "bench-core.json").read_text()) == missed.document()
 
 
+def test_a_bench_that_has_nowhere_to_write_does_not_begin(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(core, "bench_core", lambda tell: pytest.fail("it began"))
+    assert main(["bench", "core", "--out", f"{__file__}/new"]) == 2
+    assert "Not a directory" in capsys.readouterr().err
+
+
 def test_a_bench_that_cannot_run_says_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
