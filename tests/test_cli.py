@@ -168,6 +168,7 @@ def test_a_recorded_run_is_decided_again(capsys: pytest.CaptureFixture[str], fas
         ("first_token", "id", "{}"),
         ("finished", "id", None),
         ("queued", "tenant", "[]"),
+        ("queued", "tier", '"gold"'),
         ("queued", "prompt_tokens", "1e400"),
         ("queued", "max_tokens", "1e400"),
         ("queued", "input_tokens", "1e400"),

@@ -139,6 +139,12 @@ def test_the_machine_at_an_instant(folder: Path, tmp_path: Path) -> None:
     assert recording.machine(99.0)["cpu_share"] == 0.75
 
 
+def test_telemetry_that_is_no_text_has_a_first_line(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "telemetry.csv").write_bytes(b"\xff")
+    with pytest.raises(FolderError, match=r"telemetry.csv:1: not a row of telemetry: it is no text in UTF-8"):
+        copied(folder, tmp_path, [])
+
+
 @pytest.mark.parametrize("row", ["1.0,high", "x,0.5", ",0.5", "1.0,0.5,7", "-1,0.5", "1.0," + "5" * 200_000])
 def test_a_broken_row_of_telemetry_is_named(folder: Path, tmp_path: Path, row: str) -> None:
     (tmp_path / "telemetry.csv").write_text(f"elapsed_s,cpu_share\n0.2,0.5\n{row}\n")
@@ -196,9 +202,18 @@ def test_a_broken_line_is_named(folder: Path, tmp_path: Path, line: str) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"policy": "fifo"}', '{"capacity": "x"}', '{"capacity": 1e400}']
+    ("text", "says"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "a value of another kind is needed"),
+        ('{"policy": "fifo"}', "'capacity' is missing"),
+        ('{"capacity": "x"}', "invalid literal"),
+        ('{"capacity": 1e400}', "infinity"),
+        ("[" * 100_000, "nested too deep"),
+        ("\0\udcff", "no text in UTF-8"),
+    ],
 )
-def test_a_broken_document_is_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / "run.json").write_text(text)
-    with pytest.raises(FolderError, match=r"run.json: not a run document"):
+def test_a_broken_document_is_named(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "run.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(FolderError, match=rf"run.json: not a run document: .*{says}"):
         read_recording(tmp_path)

@@ -49,7 +49,7 @@ async def record(plan: Plan, folder: Path) -> Path:
 def again(plan: Plan, folder: Path) -> Redone:
     scheduler = plan.scheduler()
     scheduler.estimator = Given()
-    return redo(folder, scheduler)
+    return redo(folder, scheduler, json.loads((folder / "run.json").read_text())["requests"]["submitted"])
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
@@ -193,6 +193,17 @@ async def test_what_the_log_does_not_hold_is_said(recorded: tuple[Plan, Path]) -
     with (folder / "events.jsonl").open("a") as log:
         log.write('{"t": 99.0, "e": "limits", "by": "operator"}\n')
     with pytest.raises(NotRedoable, match="limits was changed"):
+        check(folder)
+
+
+@pytest.mark.parametrize("lines", [0, 500])
+async def test_a_log_that_is_not_whole(recorded: tuple[Plan, Path], lines: int) -> None:
+    _, folder = recorded
+    log = (folder / "events.jsonl").read_text().splitlines(keepends=True)
+    (folder / "events.jsonl").write_text("".join(log[:lines]))
+    with pytest.raises(
+        NotRedoable, match=r"of its 250 requests, its log has the ends of [0-9]+: it is not whole"
+    ):
         check(folder)
 
 

@@ -17,6 +17,23 @@ from scheduler.core.types import runtime_class
 MALFORMED = (ValueError, KeyError, TypeError, OverflowError, RecursionError, csv.Error)
 
 
+def why(error: Exception) -> str:
+    """What one of them, or an OSError, says of the file."""
+    match error:
+        case OSError(filename=file, strerror=what) if file:
+            return f"{Path(file).name}: {what}"
+        case KeyError(args=(key, *_)):
+            return f"{key!r:.40} is missing"
+        case TypeError() | AttributeError():
+            return "a value of another kind is needed"
+        case UnicodeDecodeError():
+            return "it is no text in UTF-8"
+        case RecursionError():
+            return "it is nested too deep"
+        case _:
+            return f"{error!s:.200}"
+
+
 class FolderError(ValueError):
     """A folder is no run folder, or a file in it cannot be read; says which."""
 
@@ -107,7 +124,7 @@ def read_folder(path: Path, name: str) -> RunFolder:
             columns, *depth = csv.reader(file)
         return RunFolder(name, document, rows, columns, [[float(cell) for cell in row] for row in depth])
     except (OSError, *MALFORMED) as error:
-        raise FolderError(f"{path}: not a whole run folder: {error!r:.200}") from error
+        raise FolderError(f"{path}: not a whole run folder: {why(error)}") from error
 
 
 def _rows(lines: Iterable[dict[str, str]]) -> Iterable[Row]:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from scheduler.core.events import Kind
-from scheduler.core.types import ENDED, Estimate, Limits, Slo, State, Tenant
-from scheduler.record.folders import MALFORMED, FolderError
+from scheduler.core.types import ENDED, TIERS, Estimate, Limits, Slo, State, Tenant
+from scheduler.record.folders import MALFORMED, FolderError, why
 
 ENDINGS: Mapping[Kind, State] = {Kind(state.value): state for state in ENDED}
 _OF_REQUESTS = {*ENDINGS, Kind.QUEUED, Kind.DISPATCHED, Kind.FIRST_TOKEN, Kind.ABORTING, Kind.RETRIED}
@@ -82,7 +82,7 @@ def read_document(folder: Path) -> tuple[dict[str, Any], tuple[Tenant, ...]]:
         document |= {key: str(document[key]) for key in ("scenario", "engine", "engine_detail", "policy")}
         tenants = tuple(as_tenant(name, told) for name, told in document.get("tenants", {}).items())
     except (OSError, AttributeError, *MALFORMED) as error:
-        raise FolderError(f"{document_file}: not a run document: {error!r:.200}") from error
+        raise FolderError(f"{document_file}: not a run document: {why(error)}") from error
     return document, tenants
 
 
@@ -100,7 +100,7 @@ def read_log(folder: Path, read: Callable[[Mapping[str, Any]], T]) -> Iterator[T
     except OSError as error:
         raise FolderError(f"{log_file}: {error.strerror}") from error
     except MALFORMED as error:
-        raise FolderError(f"{log_file}:{number}: not a line of an event log: {error!r:.200}") from error
+        raise FolderError(f"{log_file}:{number}: not a line of an event log: {why(error)}") from error
 
 
 def _whole(digits: str) -> int:
@@ -125,9 +125,10 @@ def _telemetry(file: Path) -> Iterator[Sample]:
                 _elapsed(sample)
                 yield sample
         except MALFORMED as error:
-            unread = isinstance(error, csv.Error)  # a row that cannot be read has not been counted
+            # A row that cannot be read has not been counted.
+            unread = isinstance(error, csv.Error | UnicodeDecodeError)
             where = f"{file}:{rows.line_num + 1 if unread else rows.line_num}"
-            raise FolderError(f"{where}: not a row of telemetry: {error!r:.200}") from error
+            raise FolderError(f"{where}: not a row of telemetry: {why(error)}") from error
 
 
 def _elapsed(sample: Sample) -> float:
@@ -138,7 +139,7 @@ def _elapsed(sample: Sample) -> float:
 def as_tenant(name: str, told: Mapping[str, Any]) -> Tenant:
     """Of run.json, or of the line of one that came later. Raises one of MALFORMED."""
     slo = {key: inf if value is None else float(value) for key, value in told["slo"].items()}
-    return Tenant(name, str(told["tier"]), float(told["weight"]), Slo(**slo), Limits(**told["limits"]))
+    return Tenant(name, _tier(told), float(told["weight"]), Slo(**slo), Limits(**told["limits"]))
 
 
 def as_step(line: Mapping[str, Any]) -> Step:
@@ -183,6 +184,13 @@ def _seconds(value: object) -> float:
     return seconds
 
 
+def _tier(told: Mapping[str, Any]) -> str:
+    """Raises KeyError, ValueError: a policy that shares by tiers would look for it in vain."""
+    if (tier := told["tier"]) not in TIERS:
+        raise ValueError(f"{tier!r:.40} is no tier")
+    return str(tier)
+
+
 def _arrival(line: Mapping[str, Any]) -> dict[str, Any]:
     estimate = Estimate(
         input_tokens=int(line["input_tokens"]),
@@ -193,7 +201,7 @@ def _arrival(line: Mapping[str, Any]) -> dict[str, Any]:
     )
     return {
         "tenant": str(line["tenant"]),
-        "tier": str(line["tier"]),
+        "tier": _tier(line),
         "arrival_s": float(line["arrival_s"]),
         "prompt_tokens": int(line["prompt_tokens"]),
         "max_tokens": int(line["max_tokens"]),

@@ -25,7 +25,7 @@ from scheduler.core.policies import Policy, policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.slots import MicroBatch
 from scheduler.core.types import Estimate, Limits, Outcome, Request, Tenant
-from scheduler.record.folders import MALFORMED
+from scheduler.record.folders import MALFORMED, why
 from scheduler.record.recording import as_step, as_tenant, read_document, read_log
 
 _EVERYTHING = 1 << 62
@@ -50,12 +50,12 @@ def check(folder: Path) -> Redone:
     """
     document, tenants = read_document(folder)
     try:
-        scheduler = _scheduler(document, tenants)
+        scheduler, requests = _scheduler(document, tenants), int(document["requests"]["submitted"])
     except MALFORMED as error:
         raise NotRedoable(
-            f"its run.json does not hold all that its decisions hung on: {error!r:.200}"
+            f"its run.json does not hold all that its decisions hung on: {why(error)}"
         ) from error
-    return redo(folder, scheduler)
+    return redo(folder, scheduler, requests)
 
 
 def _scheduler(told: Mapping[str, Any], tenants: tuple[Tenant, ...]) -> Scheduler:
@@ -73,13 +73,18 @@ def _scheduler(told: Mapping[str, Any], tenants: tuple[Tenant, ...]) -> Schedule
     )
 
 
-def redo(folder: Path, scheduler: Scheduler) -> Redone:
-    """``scheduler`` is a new one as the run's was, with ``core.estimate.Given`` for its estimator.
+def redo(folder: Path, scheduler: Scheduler, requests: int) -> Redone:
+    """``scheduler`` is a new one as the run's was, with ``core.estimate.Given`` for its estimator;
+    ``requests`` is how many the run had.
 
     Raises FolderError, NotRedoable.
     """
     # request id -> tokens of its prompt and its answer as the engine counted them: its last line has them
     counted = dict(filter(None, read_log(folder, _counted)))
+    if len(counted) != requests:
+        raise NotRedoable(
+            f"of its {requests} requests, its log has the ends of {len(counted)}: it is not whole"
+        )
     return _Redo(scheduler, counted).play(folder)
 
 
