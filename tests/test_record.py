@@ -17,9 +17,10 @@ from recorded_kit import SCENARIO
 
 from scheduler.core.events import Event, Kind
 from scheduler.core.metrics import gap_value
-from scheduler.core.types import Limits, Request, Slo, Tenant
+from scheduler.core.types import CATEGORIES, Limits, Request, Slo, Tenant
 from scheduler.load.scenario import Scenario, load_scenario
 from scheduler.plan import make_plan
+from scheduler.record.expect import _leaves, valid_paths
 from scheduler.record.recorder import DEPTH_COLUMNS, METRICS_COLUMNS
 from scheduler.record.tally import Tally
 from scheduler.record.writer import FileWriter
@@ -75,8 +76,18 @@ def test_counts_finishes_and_tokens(recorded: tuple[Json, list[Json], Path]) -> 
     assert document["tokens"]["prompt"] == sum(e["prompt_tokens"] for e in done)
     assert document["tokens"]["output"] == output
     assert near(document["tokens"]["output_per_s"], output / duration)
+    rates = [tenant["tokens"]["output_per_s"] for tenant in document["latency_s"]["tenants"].values()]
+    assert near(sum(rates), output / duration)
     reasons = [e["reason"] for e in ends.values() if e["e"] == "rejected"]
     assert document["rejections"] == {reason: reasons.count(reason) for reason in set(reasons)}
+
+
+def test_expectations_may_be_about_all_that_a_run_tells(recorded: tuple[Json, list[Json], Path]) -> None:
+    document = recorded[0]
+    open_ended = {"telemetry", "predictions", "expect", "invocation"}
+    told = {path for path, _ in _leaves({k: v for k, v in document.items() if k not in open_ended}, "")}
+    paths = set(valid_paths(document["tenants"], document["latency_s"]["tiers"], CATEGORIES))
+    assert [path for path in told ^ paths if not path.startswith("rejections.")] == []
 
 
 def test_latencies(recorded: tuple[Json, list[Json], Path]) -> None:

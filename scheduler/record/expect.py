@@ -140,6 +140,7 @@ def valid_paths(
         "engine_detail",
         "dispatch",
         "clock",
+        "failure",
         "policy",
         "estimator",
         "counter",

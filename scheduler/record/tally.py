@@ -133,7 +133,6 @@ class Tally:
         """The part of run.json that is about requests (docs/run-folder.md)."""
         column = self._columns(books)
         duration_s = self.last_end_s
-        output = float(column["output_tokens"].sum())
         met = float(column["slo_met"].sum())
         ended = sum(sum(tenant.ended.values()) for tenant in books.tenants.values())
         capped = int(column["capped"].sum())
@@ -142,11 +141,7 @@ class Tally:
             "duration_s": duration_s,
             "requests": books.counts(),
             "finish": {"stop": len(column["capped"]) - capped, "length": capped},
-            "tokens": {
-                "prompt": int(column["prompt_tokens"].sum()),
-                "output": int(output),
-                "output_per_s": output / duration_s if duration_s else 0.0,
-            },
+            "tokens": self._tokens(column, self._groups),
             "latency_s": {
                 "all": self._latencies(column, self._groups),
                 "tiers": {
@@ -167,9 +162,17 @@ class Tally:
 
     def _of_tenant(self, column: Mapping[str, Column], name: str, books: Books) -> dict[str, Any]:
         groups = [group for group in self._groups if group[0] == name]
+        return {
+            **self._latencies(column, groups),
+            "requests": books.counts(name),
+            "tokens": self._tokens(column, groups),
+        }
+
+    def _tokens(self, column: Mapping[str, Column], groups: Collection[Group]) -> dict[str, Any]:
         mask = self._mask(column, groups)
-        tokens = {kind: int(column[f"{kind}_tokens"][mask].sum()) for kind in ("prompt", "output")}
-        return {**self._latencies(column, groups), "requests": books.counts(name), "tokens": tokens}
+        prompt, output = (int(column[f"{kind}_tokens"][mask].sum()) for kind in ("prompt", "output"))
+        per_s = output / self.last_end_s if self.last_end_s else 0.0
+        return {"prompt": prompt, "output": output, "output_per_s": per_s}
 
     def _mask(self, column: Mapping[str, Column], groups: Collection[Group]) -> NDArray[np.bool_]:
         return np.isin(column["group"], [self._groups[group] for group in groups])
