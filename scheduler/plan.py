@@ -31,7 +31,7 @@ from scheduler.load.checks import counts_prompts
 from scheduler.load.scenario import Scenario
 from scheduler.load.schema import Engine as EngineSection
 from scheduler.load.schema import EstimatorOptions
-from scheduler.load.yamlfile import did_you_mean
+from scheduler.load.yamlfile import Loc, did_you_mean
 from scheduler.record.version import package_version
 from scheduler.twin.profile import Profile
 from scheduler.twin.profile_file import load_profile, profiles
@@ -174,22 +174,23 @@ def make_plan(
     Raises PlanError, and ScenarioError for what is wrong in the scenario.
     """
     kind = engine or scenario.engine.kind
-    estimators = {scenario.estimator.kind}
-    estimators |= {item.estimator.kind for item in scenario.timeline if item.estimator is not None}
     model_loc = ("engine", "model") if model is None else ()
     if model is None and not (engine == "vllm" and scenario.engine.kind == "sim"):
         model = scenario.engine.model  # what a simulated engine is called is no model to load
+    with _blaming(scenario, *model_loc):
+        if model == "":
+            raise ValueError("a model's name cannot be empty")
     if kind == "auto":
         kind = "vllm" if model and importlib.util.find_spec("vllm") else "sim"
     if clock == "virtual":
         if engine == "vllm":
             raise PlanError("--clock virtual needs the simulated engine: a real one cannot be hurried")
         kind = "sim"
-    elif "oracle" in estimators and (clock is not None or kind != "sim"):
-        raise PlanError("estimator oracle: it knows true lengths, which only --clock virtual has")
+    elif (loc := _oracle(scenario)) and (clock is not None or kind != "sim"):
+        raise scenario.error(loc, "the oracle knows true lengths, which only --clock virtual has")
     autopilot = scenario.policy.auto if policy is None else None  # a policy by name is to stay
     with _blaming(scenario):
-        policy = policy_from(policy or scenario.policy.start).describe()
+        policy = policy_from(scenario.policy.start if policy is None else policy).describe()
     profile = None
     if kind == "sim":
         with _blaming(scenario, *model_loc):
@@ -224,6 +225,16 @@ def _blaming(scenario: Scenario, *loc: str) -> Iterator[None]:
         yield
     except (ValueError, EngineConfigError) as error:
         raise (scenario.error(loc, str(error)) if loc else PlanError(str(error))) from error
+
+
+def _oracle(scenario: Scenario) -> Loc:
+    """Where the oracle is first asked for; () where it is not."""
+    if scenario.estimator.kind == "oracle":
+        return ("estimator",)
+    for index, item in enumerate(scenario.timeline):
+        if item.estimator is not None and item.estimator.kind == "oracle":
+            return ("timeline", index, "estimator")
+    return ()
 
 
 def _profile(engine: EngineSection, model: str | None) -> Profile:
@@ -265,13 +276,13 @@ def _capacity(scenario: Scenario, profile: Profile | None) -> int:
     """Requests in flight: at least a micro-batch, at most what the simulated engine batches."""
     asked, micro = scenario.engine.capacity, scenario.dispatch.microbatch
     size, size_loc = micro.size if micro else 0, ("dispatch", "microbatch", "size")
-    capacity = asked or max(DEFAULT_CAPACITY, size)
+    most = DEFAULT_CAPACITY if profile is None else profile.max_num_batched_tokens
+    capacity = asked or max(min(DEFAULT_CAPACITY, most), size)
     if size > capacity:
         raise scenario.error(size_loc, f"{size} never run at once: engine.capacity is {capacity}")
-    if profile is not None and capacity > profile.max_num_batched_tokens:
+    if profile is not None and capacity > most:
         loc = ("engine", "capacity") if asked else size_loc
-        most = f"{profile.max_num_batched_tokens} ({profile.detail})"
-        raise scenario.error(loc, f"must be at most {most}, got {capacity}")
+        raise scenario.error(loc, f"must be at most {most} ({profile.detail}), got {capacity}")
     return capacity
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from scheduler.core.types import Request
 from scheduler.load.scenario import ScenarioError, load_scenario
 from scheduler.load.workload import SwitchEstimator
 from scheduler.plan import Plan, PlanError, make_plan
+from scheduler.twin.profile_file import load_profile, profile_text
 
 HEAD = """\
 name: t
@@ -38,6 +40,9 @@ def planned(folder: Path, text: str, **command_line: Any) -> Plan:
         ("engine: {kind: vllm, model: .}", "4: engine.model: model folder"),
         ("engine: {model: gpt-9}", "4: engine.model: nothing simulates 'gpt-9' on l4; allowed: qwen1.5"),
         ("engine: {gpu: cpu, model: llama}", "4: engine.model: nothing simulates 'llama' on cpu; allowed: smollm2"),
+        ("engine: {kind: auto, model: ''}", "4: engine.model: a model's name cannot be empty"),
+        ("estimator: oracle", "4: estimator: the oracle knows true lengths, which only --clock virtual has"),
+        ("timeline: [{at: 1, estimator: oracle}]", "4: timeline.0.estimator: the oracle knows true lengths"),
         ("estimator: {counter: tokenizer}", "4: estimator.counter: the simulated engine has no tokenizer"),
         ("estimator: {counter: tokenizer}\nengine: {tokenizer: .}", "5: engine.tokenizer: model folder"),
     ],
@@ -53,7 +58,9 @@ def test_the_file_is_to_blame(tmp_path: Path, text: str, problem: str) -> None:
     [
         ({"engine": "vllm"}, "engine vllm needs a model"),
         ({"model": "gpt-9"}, "nothing simulates 'gpt-9'"),
+        ({"model": ""}, "a model's name cannot be empty"),
         ({"policy": "sfj"}, "unknown policy 'sfj'"),
+        ({"policy": ""}, "unknown policy ''"),
     ],
 )
 def test_the_command_line_is_to_blame(tmp_path: Path, command_line: dict[str, str], problem: str) -> None:
@@ -79,8 +86,19 @@ def test_what_is_simulated(tmp_path: Path, engine: str, profile: str) -> None:
     assert plan.profile.name == profile
 
 
-def test_a_large_micro_batch_has_room(tmp_path: Path) -> None:
-    assert planned(tmp_path, "dispatch: {microbatch: {size: 64}}").capacity == 64
+@pytest.mark.parametrize(
+    ("text", "capacity"),
+    [
+        ("", 32),
+        ("dispatch: {microbatch: {size: 64}}", 64),
+        ("engine: {gpu: small.yaml}", 16),
+        ("engine: {gpu: small.yaml}\ndispatch: {microbatch: {size: 8}}", 16),
+    ],
+)
+def test_the_capacity_where_none_is_asked_for(tmp_path: Path, text: str, capacity: int) -> None:
+    small = replace(load_profile("cpu", "smollm2"), max_num_batched_tokens=16)
+    (tmp_path / "small.yaml").write_text(profile_text(small))
+    assert planned(tmp_path, text).capacity == capacity
 
 
 COUNTED = '"prompt": "how long is it", "prompt_tokens": 50'
@@ -127,8 +145,5 @@ timeline: [{at: 1, estimator: tenant}, {at: 2, estimator: {kind: tenant, statist
     assert names == ["tenant (mean)", "tenant", "paper (no calibration)"]
 
 
-def test_the_oracle_cannot_come_later_in_real_time(tmp_path: Path) -> None:
-    text = "timeline: [{at: 1, estimator: oracle}]"
-    with pytest.raises(PlanError, match="only --clock virtual"):
-        planned(tmp_path, text)
-    assert planned(tmp_path, text, clock="virtual").scenario.timeline
+def test_the_oracle_may_come_in_virtual_time(tmp_path: Path) -> None:
+    assert planned(tmp_path, "timeline: [{at: 1, estimator: oracle}]", clock="virtual").simulated
