@@ -72,6 +72,8 @@ ADDED = [
     ("engine: {model: ./nope}", "7: engine.model: no such folder: './nope'", "relative to the scenario"),
     ("engine: {tokenizer: ./nope}", "7: engine.tokenizer: no such folder: './nope'", ""),
     ("dispatch: batched", "7: dispatch: must be `continuous` or a mapping", ""),
+    ("dispatch: 5", "7: dispatch: must be `continuous` or a mapping, got 5", ""),
+    ("estimator: [paper]", "7: estimator: must be an estimator's name or a mapping, got a list", ""),
     ("dispatch: {microbatch: {wiat: 1s}}", "7: dispatch.microbatch.wiat: unknown key", "did you mean 'wait'"),
     ("dispatch: {microbatch: {wait: soon}}", "7: dispatch.microbatch.wait: not a duration: 'soon'", '"10ms"'),
     ("max_inflight_tokens: all", "7: max_inflight_tokens: must be `kv` or a whole number", ""),
@@ -139,6 +141,8 @@ def test_a_bad_line(tmp_path: Path, line: str, where: str, hint: str) -> None:
 STREAMS = [
     ("{tenant: acmee, arrivals: {poisson: 1}, for: 1s}", "6: load.0.tenant: unknown tenant 'acmee'", "'acme'?"),
     ("{tenant: {acme: 1, x: 1}, arrivals: {poisson: 1}, for: 1s}", "6: load.0.tenant.x: unknown tenant", ""),
+    ("{tenant: 5, arrivals: {poisson: 1}, for: 1s}", "6: load.0.tenant: must be a tenant's name, or several", "got 5"),
+    ("{tenant: acme, arrivals: 5, for: 1s}", "6: load.0.arrivals: must be `at-once` or a mapping, got 5", ""),
     ("{tenant: {acme: 0}, arrivals: {poisson: 1}, for: 1s}", "6: load.0.tenant: at least one share", ""),
     ("{arrivals: {poisson: 1}, for: 1s}", "6: load.0: tenant is required", ""),
     ("{tenant: acme, for: 1s}", "6: load.0: exactly one of arrivals, trace is needed, got none", ""),

@@ -16,7 +16,7 @@ from scheduler.core.durations import parse_duration
 from scheduler.core.estimate import BASE_TOKENS
 from scheduler.core.policies import policy_from
 from scheduler.core.text import is_unsafe
-from scheduler.load.yamlfile import did_you_mean
+from scheduler.load.yamlfile import did_you_mean, kind_of
 from scheduler.twin.profile_file import load_profile, profiles
 
 MAX_TOKENS = 1_000_000
@@ -122,6 +122,14 @@ def tokens_by_category(value: object) -> object:
     return dict.fromkeys(BASE_TOKENS, value)
 
 
+def _by_tenant(value: object) -> object:
+    if isinstance(value, str):
+        return {value: 1.0}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"must be a tenant's name, or several with their shares, got {kind_of(value)}")
+    return value
+
+
 def _some_time(value: float) -> float:
     if value <= 0:
         raise ValueError("must be above 0: what may not wait at all never runs; leave it out for no bound")
@@ -152,19 +160,19 @@ Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 PolicySpec = Annotated[str, BeforeValidator(policy_spec)]
 TenantShares = Annotated[
     dict[str, Portion],
-    BeforeValidator(lambda value: {value: 1.0} if isinstance(value, str) else value),
+    BeforeValidator(_by_tenant),
     AfterValidator(some_share),
 ]
 
 
 def or_section(word: str, section: dict[str, Any]) -> BeforeValidator:
-    """Let one word stand for a section; any other text is refused by name."""
+    """Let one word stand for a section."""
 
     def expand(value: object) -> object:
-        if isinstance(value, str):
-            if value != word:
-                raise ValueError(f"must be `{word}` or a mapping, got {value!r:.60}")
+        if value == word:
             return section
+        if not isinstance(value, Mapping | Section):
+            raise ValueError(f"must be `{word}` or a mapping, got {kind_of(value)}")
         return value
 
     return BeforeValidator(expand)

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from scheduler.load.checks import cross_check
 from scheduler.load.schema import Scenario
-from scheduler.load.yamlfile import Document, Loc, Problem, ScenarioError, did_you_mean, read_yaml
+from scheduler.load.yamlfile import Document, Loc, Problem, ScenarioError, did_you_mean, kind_of, read_yaml
 
 __all__ = ["Problem", "Scenario", "ScenarioError", "load_scenario", "read_scenario", "shipped_scenarios"]
 
@@ -53,7 +53,7 @@ def read_scenario(path: Path, shown: str, model: type[S]) -> S:
     document = read_yaml(path, shown)
     problems = list(document.problems)
     if not isinstance(document.data, dict):
-        problems.append(document.problem((), f"must be a mapping, got {_kind(document.data)}"))
+        problems.append(document.problem((), f"must be a mapping, got {kind_of(document.data)}"))
         raise ScenarioError(problems)
     scenario = None
     context = {"folder": path.parent, "document": document}
@@ -81,7 +81,7 @@ def _explain(document: Document, details: ErrorDetails, model: type[Scenario]) -
 
 
 def _what(details: ErrorDetails, loc: Loc, model: type[Scenario]) -> str:
-    ctx, given = details.get("ctx", {}), _kind(details["input"])
+    ctx, given = details.get("ctx", {}), kind_of(details["input"])
     match details["type"]:
         case "extra_forbidden":
             return f"unknown key; {did_you_mean(loc[-1], _keys(model, loc[:-1]))}"
@@ -116,25 +116,6 @@ _WANTED: Mapping[str, str] = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
 }
-
-
-def _kind(value: object) -> str:
-    """A value as a message may show it: short, and escaped."""
-    match value:
-        case None:
-            return "nothing"
-        case bool():
-            return str(value).lower()
-        case int() | float():
-            return f"{value!r:.40}"
-        case str():
-            return f"{value[:40]!r}"
-        case tuple() | list():
-            return "a list"
-        case dict():
-            return "a mapping"
-        case _:
-            return type(value).__name__
 
 
 def _keys(model: type[BaseModel], loc: Loc) -> list[str]:

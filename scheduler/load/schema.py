@@ -35,7 +35,7 @@ from scheduler.load.fields import (
     policy_spec,
 )
 from scheduler.load.stream import Stream
-from scheduler.load.yamlfile import Document, Loc, ScenarioError, did_you_mean
+from scheduler.load.yamlfile import Document, Loc, ScenarioError, did_you_mean, kind_of
 from scheduler.record.expect import parse_expect
 
 
@@ -84,7 +84,11 @@ class EstimatorOptions(Section):
     @model_validator(mode="before")
     @classmethod
     def _by_name(cls, value: object) -> object:
-        return {"kind": value} if isinstance(value, str) else value
+        if isinstance(value, str):
+            return {"kind": value}
+        if not isinstance(value, Mapping | Section):
+            raise ValueError(f"must be an estimator's name or a mapping, got {kind_of(value)}")
+        return value
 
     @model_validator(mode="after")
     def _known(self) -> Self:

@@ -52,6 +52,25 @@ def did_you_mean(word: object, allowed: Iterable[str]) -> str:
     return f"allowed: {', '.join(names) or 'nothing'}{hint(word, names)}"
 
 
+def kind_of(value: object) -> str:
+    """A value as a message may show it: short, and escaped."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return str(value).lower()
+        case int() | float():
+            return f"{value!r:.40}"
+        case str():
+            return f"{value[:40]!r}"
+        case tuple() | list():
+            return "a list"
+        case dict():
+            return "a mapping"
+        case _:
+            return type(value).__name__
+
+
 def dotted(loc: Sequence[str | int]) -> str:
     """A location as text, safe to print: keys that are more than a plain name are quoted and escaped."""
     return ".".join(
