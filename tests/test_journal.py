@@ -177,7 +177,7 @@ async def test_one_server_at_a_time(path: Path) -> None:
     await Journal(path).close()
 
 
-def test_what_is_no_journal_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_journal_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     noise = tmp_path / "noise"
     noise.write_bytes(random.Random(1).randbytes(10_000))
     other = tmp_path / "other"
@@ -186,7 +186,7 @@ def test_what_is_no_journal_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     db.close()
     for path in (noise, other, tmp_path, tmp_path / "no" / "folder"):
         assert main(["serve", "--listen", "127.0.0.1:0", "--journal", str(path)]) == 2
-        assert "journal" in capsys.readouterr().err
+        assert "journal" in capfd.readouterr().err
     assert noise.read_bytes() == random.Random(1).randbytes(10_000), "left as it was"
 
 

@@ -120,6 +120,19 @@ async def test_a_play_that_is_cancelled_waits_for_nothing() -> None:
         await players.stop()
 
 
+@pytest.mark.parametrize("turns", [1, 2, 3, 4, 6, 10])
+async def test_a_play_may_be_left_while_its_process_starts(turns: int) -> None:
+    players, packed = Players(), Packed(packed_whole(picture()), 30.0)
+    playing = asyncio.create_task(players.play(packed, [("fifo", 0), ("sjf", 0)], lambda *_: None))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    playing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await playing
+    await players.stop()
+    assert children() == []
+
+
 async def test_a_process_ends_with_its_stdin_in_the_middle_of_a_job() -> None:
     """As it does when whoever started it is killed: the pipe closes."""
     players = Players()

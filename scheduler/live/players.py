@@ -146,7 +146,8 @@ class Players:
             await asyncio.gather(*workers)
         finally:
             for worker in workers:
-                worker.cancel()
+                if not worker.cancelling():  # a second time would break off what the first one cleans up
+                    worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
 
     async def stop(self) -> None:
