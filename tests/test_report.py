@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -114,6 +115,9 @@ def test_reading_back(folder: Path) -> None:
         ("metrics.csv", b"status\n" + b"x" * 200_000),
         ("queue_depth.csv", b"\xff{"),
         ("queue_depth.csv", b"elapsed_seconds\nsoon\n"),
+        ("queue_depth.csv", b""),
+        ("queue_depth.csv", b"tenant:a\n1\n"),
+        ("queue_depth.csv", b"elapsed_seconds,tenant:a\n1,2\n2\n"),
     ],
 )
 def test_a_folder_that_is_not_whole(
@@ -126,6 +130,51 @@ def test_a_folder_that_is_not_whole(
         read_folders([tmp_path])
     assert main(["report", str(tmp_path / "nowhere")]) == 2
     assert "no run.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("dispatch", ..., "has no dispatch"),
+        ("engine_detail", ..., "has no engine_detail"),
+        ("latency_s", ..., "has no latency_s.all.e2e.p50"),
+        ("requests", 5, "has no requests.finished"),
+        ("latency_s.tiers", 5, "latency_s.tiers in its run.json names nothing"),
+        ("latency_s.tenants", 5, "latency_s.tenants in its run.json names nothing"),
+        ("estimate.mae", "few", "estimate.mae in its run.json is no number"),
+        ("latency_s.all.e2e.p99", float("inf"), "e2e.p99 in its run.json is no number"),
+        ("latency_s.all.e2e.p50", 10**400, "e2e.p50 in its run.json is no number"),
+    ],
+)
+def test_a_document_without_what_the_page_shows(
+    folder: Path, tmp_path: Path, path: str, value: object, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(next(folder.iterdir()), tmp_path / "run")
+    file = tmp_path / "run" / "run.json"
+    document = section = json.loads(file.read_text())
+    *above, name = path.split(".")
+    for key in above:
+        section = section[key]
+    if value is ...:
+        del section[name]
+    else:
+        section[name] = value
+    file.write_text(json.dumps(document))
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("driftsched: run: ")
+    assert says in told
+
+
+def test_a_row_that_cannot_be_drawn(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(next(folder.iterdir()), tmp_path / "run")
+    rows = tmp_path / "run" / "metrics.csv"
+    head, first, *others = rows.read_text().splitlines()
+    cells = first.split(",")
+    cells[head.split(",").index("estimated_output_tokens")] = "inf"
+    rows.write_text("\n".join([head, ",".join(cells), *others]))
+    with pytest.raises(FolderError, match="'inf' is no number to show"):
+        read_folders([tmp_path])
 
 
 def test_each_folder_once_under_a_name_that_tells_it_apart(folder: Path, tmp_path: Path) -> None:
@@ -141,7 +190,7 @@ def test_each_folder_once_under_a_name_that_tells_it_apart(folder: Path, tmp_pat
 def test_figures_show_the_regime_that_has_more_policies() -> None:
     def ran(policy: str, dispatch: str) -> RunFolder:
         row = Row("acme", "premium", "", "short_qa", 1.0, 1.0, 1.0, 9.0, 9, 5.0, 1.0)
-        return RunFolder(policy, {"policy": policy, "dispatch": dispatch}, [row], [], [])
+        return RunFolder(policy, {"policy": policy, "dispatch": dispatch}, [row], {})
 
     micro = [ran(policy, "microbatch 32/10ms") for policy in ("sjf", "fifo")]
     continuous = [ran(policy, "continuous") for policy in ("sjf", "fair", "fifo")]

@@ -250,12 +250,10 @@ def _bias(ax: Axes, run: RunFolder) -> None:
 
 
 def _queues(ax: Axes, run: RunFolder) -> None:
-    at = run.depth_columns.index("elapsed_seconds")
-    for index, column in enumerate(c for c in run.depth_columns if c.startswith("tenant:")):
-        place = run.depth_columns.index(column)
+    for index, column in enumerate(c for c in run.depth if c.startswith("tenant:")):
         ax.plot(
-            [row[at] for row in run.depth],
-            [row[place] for row in run.depth],
+            run.depth["elapsed_seconds"],
+            run.depth[column],
             color=COLOURS[index % len(COLOURS)],
             lw=1,
             label=f" {plain(column.removeprefix('tenant:'))}",  # a first "_" would hide it from the legend
@@ -300,9 +298,10 @@ def _latency(runs: Sequence[RunFolder]) -> Iterator[ReportFigure]:
 
 def _e2e(run: RunFolder, group: str) -> dict[str, float]:
     """Of ``all``, or of a tier."""
-    latency = run.document["latency_s"]
-    figures = latency["all"] if group == "all" else latency["tiers"].get(group)
-    return {key: (figures["e2e"][key] if figures else None) or 0.0 for key in ("p50", "p99")}
+    if group != "all" and group not in run.names("latency_s", "tiers"):
+        return {"p50": 0.0, "p99": 0.0}
+    place = ("all",) if group == "all" else ("tiers", group)
+    return {key: run.number("latency_s", *place, "e2e", key) or 0.0 for key in ("p50", "p99")}
 
 
 def _budgets(number: int, counter: str, runs: Sequence[RunFolder]) -> Iterator[ReportFigure]:

@@ -34,6 +34,9 @@ def why(error: Exception) -> str:
             return f"{error!s:.200}"
 
 
+_MOST = 1e300  # a number in JSON may have more digits than a float can hold
+
+
 class FolderError(ValueError):
     """A folder is no run folder, or a file in it cannot be read; says which."""
 
@@ -69,16 +72,40 @@ class RunFolder:
     name: str
     document: dict[str, Any]
     rows: list[Row]
-    depth_columns: list[str]
-    depth: list[list[float]]
+    depth: dict[str, list[float]]  # column -> its cells
+
+    def told(self, *path: str) -> Any:
+        """What run.json has there. Raises FolderError."""
+        found: Any = self.document
+        for key in path:
+            if not isinstance(found, dict) or key not in found:
+                raise FolderError(f"{self.name}: its run.json has no {'.'.join(path)}")
+            found = found[key]
+        return found
+
+    def number(self, *path: str) -> float | None:
+        """A figure; None where there is none. Raises FolderError."""
+        found = self.told(*path)
+        if found is None:
+            return None
+        if isinstance(found, bool) or not isinstance(found, int | float) or not abs(found) < _MOST:
+            raise FolderError(f"{self.name}: {'.'.join(path)} in its run.json is no number to show")
+        return found
+
+    def names(self, *path: str) -> list[str]:
+        """What has figures there: tenants, tiers. Raises FolderError."""
+        found = self.told(*path)
+        if not isinstance(found, dict):
+            raise FolderError(f"{self.name}: {'.'.join(path)} in its run.json names nothing")
+        return list(found)
 
     @property
     def policy(self) -> str:
-        return str(self.document["policy"])
+        return str(self.told("policy"))
 
     @property
     def static(self) -> bool:
-        return bool(self.document["dispatch"] != "continuous")
+        return bool(self.told("dispatch") != "continuous")
 
     @property
     def counter(self) -> str:
@@ -90,7 +117,7 @@ class RunFolder:
 
     @property
     def simulated(self) -> bool:
-        return bool(self.document["engine"] == "sim")
+        return bool(self.told("engine") == "sim")
 
 
 def read_folders(paths: Sequence[Path]) -> list[RunFolder]:
@@ -121,8 +148,10 @@ def read_folder(path: Path, name: str) -> RunFolder:
         with open(path / "metrics.csv", newline="", encoding="utf-8") as file:
             rows = list(_rows(csv.DictReader(file)))
         with open(path / "queue_depth.csv", newline="", encoding="utf-8") as file:
-            columns, *depth = csv.reader(file)
-        return RunFolder(name, document, rows, columns, [[float(cell) for cell in row] for row in depth])
+            columns = zip(*csv.reader(file), strict=True)
+            depth = {column: [float(cell) for cell in cells] for column, *cells in columns}
+        _ = depth["elapsed_seconds"]
+        return RunFolder(name, document, rows, depth)
     except (OSError, *MALFORMED) as error:
         raise FolderError(f"{path}: not a whole run folder: {why(error)}") from error
 
@@ -130,17 +159,24 @@ def read_folder(path: Path, name: str) -> RunFolder:
 def _rows(lines: Iterable[dict[str, str]]) -> Iterable[Row]:
     for line in lines:
         if line["status"] == "finished":
-            budget, estimated = float(line["total_token_budget"]), float(line["estimated_output_tokens"])
+            budget, estimated = _finite(line["total_token_budget"]), _finite(line["estimated_output_tokens"])
             yield Row(
                 line["tenant_id"],
                 line["priority_tier"],
                 line["job_type"],
                 line["workload_category"],
-                float(line["worker_finish_time"]),
-                float(line["end_to_end_seconds"]),
-                float(line["inference_seconds"]),
+                _finite(line["worker_finish_time"]),
+                _finite(line["end_to_end_seconds"]),
+                _finite(line["inference_seconds"]),
                 estimated,
-                int(line["generated_tokens"]),
+                int(_finite(line["generated_tokens"])),
                 budget - estimated,
-                float(line["feedback_new_bias"]),
+                _finite(line["feedback_new_bias"]),
             )
+
+
+def _finite(cell: str) -> float:
+    """Raises ValueError for what cannot be drawn."""
+    if not abs(number := float(cell)) < _MOST:
+        raise ValueError(f"{cell!r:.40} is no number to show")
+    return number

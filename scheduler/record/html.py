@@ -34,7 +34,7 @@ def page(runs: Sequence[RunFolder], drawn: Sequence[ReportFigure]) -> str:
     by_name = {run.name: run for run in runs}
     sections = "".join(_section(picture, by_name) for picture in drawn)
     simulated = sum(run.simulated for run in runs)
-    kinds = sorted({str(run.document["engine_detail"]) for run in runs})
+    kinds = sorted({str(run.told("engine_detail")) for run in runs})
     lead = f"Runs: {len(runs)}; simulated: {simulated}; on {'; '.join(kinds)}."
     return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
@@ -80,9 +80,7 @@ def reproduce(run: RunFolder) -> str:
 
 def _number(*path: str, scale: float = 1.0) -> Callable[[RunFolder], Any]:
     def read(run: RunFolder) -> Any:
-        value: Any = run.document
-        for key in path:
-            value = value[key]
+        value = run.number(*path)
         return None if value is None else value * scale
 
     return read
@@ -111,6 +109,15 @@ _RUN_COLUMNS: dict[str, Callable[[RunFolder], Any]] = {
     "SLOs met %": _number("goodput", "slo_share", scale=100.0),
 }
 
+_TENANT_COLUMNS = {
+    "finished": ("requests", "finished"),
+    "tokens": ("tokens", "output"),
+    "e2e p50 s": ("e2e", "p50"),
+    "e2e p99 s": ("e2e", "p99"),
+    "ttft p50 s": ("ttft", "p50"),
+    "ttft p99 s": ("ttft", "p99"),
+}
+
 
 def _table(columns: dict[str, Callable[[RunFolder], Any]], runs: Sequence[RunFolder]) -> str:
     return _html_table(list(columns), [[read(run) for read in columns.values()] for run in runs])
@@ -119,13 +126,10 @@ def _table(columns: dict[str, Callable[[RunFolder], Any]], runs: Sequence[RunFol
 def _tenants(runs: Sequence[RunFolder]) -> str:
     lines = []
     for run in runs:
-        for name, figures in run.document["latency_s"]["tenants"].items():
-            e2e, ttft = figures["e2e"], figures["ttft"]
-            done = figures["requests"]["finished"]
-            tokens = figures["tokens"]["output"]
-            lines.append([run.name, name, done, tokens, e2e["p50"], e2e["p99"], ttft["p50"], ttft["p99"]])
-    names = ["run", "tenant", "finished", "tokens", "e2e p50 s", "e2e p99 s", "ttft p50 s", "ttft p99 s"]
-    return _html_table(names, lines)
+        for name in run.names("latency_s", "tenants"):
+            cells = [run.number("latency_s", "tenants", name, *path) for path in _TENANT_COLUMNS.values()]
+            lines.append([run.name, name, *cells])
+    return _html_table(["run", "tenant", *_TENANT_COLUMNS], lines)
 
 
 def _html_table(names: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
