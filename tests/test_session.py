@@ -100,6 +100,18 @@ async def test_a_swap_keeps_every_queued_request_and_tells(tmp_path: Path) -> No
     await bench.run.stop()
 
 
+async def test_a_change_of_the_estimator_is_no_switch_of_the_policy(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    await bench.run.start()
+    bench.feed.switch_estimator("tenant")
+    await until(lambda: bench.run.scheduler.swap is None)
+    assert bench.feed.notices()[-1].text == "estimator tenant by operator"
+    bench.feed.switch_policy("sjf")
+    await until(lambda: bool(bench.run.session.switches))
+    assert [switch["to"] for switch in bench.run.session.switches] == ["sjf"]
+    await bench.run.stop()
+
+
 async def test_undo_goes_back_whoever_switched(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     for name, by in (("sjf", "timeline"), ("fair", GUARD), ("fair", "operator")):  # the last changes nothing

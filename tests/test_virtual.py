@@ -15,6 +15,8 @@ from scheduler.core.events import Event
 from scheduler.core.types import Request
 from scheduler.load.scenario import Scenario, load_scenario
 from scheduler.plan import make_plan
+from scheduler.record.playback import Playback
+from scheduler.record.recording import read_recording
 from scheduler.twin.gpu import Gpu
 from scheduler.twin.profile import Profile
 from scheduler.twin.steplog import StepLog
@@ -77,6 +79,22 @@ def test_one_seed_gives_one_log(tmp_path: Path) -> None:
     assert first.count(b"\n") > 500
     assert b'"e":"switched"' in first
     assert first == second
+
+
+def test_a_change_of_the_estimator_is_no_switch_of_the_policy(tmp_path: Path) -> None:
+    """It ranks what waits anew, as a switch does."""
+    text = BUSY.replace(
+        "timeline:", "timeline:\n  - {at: 10s, estimator: tenant}\n  - {at: 25s, estimator: paper}"
+    )
+    plan = make_plan(scenario(tmp_path, text), clock="virtual")
+    run = VirtualRun(plan, out=tmp_path / "run")
+    document = run.run()
+    assert [switch["at_s"] for switch in document["switches"]] == [20.0]
+    log = (tmp_path / "run" / "events.jsonl").read_text()
+    assert [log.count(f'"e":"{kind}"') for kind in ("estimator", "swap_applied", "switched")] == [2, 3, 1]
+    playback = Playback(read_recording(tmp_path / "run"))
+    playback.play_to(59.0)
+    assert playback.snapshot().policy_since_s == run.scheduler.swaps[-1].applied_s == 20.0
 
 
 def test_in_a_micro_batch_all_tokens_come_at_once(tmp_path: Path) -> None:

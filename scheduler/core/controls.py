@@ -49,7 +49,7 @@ class Controls:
         self.slots = Slots(capacities, batch, max_inflight_tokens)
         self.paused = False
         self.waiting = WaitingRoom(policy)
-        self.swaps: list[SwapRecord] = []
+        self.swaps: list[SwapRecord] = []  # that changed the policy: one may be the estimator's alone
         self.learned: dict[str, Mapping[str, Any]] = {}  # states of estimators that are not in use, by name
         self._emit = emit
         self._active: dict[str, Request] = {}  # queued or in flight
@@ -117,7 +117,8 @@ class Controls:
         source, policy = self.policy, swap.queue.policy
         self.waiting.end_swap(swap, (r for r in self._active.values() if r.replica >= 0))
         record = SwapRecord(swap.requested_s, now, source.describe(), policy.describe(), swap.ranked, swap.by)
-        self.swaps.append(record)
+        if record.source != record.target:
+            self.swaps.append(record)
         detail = {"from": record.source, "to": record.target, "queued": record.queued, "by": record.by}
         self._tell(now, Kind.SWAP_APPLIED, detail)
         return True

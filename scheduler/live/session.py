@@ -256,14 +256,15 @@ class Session:
         scheduler = self.scheduler
         if scheduler.swap is not swap:
             return  # superseded
-        now = self.clock.now()
+        now, swaps = self.clock.now(), len(scheduler.swaps)
         reestimates = scheduler.swap is not None and scheduler.swap.reestimate is not None
         if not scheduler.swap_step(now, ESTIMATE_SLICE if reestimates else SWAP_SLICE):
             self._loop.call_soon(self._swap_slice, swap, started_s)
             return
-        took_ms = (self._loop.time() - started_s) * 1e3
-        self.switches.append(scheduler.swaps[-1].told(took_ms))
-        self._tell(Kind.SWITCHED, self.switches[-1])
+        if len(scheduler.swaps) > swaps:  # else the policy is as before
+            took_ms = (self._loop.time() - started_s) * 1e3
+            self.switches.append(scheduler.swaps[-1].told(took_ms))
+            self._tell(Kind.SWITCHED, self.switches[-1])
         self.pump()
         self._retire()
 

@@ -127,7 +127,7 @@ class Playback:
         """An event that is about no request."""
         told = step.data
         match kind:
-            case Kind.SWAP_APPLIED:
+            case Kind.SWAP_APPLIED if told["from"] != told["to"]:
                 self.policy = _Policy(told["to"])
                 record = SwapRecord(
                     step.at_s, step.at_s, told["from"], told["to"], told["queued"], told["by"]
