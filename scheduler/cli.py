@@ -230,7 +230,7 @@ def _positive(text: str) -> float:
     return value
 
 
-def _plan(args: argparse.Namespace, clock: str | None) -> Plan:
+def _plan(args: argparse.Namespace, command: str, clock: str | None) -> Plan:
     from scheduler.load.scenario import load_scenario
     from scheduler.plan import make_plan
 
@@ -241,7 +241,15 @@ def _plan(args: argparse.Namespace, clock: str | None) -> Plan:
         policy=args.policy,
         seed=getattr(args, "seed", None),
         clock=clock,
+        invocation=_invocation(args, command, args.scenario),
     )
+
+
+def _invocation(args: argparse.Namespace, *words: str) -> list[str]:
+    """The command with all that it was given, but for where it writes."""
+    options = ("engine", "model", "policy", "seed", "clock", "speed")
+    given = {name: value for name in options if (value := getattr(args, name, None)) is not None}
+    return [*words, *(word for name, value in given.items() for word in (f"--{name}", str(value)))]
 
 
 def _tell_replaced(folder: Path | None) -> None:
@@ -256,7 +264,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.record_text and args.out is None:
         _complain("driftsched: --record-text needs --out DIR: prompts are written nowhere else")
         return USAGE
-    plan = _plan(args, args.clock)
+    plan = _plan(args, "run", args.clock)
     _tell_replaced(args.out)
     clock = args.clock or ("virtual" if plan.simulated else "real")
     document = run_headless(plan, clock=clock, out=args.out, text=args.record_text)
@@ -280,7 +288,7 @@ def _live(args: argparse.Namespace) -> int:
         return USAGE
     from driftui.live import run_live
 
-    plan = _plan(args, "real")
+    plan = _plan(args, "live", "real")
     _tell_replaced(args.record)
     return run_live(plan, speed=args.speed, record=args.record, listen=args.listen)
 
@@ -337,7 +345,14 @@ def _serve(args: argparse.Namespace) -> int:
     from scheduler.serve import serve
 
     config = default_config() if args.config is None else load_config(args.config)
-    plan = make_plan(config, engine=args.engine, model=args.model, policy=args.policy)
+    words = [] if args.config is None else ["--config", args.config]
+    plan = make_plan(
+        config,
+        engine=args.engine,
+        model=args.model,
+        policy=args.policy,
+        invocation=_invocation(args, "serve", *words),
+    )
     journal = args.journal or (Path(config.journal) if config.journal else None)
     _tell_replaced(args.record)
     serve(plan, Keys(config.keys, config.operator), args.listen, journal=journal, record=args.record)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,7 @@ class Plan:
     counter: Counter
     served_counter: Counter | None  # counts what the engine will prefill, where known
     goal: Goal | None = None  # of the autopilot, where there is one
+    invocation: tuple[str, ...] = ()  # words of the command line that make such a plan again
 
     @property
     def simulated(self) -> bool:
@@ -168,8 +169,10 @@ def make_plan(
     policy: str | None = None,
     seed: int | None = None,
     clock: str | None = "real",
+    invocation: Sequence[str] = (),
 ) -> Plan:
-    """Apply the command line to a scenario; ``clock`` None is virtual if that can be.
+    """Apply the command line to a scenario; ``clock`` None is virtual if that can be. ``invocation`` is kept
+    for run.json.
 
     Raises PlanError, and ScenarioError for what is wrong in the scenario.
     """
@@ -215,6 +218,7 @@ def make_plan(
         counter=counter,
         served_counter=counter if uses_tokenizer else None,
         goal=autopilot.to_core() if autopilot is not None else None,
+        invocation=tuple(invocation),
     )
 
 
@@ -319,6 +323,7 @@ def run_header(plan: Plan, engine_detail: str, capacity: int, clock: str) -> dic
     """The part of run.json that names the run."""
     return {
         "version": package_version(),
+        "invocation": list(plan.invocation),
         "scenario": plan.scenario.name,
         "engine": plan.engine,
         "engine_detail": engine_detail,

@@ -74,6 +74,19 @@ def test_real_clock_on_the_simulated_engine(capsys: pytest.CaptureFixture[str], 
     assert document["requests"]["finished"] == 3
 
 
+@pytest.mark.parametrize(
+    "options", [(), ("--engine", "sim", "--policy", "aging rate=2", "--seed", "-7", "--clock", "real")]
+)
+def test_a_run_knows_how_to_begin_it_again(
+    capsys: pytest.CaptureFixture[str], fast: Path, options: tuple[str, ...]
+) -> None:
+    fast.write_text(FAST + "speed: 50\n")
+    out = str(fast.parent / "run")
+    assert run(capsys, "run", str(fast), "--out", out, *options)[0] == 0
+    document = json.loads((fast.parent / "run" / "run.json").read_text())
+    assert document["invocation"] == ["run", str(fast), *options]
+
+
 def test_a_missed_expectation_exits_1_and_says_which(capsys: pytest.CaptureFixture[str], fast: Path) -> None:
     fast.write_text(FAST + "expect: [requests.finished == 4]\n")
     code, _, err = run(capsys, "run", str(fast))

@@ -19,6 +19,7 @@ from scheduler.virtual import VirtualRun
 
 pytest.importorskip("matplotlib", reason="the `report` extra is not installed")
 from scheduler.record.figures import INK, _one_per_policy
+from scheduler.record.html import reproduce
 
 HOSTILE = """
 name: hostile
@@ -175,6 +176,20 @@ def test_a_row_that_cannot_be_drawn(folder: Path, tmp_path: Path) -> None:
     rows.write_text("\n".join([head, ",".join(cells), *others]))
     with pytest.raises(FolderError, match="'inf' is no number to show"):
         read_folders([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("invocation", "command"),
+    [
+        (["run", "a b.yaml", "--policy", "sjf"], "driftsched run 'a b.yaml' --policy sjf --out 'my run'"),
+        (["live", "demo"], "driftsched live demo --record 'my run'"),
+        (["bench", "paper"], "driftsched bench paper --out DIR"),
+        ([], "# 'my run': its run.json does not say how"),
+        (5, "# 'my run': its run.json does not say how"),
+    ],
+)
+def test_the_command_that_made_a_run(invocation: object, command: str) -> None:
+    assert reproduce(RunFolder("my run", {"invocation": invocation}, [], {})) == command
 
 
 def test_each_folder_once_under_a_name_that_tells_it_apart(folder: Path, tmp_path: Path) -> None:

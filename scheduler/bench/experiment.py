@@ -69,7 +69,8 @@ def scenario_of(cell: Cell) -> Scenario:
 def run_cell(cell: Cell, out: Path | None = None) -> dict[str, Any]:
     """Run it; the figures are of the stress phase where they are latencies, of all requests elsewhere."""
     done: list[Request] = []
-    plan = make_plan(scenario_of(cell), clock="virtual")
+    words = ["bench", "paper", *(["--paper-faithful"] if cell.faithful else [])]
+    plan = make_plan(scenario_of(cell), clock="virtual", invocation=words)
     folder = None if out is None else out / cell.folder
     document = VirtualRun(plan, out=folder, on_ended=done.append).run()
     stress = [r for r in done if r.submitted_by == STRESS]

@@ -68,14 +68,13 @@ def _section(picture: ReportFigure, runs: dict[str, RunFolder]) -> str:
 
 
 def reproduce(run: RunFolder) -> str:
-    """The command that makes this run again. A scenario by its name: shipped, or a file of the user's."""
-    document = run.document
-    if document["scenario"] == "paper":
-        faithful = " --paper-faithful" if document["paper"] else ""
-        return f"driftsched bench paper{faithful} --out DIR  # {run.name}"
-    words = ["driftsched", "run", str(document["scenario"]), "--policy", str(document["policy"])]
-    words += ["--seed", str(document["seed"]), "--clock", str(document["clock"]), "--out", run.name]
-    return shlex.join(words)
+    """The command that made this run."""
+    words = run.document.get("invocation")
+    if not (words and isinstance(words, list)):
+        return f"# {run.name!a}: its run.json does not say how"
+    option = "--record" if words[0] in ("live", "serve") else "--out"
+    place = "DIR" if words[0] == "bench" else run.name  # a bench makes many
+    return shlex.join(["driftsched", *map(str, words), option, place])
 
 
 def _number(*path: str, scale: float = 1.0) -> Callable[[RunFolder], Any]:
