@@ -114,6 +114,18 @@ def test_retry_after_follows_the_last_minute_and_not_the_hours_before() -> None:
     assert late.retry_after_s == told[-1], "nothing moves, so the last that is known holds"
 
 
+def test_the_first_of_a_burst_are_told_the_pace_too() -> None:
+    scheduler = make_scheduler(limits=Limits(max_queued=100), capacities=(1,))
+    for second in range(600):  # one a second comes and goes, and nobody is turned away
+        submit_all(scheduler, [make_request(f"{second}", arrival_s=second)], now=second)
+        (request,) = dispatch_all(scheduler, second)
+        complete(scheduler, request, second + 0.5)
+    burst = [scheduler.submit(make_request(f"burst {i}"), 600.0) for i in range(101)]
+    assert burst[:100] == [None] * 100
+    assert burst[-1] is not None
+    assert burst[-1].retry_after_s == pytest.approx(100 / 2 * 1.0, rel=0.05)
+
+
 def test_a_prompt_that_is_too_long_need_not_come_back() -> None:
     scheduler = make_scheduler(max_model_len=100)
     rejected = scheduler.submit(make_request("1"), 1.0)

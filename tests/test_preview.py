@@ -86,6 +86,12 @@ def test_the_same_picture_and_seed_give_the_same_figures() -> None:
     assert played(picture(), "sjf") != played(picture(), "sjf", seed=1)
 
 
+def test_who_may_not_wait_is_gone_in_time_however_busy_the_slots() -> None:
+    came = tuple(pending(number, arrival_s=float(number), ttl_s=0.001) for number in range(1, 100))
+    what = picture(queued=0, running=1, capacities=(1,), max_num_seqs=1, arrivals=came)
+    assert played(what, "fifo")["longest_wait_s"] == pytest.approx(0.001)
+
+
 def test_a_course_is_what_shorter_plays_come_to() -> None:
     what = picture()
     future = draw_future(what, 100.0, 0)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from math import inf, nan
 from pathlib import Path
 from typing import Any
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 from pydantic import ValidationError
@@ -178,6 +178,21 @@ async def test_a_mistake_in_a_stream_costs_its_request_alone(
     assert [(r.id, r.state, r.finish) for r in bench.ended if r.state is not State.FINISHED] == [
         ("r7", State.FAILED, "error")
     ]
+    await bench.run.stop()
+
+
+async def test_a_mistake_while_an_end_is_settled_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run would wait for ever for what was half settled."""
+    bench = Bench(tmp_path)
+    await bench.run.start()
+    observe = Mock(side_effect=ValueError("words of a prompt"))
+    monkeypatch.setattr(bench.run.scheduler.estimator, "observe", observe)
+    await until(bench.run.session.drained.is_set)
+    assert str(bench.run.session.failure) == "ValueError"
+    assert "ValueError in mock.py:" in caplog.text
+    assert "words" not in caplog.text
     await bench.run.stop()
 
 

@@ -28,8 +28,10 @@ FEED = str(Path(__file__).with_name("fake_feed.py"))
 PATIENCE_S = 30.0
 
 
-def test_a_stalled_terminal_costs_frames_and_asks_for_a_repaint_when_it_reads_again() -> None:
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_stalled_terminal_costs_frames_and_asks_for_a_repaint_when_it_reads_again(blocking: bool) -> None:
     reader, writer = os.pipe()
+    os.set_blocking(writer, blocking)  # whoever shares a terminal may change that
     drained = threading.Event()
     frames = DroppingWriter(writer, 4, drained.set)
     frames.start()

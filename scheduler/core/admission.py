@@ -60,10 +60,10 @@ class Turnover:
 
     def __init__(self) -> None:
         self._marks = deque([(0.0, 0)])  # instants, a second apart, and how many had left by then
-        self._interval_s = 0.0
+        self.interval_s = 0.0  # from one to the next; 0 as long as nothing is known
 
-    def interval_s(self, totals: Totals, now: float) -> float:
-        """Seconds from one to the next; 0 as long as nothing is known."""
+    def look(self, totals: Totals, now: float) -> None:
+        """To be called whenever a request comes, before it counts as one."""
         marks = self._marks
         if now - marks[-1][0] >= 1.0:
             marks.append((now, totals.left))
@@ -71,8 +71,7 @@ class Turnover:
                 marks.popleft()
             (since_s, before), (_, left) = marks[0], marks[-1]
             if left > before:
-                self._interval_s = (now - since_s) / (left - before)
-        return self._interval_s
+                self.interval_s = (now - since_s) / (left - before)
 
 
 _TURNOVER_SPAN_S = 60.0

@@ -62,8 +62,10 @@ class Scheduler(Controls):
             )
         request.estimate = self.estimator.estimate(request)
         request.cost = estimated_cost(request)
-        tenant.submitted += 1
         limited = self._limited or tenant.limited
+        if limited:
+            self._turnover.look(self.books.totals, now)
+        tenant.submitted += 1
         if limited or request.prompt_tokens + request.max_tokens > self.max_model_len:
             rejected = self._admit(request, tenant, now)
             if rejected is not None:
@@ -90,8 +92,7 @@ class Scheduler(Controls):
         request.reason = reason
         move(request, REJECTED)
         self._end(request, tenant, REJECTED, now)
-        interval_s = self._turnover.interval_s(totals, now)
-        return admission.rejection(reason, tenant, totals.queued, interval_s)
+        return admission.rejection(reason, tenant, totals.queued, self._turnover.interval_s)
 
     def _bound_wait(self, request: Request, tenant: TenantBooks, since_s: float) -> None:
         """It may wait for the shortest of the TTLs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 import threading
 import time
@@ -64,7 +65,10 @@ class DroppingWriter(threading.Thread):
         while (data := self._queue.get()) is not None:
             try:
                 while data:
-                    data = data[os.write(self._fd, data) :]
+                    try:
+                        data = data[os.write(self._fd, data) :]
+                    except BlockingIOError:  # whoever shares it may have made it so
+                        select.select([], [self._fd], [])
             except OSError as error:
                 if error.errno != ENOSPC:  # a disk may have room again; a terminal that is gone stays so
                     return

@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import asdict
 from math import inf
+from pathlib import PurePath
+from traceback import extract_tb
 from typing import Any
 
 from scheduler.core.crashes import GIVEN_UP, Crashes
@@ -128,7 +130,8 @@ class Session:
             await self.drained.wait()
         self.engine_state = "stopping"
         for request in list(self.scheduler.active()):
-            self.cancel(request.id)
+            if request.state not in ENDED:  # as one is that a mistake left half settled
+                self.cancel(request.id)
         streams = list(self._streams.values())
         if streams:
             await asyncio.wait(streams, timeout=10.0)
@@ -307,15 +310,17 @@ class Session:
             if not ended:
                 raise EngineLost(f"the stream of request {request.id} ended without a finish reason")
         except Exception as error:
-            if request.attempts != attempt or self._streams.get(request.id) is not asyncio.current_task():
-                return
+            mine = request.attempts == attempt and self._streams.get(request.id) is asyncio.current_task()
             if isinstance(error, EngineLost):
-                self._engine_lost(error)
+                if mine:
+                    self._engine_lost(error)
                 return
-            # A mistake, the engine's or ours: it costs one request, not the run that would wait for its end.
-            # The message may quote the prompt; its type is enough to find the cause.
-            log.warning("request %s failed: %s", request.id, type(error).__name__)
-            self._on_chunk(request, Chunk(0, "error"))
+            # A mistake, the engine's or ours. Its message may quote the prompt; its place says enough.
+            log.error("request %s: %s in %s", request.id, type(error).__name__, _place(error))
+            if mine:  # it costs one request, not the run that would wait for its end
+                self._on_chunk(request, Chunk(0, "error"))
+            elif request.finish and not ended:
+                self.fail(error)  # made while we settled it: our books cannot be trusted any more
 
     def _on_chunk(self, request: Request, chunk: Chunk) -> bool:
         """True once the stream has ended."""
@@ -422,3 +427,9 @@ class Session:
 
     def _tell(self, kind: Kind, detail: dict[str, Any]) -> None:
         self._on_event(Event(self.clock.now(), kind, None, detail))
+
+
+def _place(error: Exception) -> str:
+    """Where it was raised."""
+    *_, frame = extract_tb(error.__traceback__)
+    return f"{PurePath(frame.filename).name}:{frame.lineno}"

@@ -199,6 +199,8 @@ class _Play:
                 while coming.arrival_s < busy_until_s and not expiries:
                     submit(coming, coming.arrival_s)
                     coming = next(arrivals, _NOBODY)
+                if expiries and timer_s == inf:
+                    continue  # the first that does not wait for ever has just come
             if coming.arrival_s < soonest_s:
                 soonest_s = coming.arrival_s
             if soonest_s > now:
