@@ -11,10 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scheduler.core.estimate import Given
-from scheduler.load.scenario import load_scenario
-from scheduler.plan import make_plan
-from scheduler.record.redo import Redone, redo
+from scheduler.record.redo import Redone, check
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.usefixtures("real_engine")]
 
@@ -59,9 +56,7 @@ def test_a_run_on_the_real_engine(tmp_path: Path) -> None:
     assert document["estimate"]["bias"]
     assert "Traceback" not in done.stderr
 
-    scheduler = make_plan(load_scenario(str(tmp_path / "end-to-end.yaml"))).scheduler(capacity=4)
-    scheduler.estimator = Given()
-    assert redo(tmp_path / "run", scheduler) == Redone(10), "its log, decided again in virtual time"
+    assert check(tmp_path / "run") == Redone(10), "its log, decided again in virtual time"
 
 
 def test_no_child_outlives_a_kill(tmp_path: Path) -> None:
