@@ -5,12 +5,22 @@ whether there is a real engine.
 from __future__ import annotations
 
 import importlib.util
+import signal
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
 settings.register_profile("driftsched", deadline=None)
 settings.load_profile("driftsched")
+
+
+@pytest.fixture
+def hangups_heard() -> Iterator[None]:
+    """A child hears SIGHUP as on a terminal, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")

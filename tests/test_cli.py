@@ -391,6 +391,7 @@ def test_three_crashes_within_a_minute_stop_the_engine(
     assert counts["failed"] > 0
 
 
+@pytest.mark.usefixtures("hangups_heard")
 @pytest.mark.parametrize(
     ("clock", "count", "name"),
     [("real", 500, signal.SIGINT), ("real", 500, signal.SIGHUP), ("virtual", 200_000, signal.SIGTERM)],

@@ -106,6 +106,7 @@ def wait_past(port: int, run_s: float) -> None:
     pytest.fail("the server did not come up")
 
 
+@pytest.mark.usefixtures("hangups_heard")
 @pytest.mark.parametrize(("reader", "ending"), [("closed", signal.SIGHUP), ("full", signal.SIGTERM)])
 def test_a_crash_is_survived_though_nobody_reads_of_it(
     tmp_path: Path, reader: str, ending: signal.Signals
