@@ -7,7 +7,6 @@ Each command imports what it needs when it runs: to import everything takes a se
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from scheduler.cli_bench import add_benches, add_command
 from scheduler.engines.names import ENGINES
-from scheduler.live.output import printable
+from scheduler.live.output import drop_output, open_streams, printable_lines
 from scheduler.record.version import package_version
 
 if TYPE_CHECKING:
@@ -34,10 +33,7 @@ PIPE = 141  # as a shell tells that SIGPIPE ended a command: the reader of stdou
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    _open_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that has no arrows gets their numbers
+    open_streams()
     try:
         args = _parser().parse_args((sys.argv[1:] if argv is None else argv) or ["live"])
         command: Callable[[argparse.Namespace], int] = args.command
@@ -58,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:
-        _drop_output()
+        drop_output()
 
 
 def _told(error: Exception) -> tuple[int, str] | None:
@@ -82,30 +78,9 @@ def _told(error: Exception) -> tuple[int, str] | None:
             return None
 
 
-def _open_streams() -> None:
-    """What was closed before we began leads nowhere; else the next file would get its number."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (open to the end)
-
-
-def _drop_output() -> None:
-    """What they do not take would be tried once more as the interpreter ends, and be its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
 def _complain(text: str) -> None:
     with suppress(OSError):  # where nobody reads it, the exit code says it
-        print(_printable(text), file=sys.stderr)
-
-
-def _printable(text: str) -> str:
-    """Lines as a terminal may have them: names out of files and logs may hold anything."""
-    return "\n".join(map(printable, text.splitlines()))
+        print(printable_lines(text), file=sys.stderr)
 
 
 def live_main() -> int:
@@ -271,7 +246,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(document, indent=1))
     else:
-        print(_printable(summary(document)))
+        print(printable_lines(summary(document)))
     for expectation in document["expect"]:
         if not expectation["ok"]:
             _complain(f"not met: {expectation['text']} (it is {expectation['value']})")
@@ -331,7 +306,7 @@ def _check_run(folder: Path) -> int:
         _complain(f"driftsched: {folder}: its decisions cannot be made again: {error}")
         return USAGE
     if redone.difference:
-        difference = printable(str(redone.difference))
+        difference = printable_lines(str(redone.difference))
         print(f"{folder}: {redone.dispatched} dispatches the same again, then: {difference}")
         return FAILED
     print(f"{folder}: {redone.dispatched} dispatches, all the same again")

@@ -1,7 +1,11 @@
-"""What may go to the terminal: our own lines, made printable. What engines print goes to a log meanwhile."""
+"""What may go to the terminal: our own lines, made printable. What engines print goes to a log meanwhile.
+
+The process's own streams are looked after here, too.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import sys
@@ -38,6 +42,32 @@ def log_path() -> Path:
 def printable(text: str) -> str:
     """A line as a terminal may have it: names out of files, logs and traces may hold anything."""
     return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def printable_lines(text: str) -> str:
+    """Lines as a terminal may have them: names out of files and logs may hold anything."""
+    return "\n".join(map(printable, text.splitlines()))
+
+
+def open_streams() -> None:
+    """Fit to be written to, whatever a terminal can show. What was closed before we began leads nowhere; else
+    the next file would get its number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (open to the end)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that has no arrows gets their numbers
+
+
+def drop_output() -> None:
+    """What they do not take would be tried once more as the interpreter ends, and be its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class DroppingWriter(threading.Thread):
