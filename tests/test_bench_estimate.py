@@ -126,6 +126,27 @@ def test_a_model_whose_answers_the_prior_knows_is_scored_without_it(
     assert "without `learned`" in told[-1]
 
 
+@pytest.mark.parametrize("tokens", [1, 256])
+def test_answers_of_one_length_leave_nothing_to_gain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    """256 is what a running constant begins with, so that it is never wrong."""
+    monkeypatch.setattr(bench, "DRIFTS", ())
+    monkeypatch.setattr(bench, "play", lambda requests, points, policy: [1.0] * len(points))
+    rows = [{"prompt": prompt, "output_tokens": tokens} for prompt in data(0, LEAST_PROMPTS).prompts]
+    result = bench_estimate(write(tmp_path / "lengths.jsonl", rows), lambda line: None)
+    assert {row["two_class_share"] for row in result.rows} == {None}
+    assert not [claim for claim in result.claims if "share" in claim.id]
+
+
+def test_no_answer_is_cut_however_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "DRIFTS", ())
+    prompts = data(0, LEAST_PROMPTS).prompts
+    rows = [{"prompt": prompt, "output_tokens": (9_000, 30)[n % 2]} for n, prompt in enumerate(prompts)]
+    result = bench_estimate(write(tmp_path / "lengths.jsonl", rows), lambda line: None)
+    assert next(row["mae"] for row in result.rows if row["estimator"] == "oracle") == 0
+
+
 def test_any_text_may_be_in_a_prompt(tmp_path: Path) -> None:
     odd = ["a\u2028b\u2029c\x85d\x0be", "", "half of a pair: @", "x" * 100_000]
     rows = [{"prompt": text, "output_tokens": {"m": n}} for n, text in enumerate(odd * LEAST_PROMPTS)]

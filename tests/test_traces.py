@@ -125,6 +125,7 @@ def test_a_malformed_row_is_left_out_and_named(tmp_path: Path, row: bytes, what:
         ("2023-11-16 18:17:20,many,3", "'many' is not a number"),
         ("2023-11-16 18:17:20,1.5,3", "'1.5' is not a whole number"),
         ("2023-11-16 18:17:20,0,3", "ContextTokens 0 is not a number of tokens"),
+        ("2023-11-15 18:17:20,12,3", "arrives before the row above it"),
     ],
 )
 def test_a_malformed_csv_row(tmp_path: Path, row: str, what: str) -> None:
@@ -149,6 +150,8 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path, text: str, format_:
 def test_nothing_left_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="no request is left"):
         scan(trace(tmp_path, MOONCAKE, "mooncake", **{"from": "1h"}))
+    with pytest.raises(TraceError, match="there is no request in it"):
+        scan(trace(tmp_path, "Timestamp,Request tokens,Response tokens\n5,472,0\n", "burstgpt"))
 
 
 def test_the_share_of_malformed_rows_is_of_all_that_were_read(tmp_path: Path) -> None:

@@ -24,16 +24,16 @@ from scheduler.load.embedding import EmbeddingError, embedding_model
 from scheduler.load.prior import Lengths, prompt_key, read_lengths, shipped_prior, train, trained_on
 from scheduler.record.tally import spearman
 
-MAX_TOKENS = 8192  # no answer of these files is cut
+MAX_TOKENS = 8192  # or the longest answer: none is cut
 LEAST_PROMPTS = 4 * FEEDBACK_DELAY
 RESAMPLES = 300
 EMBEDDED = "learned+embeddings"
 
 PROTOCOL = (
-    f"Prompts in the file's order, one tenant, max_tokens {MAX_TOKENS}; each answer is learned from "
-    f"{FEEDBACK_DELAY} requests after its prompt was estimated. Beside the estimators the running "
-    "median and mean of what was learned so far. mae, rmse in tokens; spearman with the true lengths, "
-    f"its interval from {RESAMPLES} bootstrap resamples (5-95 %); coverage: share of answers at or "
+    f"Prompts in the file's order, one tenant, max_tokens {MAX_TOKENS} or the longest answer; each answer is "
+    f"learned from {FEEDBACK_DELAY} requests after its prompt was estimated. Beside the estimators the "
+    "running median and mean of what was learned so far. mae, rmse in tokens; spearman with the true "
+    f"lengths, its interval from {RESAMPLES} bootstrap resamples (5-95 %); coverage: share of answers at or "
     "below the upper estimate; us_per_request: median wall time of estimate and observe together. "
     "sjf_share, two_class_share: P50 gain over FIFO when these estimates order a burst of the same "
     "prompts in the twin (L4, 32 slots, continuous), as a share of oracle SJF's; *_p99: P99 against "
@@ -209,18 +209,18 @@ def _model_rows(
 ) -> list[dict[str, Any]]:
     fed, knowing, source = _fair(model, data, embed, folds, known)
     answers = [data.tokens[model][at] for at in fed]
-    truth = np.array(answers, float)
+    truth, most = np.array(answers, float), max(MAX_TOKENS, *answers)
     requests = [
-        Request(str(at), "all", "standard", 0.0, data.counts[at], MAX_TOKENS, data.prompts[at], "", tokens)
+        Request(str(at), "all", "standard", 0.0, data.counts[at], most, data.prompts[at], "", tokens)
         for at, tokens in zip(fed, answers, strict=True)
     ]
     rows: list[dict[str, Any]] = []
     fifo = percentiles(play(requests, truth.tolist(), "fifo"))
-    gain = 0.0  # the oracle's, who comes first
+    gain: float | None = None  # the oracle's, who comes first; none where all answers are as long
     for name, make in _estimators(knowing).items():
         points, uppers, us = feed(make(), requests, answers)
         sjf, two = (percentiles(play(requests, points, policy)) for policy in ("sjf", "two-class"))
-        gain = gain or fifo.p50 - sjf.p50
+        gain = fifo.p50 - sjf.p50 if gain is None else gain
         error = np.array(points) - truth
         low, high = _interval(np.array(points), truth)
         rows.append(
@@ -236,8 +236,8 @@ def _model_rows(
                 "spearman_high": high,
                 "coverage": float((truth <= np.array(uppers)).mean()) if uppers else None,
                 "us_per_request": us,
-                "sjf_share": (fifo.p50 - sjf.p50) / gain,
-                "two_class_share": (fifo.p50 - two.p50) / gain,
+                "sjf_share": (fifo.p50 - sjf.p50) / gain if gain > 0 else None,
+                "two_class_share": (fifo.p50 - two.p50) / gain if gain > 0 else None,
                 "sjf_p99": sjf.p99 / fifo.p99 - 1,
                 "two_class_p99": two.p99 / fifo.p99 - 1,
             }
@@ -258,13 +258,13 @@ def _claims(model: str, rows: dict[str, dict[str, Any]]) -> list[Claim]:
             _at_least(f"{model}: spearman with embeddings", target.with_embeddings, with_embeddings)
         )
     for error, most in (("mae", target.mae), ("rmse", target.rmse)):
-        ours = (learned[error] / min(row[error] for row in constants) - 1) * 100
-        claims.append(Claim(f"{model}: {error} against the better constant, %", most, ours, ours <= most))
-    share = learned["two_class_share"]
-    return [
-        *claims,
-        _at_least(f"{model}: two-class' share of the oracle's gain", target.two_class_share, share),
-    ]
+        if best := min(row[error] for row in constants):
+            ours = (learned[error] / best - 1) * 100
+            claims.append(Claim(f"{model}: {error} against the better constant, %", most, ours, ours <= most))
+    if (share := learned["two_class_share"]) is not None:
+        name = f"{model}: two-class' share of the oracle's gain"
+        claims.append(_at_least(name, target.two_class_share, share))
+    return claims
 
 
 def _at_least(name: str, target: float, ours: float) -> Claim:

@@ -108,7 +108,8 @@ def _scan(trace: Trace, tenants: frozenset[str] | None, version: tuple[int, int]
         found = f"{bad_count} of {count + bad_count} rows are malformed"
         raise TraceError(f"{name!r}: {found}, allowed is a share of {trace.max_bad_share:g}: {named}")
     if not used:
-        raise TraceError(f"{name!r}: no request is left between `from` and `until`")
+        left = "no request is left between `from` and `until`" if count else "there is no request in it"
+        raise TraceError(f"{name!r}: {left}")
     return Summary(count, bad_count, named, longest, uncounted)
 
 
@@ -209,7 +210,7 @@ def _csv_parser(format_: str, header: str, name: str) -> Parse:
         if format_ == "burstgpt":
             if _whole(cells[output]) == 0:
                 return None  # BurstGPT's mark of a request that failed at the source
-            at_s = _number(cells[at])
+            at_s = _time(_number(cells[at]))
         else:
             clock_s = _timestamp(cells[at])
             origin = clock_s if origin is None else origin
@@ -217,7 +218,7 @@ def _csv_parser(format_: str, header: str, name: str) -> Parse:
         prompt_tokens, output_tokens = (
             _tokens(_whole(cells[place]), found[place]) for place in (prompt, output)
         )
-        return Row(_time(at_s), prompt_tokens, output_tokens)
+        return Row(at_s, prompt_tokens, output_tokens)
 
     return parse
 
