@@ -112,7 +112,7 @@ def _measure_screen(tell: Callable[[str], None], result: Result, refreshes: int,
         ("refresh_p999_ms", P999_MS, refresh["p999_ms"]),
         ("longest_stall_ms", LONGEST_STALL_MS, stall["longest_stall_ms"]),
     ):
-        result.claims.append(Claim(name, target, ours, ours <= target))
+        result.claims.append(Claim.at_most(name, target, ours))
 
 
 class Child:

@@ -124,7 +124,7 @@ def bench_drift(drift: str, seeds: int = SEEDS) -> tuple[list[dict[str, Any]], l
         for name in ("tenant", "learned")
     }
     claims = [
-        Claim(f"drift {drift}: {name} points above the floor", 3.0, points, points <= 3.0)
+        Claim.at_most(f"drift {drift}: {name} points above the floor", 3.0, points)
         for name, points in above.items()
     ]
     return rows, claims

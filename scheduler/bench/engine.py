@@ -186,8 +186,7 @@ async def compare(
 
 def share_claim(name: str, rows: Sequence[dict[str, Any]]) -> Claim:
     """On the median of the pairs' ratios."""
-    share = median(row["ratio"] for row in rows)
-    return Claim(name, SHARE, share, share >= SHARE)
+    return Claim.at_least(name, SHARE, median(row["ratio"] for row in rows))
 
 
 async def through(run: LiveRun) -> Half:

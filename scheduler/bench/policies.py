@@ -129,10 +129,7 @@ def _claims(table: dict[tuple[str, str, str], dict[str, float]]) -> list[Claim]:
     def change(load: str, policy: str, figure: str, base: tuple[str, str]) -> float:
         return (table[load, policy, "all"][figure] / table[(*base, "all")][figure] - 1) * 100
 
-    def at_most(name: str, target: float, ours: float) -> Claim:
-        return Claim(name, target, ours, ours <= target)
-
-    p50, p99, static = "e2e_p50_s", "e2e_p99_s", ("static_32", "fifo")
+    at_most, p50, p99, static = Claim.at_most, "e2e_p50_s", "e2e_p99_s", ("static_32", "fifo")
     claims = [
         at_most("burst: two-class P50 %", -33, change("burst", "two-class", p50, ("burst", "fifo"))),
         at_most("burst: two-class P99 %", 1, change("burst", "two-class", p99, ("burst", "fifo"))),

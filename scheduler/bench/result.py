@@ -30,6 +30,14 @@ class Claim:
     paper: float | None = None
     needs: str = ""  # what it takes for this to hold
 
+    @classmethod
+    def at_most(cls, id: str, target: float, ours: float) -> Claim:
+        return cls(id, target, ours, ours <= target)
+
+    @classmethod
+    def at_least(cls, id: str, target: float, ours: float) -> Claim:
+        return cls(id, target, ours, ours >= target)
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -42,12 +50,11 @@ class Result:
 
     def document(self) -> dict[str, Any]:
         """As ``--json`` prints it."""
-        claims = [asdict(claim) for claim in self.claims]
         return {
             "schema": SCHEMA,
             "bench": self.bench,
             "rows": self.rows,
-            "claims": claims,
+            "claims": [asdict(claim) for claim in self.claims],
             "protocol": self.protocol,
         }
 
