@@ -18,7 +18,7 @@ from scheduler.core.types import CATEGORIES, TIERS, Outcome, Request
 from scheduler.load.lengths import PROFILES
 from scheduler.load.prior import shipped_prior
 from scheduler.load.prompts import label, prompt_tables
-from scheduler.record.tally import spearman
+from scheduler.record.tally import mae_rmse, spearman
 
 FEEDBACK_DELAY = 32  # requests
 DRIFTS = ("none", "sudden", "gradual")
@@ -99,7 +99,7 @@ def bench_drift(drift: str, seeds: int = SEEDS) -> tuple[list[dict[str, Any]], l
     for seed in range(seeds):
         requests, lengths, truths = drifting(drift, seed)
         uncorrected, _, _ = feed(estimator_from("paper", calibrate=False), requests, lengths)
-        base = _errors(uncorrected, lengths)
+        base = mae_rmse(np.array(uncorrected) - np.array(lengths))
         for name, make in makers.items():
             points, uppers, us = feed(make(), requests, lengths)
             covered = sum(n <= upper for n, upper in zip(lengths, uppers, strict=True)) / len(lengths)
@@ -130,19 +130,14 @@ def bench_drift(drift: str, seeds: int = SEEDS) -> tuple[list[dict[str, Any]], l
     return rows, claims
 
 
-def _errors(points: Sequence[float], lengths: Sequence[int]) -> tuple[float, float]:
-    """Mean absolute and root mean square, in tokens."""
-    errors = np.array(points) - np.array(lengths)
-    return float(np.abs(errors).mean()), float(np.sqrt((errors**2).mean()))
-
-
 def _figures(points: Sequence[float], lengths: Sequence[int], base: tuple[float, float]) -> dict[str, float]:
-    """``base``: the errors to compare with."""
-    mae, rmse = _errors(points, lengths)
+    """``base``: MAE and RMSE to compare with."""
+    guessed, truth = np.array(points, float), np.array(lengths, float)
+    mae, rmse = mae_rmse(guessed - truth)
     return {
         "mae": mae,
         "rmse": rmse,
-        "spearman": spearman(np.array(points, float), np.array(lengths, float)),
+        "spearman": spearman(guessed, truth),
         "mae_percent": (mae / base[0] - 1) * 100,
         "rmse_percent": (rmse / base[1] - 1) * 100,
     }

@@ -22,7 +22,7 @@ from scheduler.core.prior import NO_PRIOR, Embed, Prior, PromptReader
 from scheduler.core.types import Request
 from scheduler.load.embedding import EmbeddingError, embedding_model
 from scheduler.load.prior import Lengths, prompt_key, read_lengths, shipped_prior, train, trained_on
-from scheduler.record.tally import spearman
+from scheduler.record.tally import mae_rmse, spearman
 
 MAX_TOKENS = 8192  # or the longest answer: none is cut
 LEAST_PROMPTS = 4 * FEEDBACK_DELAY
@@ -221,17 +221,18 @@ def _model_rows(
         points, uppers, us = feed(make(), requests, answers)
         sjf, two = (percentiles(play(requests, points, policy)) for policy in ("sjf", "two-class"))
         gain = fifo.p50 - sjf.p50 if gain is None else gain
-        error = np.array(points) - truth
-        low, high = _interval(np.array(points), truth)
+        guessed = np.array(points)
+        mae, rmse = mae_rmse(guessed - truth)
+        low, high = _interval(guessed, truth)
         rows.append(
             {
                 "estimator": name,
                 "model": model,
                 "prior": source,
                 "prompts": len(fed),
-                "mae": float(np.abs(error).mean()),
-                "rmse": float(np.sqrt((error**2).mean())),
-                "spearman": _spearman(np.array(points), truth),
+                "mae": mae,
+                "rmse": rmse,
+                "spearman": _spearman(guessed, truth),
                 "spearman_low": low,
                 "spearman_high": high,
                 "coverage": float((truth <= np.array(uppers)).mean()) if uppers else None,
@@ -251,24 +252,19 @@ def _claims(model: str, rows: dict[str, dict[str, Any]]) -> list[Claim]:
     name = model.lower().removeprefix("meta-")
     target = next((target for start, target in TARGETS.items() if name.startswith(start)), FLOOR)
     learned, constants = rows["learned"], (rows["running median"], rows["running mean"])
-    claims = [_at_least(f"{model}: spearman", target.spearman, learned["spearman"])]
+    at_least, at_most = Claim.at_least, Claim.at_most
+    claims = [at_least(f"{model}: spearman", target.spearman, learned["spearman"])]
     if EMBEDDED in rows:
-        with_embeddings = rows[EMBEDDED]["spearman"]
-        claims.append(
-            _at_least(f"{model}: spearman with embeddings", target.with_embeddings, with_embeddings)
-        )
+        ours = rows[EMBEDDED]["spearman"]
+        claims.append(at_least(f"{model}: spearman with embeddings", target.with_embeddings, ours))
     for error, most in (("mae", target.mae), ("rmse", target.rmse)):
         if best := min(row[error] for row in constants):
             ours = (learned[error] / best - 1) * 100
-            claims.append(Claim(f"{model}: {error} against the better constant, %", most, ours, ours <= most))
+            claims.append(at_most(f"{model}: {error} against the better constant, %", most, ours))
     if (share := learned["two_class_share"]) is not None:
         name = f"{model}: two-class' share of the oracle's gain"
-        claims.append(_at_least(name, target.two_class_share, share))
+        claims.append(at_least(name, target.two_class_share, share))
     return claims
-
-
-def _at_least(name: str, target: float, ours: float) -> Claim:
-    return Claim(name, target, ours, ours >= target)
 
 
 def _spearman(points: NDArray[np.float64], truth: NDArray[np.float64]) -> float:

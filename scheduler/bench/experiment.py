@@ -13,7 +13,7 @@ from scheduler.load.scenario import Scenario, load_scenario
 from scheduler.load.schema import Dispatch, Policy
 from scheduler.load.stream import Lengths
 from scheduler.plan import make_plan
-from scheduler.record.tally import six
+from scheduler.record.tally import mae_rmse, six
 from scheduler.virtual import VirtualRun
 
 STRESS = "stress"  # the stream whose latencies count: the policy has nothing to decide before it
@@ -76,8 +76,8 @@ def run_cell(cell: Cell, out: Path | None = None) -> dict[str, Any]:
     stress = [r for r in done if r.submitted_by == STRESS]
     e2e = six(np.array([_ended(r) - r.arrival_s for r in stress]))
     actual = np.array([r.output_tokens for r in done], dtype=float)
-    errors = {"": actual - _estimates(done, cell.faithful, corrected=True)}
-    errors["uncorrected_"] = actual - _estimates(done, cell.faithful, corrected=False)
+    mae, rmse = mae_rmse(actual - _estimates(done, cell.faithful, corrected=True))
+    uncorrected = mae_rmse(actual - _estimates(done, cell.faithful, corrected=False))
     return {
         "p50_s": e2e["p50"],
         "p99_s": e2e["p99"],
@@ -87,8 +87,10 @@ def run_cell(cell: Cell, out: Path | None = None) -> dict[str, Any]:
         },
         "drain_s": max(map(_ended, stress)) - min(r.arrival_s for r in stress),
         "slot_use": slot_use(stress),
-        **{f"{name}mae": float(np.abs(drift).mean()) for name, drift in errors.items()},
-        **{f"{name}rmse": float(np.sqrt((drift**2).mean())) for name, drift in errors.items()},
+        "mae": mae,
+        "rmse": rmse,
+        "uncorrected_mae": uncorrected[0],
+        "uncorrected_rmse": uncorrected[1],
         "class_accuracy": document["estimate"]["class_accuracy"],
         "confusion": [
             [document["estimate"]["class_confusion"][row][column] for column in RUNTIME_CLASSES]

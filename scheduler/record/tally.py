@@ -7,7 +7,7 @@ as much again while their figures are made.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from math import nan, sqrt
+from math import nan
 from struct import Struct
 from typing import Any
 
@@ -216,13 +216,13 @@ def _estimate_figures(column: Mapping[str, Column]) -> dict[str, Any]:
     if not len(actual):
         errors = dict.fromkeys(("mae", "rmse", "uncorrected_mae", "uncorrected_rmse", "spearman"), nan)
         return {**errors, "coverage": nan, "capped_share": nan, "class_accuracy": nan, "class_confusion": {}}
-    drift, uncorrected = actual - estimate, actual - column["uncorrected"]
+    (mae, rmse), uncorrected = mae_rmse(actual - estimate), mae_rmse(actual - column["uncorrected"])
     guessed, true = column["estimated_class"], column["actual_class"]
     return {
-        "mae": float(np.abs(drift).mean()),
-        "rmse": float(sqrt((drift**2).mean())),
-        "uncorrected_mae": float(np.abs(uncorrected).mean()),
-        "uncorrected_rmse": float(sqrt((uncorrected**2).mean())),
+        "mae": mae,
+        "rmse": rmse,
+        "uncorrected_mae": uncorrected[0],
+        "uncorrected_rmse": uncorrected[1],
         "spearman": spearman(estimate, actual),
         "coverage": float(column["covered"].mean()),
         "capped_share": float(column["capped"].mean()),
@@ -232,6 +232,11 @@ def _estimate_figures(column: Mapping[str, Column]) -> dict[str, Any]:
             for r, row in enumerate(RUNTIME_CLASSES)
         },
     }
+
+
+def mae_rmse(errors: Column) -> tuple[float, float]:
+    """Mean absolute and root mean square error, in the errors' unit."""
+    return float(np.abs(errors).mean()), float(np.sqrt((errors**2).mean()))
 
 
 def _ranks(values: Column) -> Column:
