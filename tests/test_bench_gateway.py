@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from scheduler.bench.gateway import beside_echo
-from scheduler.bench.http_load import closed_loop
+from scheduler.bench.gateway_load import closed_loop
 from scheduler.bench.result import BenchError
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from scheduler.bench import paper
-from scheduler.bench.experiment import Cell, run_cell, scenario_of, slot_use
 from scheduler.bench.paper import bench_paper
+from scheduler.bench.paper_cell import Cell, run_cell, scenario_of, slot_use
 from scheduler.core.types import Request
 from scheduler.engines.models import ModelError
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.bench.drift import bench_drift, drifting, feed
+from scheduler.bench.estimate_drift import bench_drift, drifting, feed
 from scheduler.core.estimate import Estimator
 from scheduler.core.estimators import ESTIMATORS, estimator_from
 from scheduler.core.tenant_estimate import TenantEstimator

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from scheduler.bench.drift import feed
+from scheduler.bench.estimate_drift import feed
 from scheduler.core.conformal import Margin
 from scheduler.core.features import BUCKETS, DENSE, MAX_CHARS, read
 from scheduler.core.learned import CLIP, LearnedEstimator

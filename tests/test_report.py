@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.bench.experiment import Cell, run_cell
+from scheduler.bench.paper_cell import Cell, run_cell
 from scheduler.cli import main
 from scheduler.load.scenario import load_scenario
 from scheduler.plan import make_plan

@@ -1,1 +1,4 @@
-"""Benches: every performance claim comes from here, with its protocol and a yardstick in the same run."""
+"""Benches: every performance claim comes from here, with its protocol and a yardstick in the same run.
+
+Each has a file by its name; ``paper_cell`` is a part of ``paper``, and so on.
+"""

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.bench.drift import DRIFTS, FEEDBACK_DELAY, bench_drift, feed
-from scheduler.bench.replay import play
+from scheduler.bench.burst import play
+from scheduler.bench.estimate_drift import DRIFTS, FEEDBACK_DELAY, bench_drift, feed
 from scheduler.bench.result import BadInput, BenchError, Claim, Result
 from scheduler.core.estimate import Estimator
 from scheduler.core.estimators import estimator_from

@@ -13,8 +13,8 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from scheduler.bench.engine import PAIRS
+from scheduler.bench.gateway_load import Load, closed_loop
 from scheduler.bench.gateway_vllm import beside_vllm
-from scheduler.bench.http_load import Load, closed_loop
 from scheduler.bench.result import BenchError, Claim, Result
 from scheduler.core.metrics import nearest_rank
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from scheduler.bench.experiment import Cell, run_cell
+from scheduler.bench.paper_cell import Cell, run_cell
 from scheduler.bench.result import Claim, Result
 from scheduler.core.estimate import PaperEstimator
 from scheduler.core.policies import PAPER_POLICIES

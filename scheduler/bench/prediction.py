@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-from scheduler.bench.replay import ReadyMade
+from scheduler.bench.burst import ReadyMade
 from scheduler.bench.result import Claim
 from scheduler.core.types import Request
 from scheduler.plan import Plan
