@@ -10,9 +10,11 @@ import traceback
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+from textual import events
 from textual.app import App
 from textual.binding import Binding
 from textual.driver import Driver
+from textual.widgets import Input
 
 from driftui.clean import clean
 from driftui.commands import Command, DriftCommands
@@ -125,6 +127,12 @@ class DriftApp(App[None]):
             verb()
         except CommandError as error:
             self.notify(clean(str(error), 400), severity="error", markup=False)
+
+    def on_key(self, event: events.Key) -> None:
+        """A letter typed before a dialog stood went past its field: it belongs there."""
+        if event.is_printable and isinstance(self.focused, Input):
+            self.focused.insert_text_at_cursor(event.character or "")
+            event.prevent_default()
 
     def run_command(self, command: Command) -> None:
         """Run a command of the main screen, from the palette."""

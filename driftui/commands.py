@@ -86,8 +86,8 @@ COMMANDS: tuple[Command, ...] = (
         "q,ctrl+c,ctrl+q", "quit", "quit", "Leave; stops the run unless attached.", "main", "app.quit", True
     ),
     Command("enter", "policy_apply", "apply", "Switch to the policy under the cursor.", "policy", "apply"),
-    Command("slash", "policy_type", "type", "Type one, such as two-class q=0.4.", "policy", "type"),
-    Command("u", "policy_undo", "undo last switch", "Back to the policy before.", "policy", "undo"),
+    Command("up", "policy_up", "up", "Move to the policy above.", "policy", "row(-1)"),
+    Command("down", "policy_down", "down", "Move to the policy below.", "policy", "row(1)"),
     Command("escape", "policy_cancel", "cancel", "Leave the policy as it is.", "policy", "dismiss"),
     Command("enter", "estimator_apply", "apply", "Switch to the one under the cursor.", "estimator", "apply"),
     Command("escape", "estimator_cancel", "cancel", "Leave it as it is.", "estimator", "dismiss"),

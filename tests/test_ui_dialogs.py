@@ -10,6 +10,7 @@ from fake_feed import FakeFeed
 from textual import events
 from ui_kit import running, text_of
 
+from driftui.app import DriftApp
 from driftui.screens.dialog import Choices
 from driftui.screens.main import MainScreen
 from driftui.screens.policy import PolicyScreen
@@ -31,16 +32,82 @@ async def test_switching_the_policy_reaches_the_feed() -> None:
         assert "queued re-ranked in" in shown
 
 
+def type_ahead(app: DriftApp, *keys: str) -> None:
+    """All keys in one read of the terminal."""
+    for key in keys:
+        app.post_message(events.Key(key, key if len(key) == 1 else None))
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("sjf", "sjf"),
+        ("pr", "priority"),
+        ("priority+sjf", "priority+sjf"),
+        ("aging rate=0.5", "aging rate=0.5"),
+    ],
+)
+async def test_a_typed_policy_is_switched_to(typed: str, expected: str, at_once: bool) -> None:
+    async with running() as (app, pilot, feed):
+        if at_once:
+            type_ahead(app, "p", *typed, "enter")
+        else:
+            await pilot.press("p", *typed, "enter")
+        async with asyncio.timeout(10):
+            while not feed.calls:
+                await pilot.pause()
+        assert feed.calls == [("switch_policy", expected)]
+        assert app.screen is app.main
+
+
+async def test_typing_moves_the_cursor_and_moving_the_cursor_gives_up_what_was_typed() -> None:
+    async with running() as (app, pilot, feed):
+        await pilot.press("p", *"we")
+        screen = app.screen
+        assert isinstance(screen, PolicyScreen)
+        names = list(feed.policies())
+        assert screen.options.highlighted == names.index("weighted")
+        await pilot.press(*"ighted or so", "down")
+        assert screen.typed.value == ""
+        await pilot.press("enter")
+        assert feed.calls == [("switch_policy", names[names.index("weighted") + 1])]
+
+
+async def test_a_clicked_policy_goes_before_a_typed_one() -> None:
+    async with running() as (_, pilot, feed):
+        await pilot.press("p", *"two-class q=0.4")
+        await pilot.click(Choices, offset=(4, 2))
+        await pilot.pause()
+        assert feed.calls == [("switch_policy", "weighted")]
+
+
+async def test_the_policy_of_now_is_not_switched_to_again() -> None:
+    async with running() as (app, pilot, feed):
+        await pilot.press("p", "enter")
+        await pilot.pause()
+        assert feed.calls == []
+        assert "fifo orders already" in text_of(app)
+        assert app.screen is app.main
+
+
+async def test_a_swap_under_way_can_be_taken_back() -> None:
+    feed = FakeFeed()
+    feed.changes["snapshot"] = replace(feed.view().snapshot, swap=("sjf", 0.4))
+    async with running(feed) as (_, pilot, _):
+        await pilot.press("p", *"fifo", "enter")
+        assert feed.calls == [("switch_policy", "fifo")]
+
+
 async def test_keys_typed_ahead_take_effect_one_after_another() -> None:
     async with running() as (app, pilot, feed):
-        for key in ("p", "enter", "p", "down", "enter", "u", "s", "enter", "P", "t"):
-            app.post_message(events.Key(key, key if len(key) == 1 else None))
+        type_ahead(app, "p", *"sjf", "enter", "p", "up", "enter", "u", "s", "enter", "P", "t")
         async with asyncio.timeout(10):
             while not isinstance(app.screen, TenantScreen):
                 await pilot.pause()
         assert [call[:2] for call in feed.calls] == [
-            ("switch_policy", "fifo"),
-            ("switch_policy", "priority"),
+            ("switch_policy", "sjf"),
+            ("switch_policy", "weighted"),
             ("undo_policy",),
             ("inject", "demo"),
             ("pause",),
@@ -51,10 +118,11 @@ async def test_a_second_click_before_the_switcher_is_gone_changes_nothing() -> N
     async with running() as (app, pilot, feed):
         await pilot.press("p")
         choices = app.screen.query_one(Choices)
+        choices.highlighted = 1
         for _ in range(2):  # as both clicks of a double one call it, when the loop was busy meanwhile
             choices.action_select()
         await pilot.pause()
-        assert feed.calls == [("switch_policy", "fifo")]
+        assert feed.calls == [("switch_policy", "priority")]
         assert app.screen is app.main
 
 
@@ -161,7 +229,7 @@ async def test_the_switcher_says_what_a_policy_does_and_to_whom(size: tuple[int,
         await pilot.press("p", "down")
         for name, summary in longest.items():
             await pilot.pause()
-            shown = text_of(app).partition("to type one")[2]
+            shown = text_of(app).partition("type a name")[2]
             assert summary.split()[-1] in shown, name
             assert "longer for globex-batch, wayne-eval" in shown, name
             await pilot.press("down")
@@ -194,11 +262,10 @@ async def test_an_injected_scenario_is_told_whole(size: tuple[int, int]) -> None
         assert text_of(app).count("its end") == 1
 
 
-async def test_undo_from_the_main_screen_and_from_the_switcher() -> None:
+async def test_undo() -> None:
     async with running() as (app, pilot, feed):
         feed.policies_before = ["sjf", "aging"]
-        await pilot.press("u")
-        await pilot.press("p", "u")
+        await pilot.press("u", "u")
         assert feed.calls == [("undo_policy",), ("undo_policy",)]
         assert isinstance(app.screen, MainScreen)
 
@@ -206,7 +273,7 @@ async def test_undo_from_the_main_screen_and_from_the_switcher() -> None:
 async def test_a_refusal_is_shown_and_keeps_the_dialog() -> None:
     async with running() as (app, pilot, feed):
         feed.refuse = "unknown \x1b[31mpolicy [/] 'x'"
-        await pilot.press("p", "enter")
+        await pilot.press("p", "down", "enter")
         await pilot.pause()
         assert not isinstance(app.screen, MainScreen)
         assert "policy [/] 'x'" in text_of(app)
@@ -216,7 +283,7 @@ async def test_a_refusal_is_shown_and_keeps_the_dialog() -> None:
 async def test_what_the_run_refuses_of_a_typed_policy_is_said_in_the_dialog() -> None:
     async with running(size=(80, 24)) as (app, pilot, feed):
         feed.refuse = f"unknown policy 'x'; allowed: {20 * 'some, '}and the last"
-        await pilot.press("p", "slash", *"two-class q=2", "enter")
+        await pilot.press("p", *"two-class q=2", "enter")
         await pilot.pause()
         assert feed.calls == []
         assert "and the last" in text_of(app)

@@ -181,8 +181,8 @@ class MainScreen(Screen[None]):
         series = [Series(f"{latency}_{name}", None, name, colour) for name, colour in lines]
         self.charts[1].show(history, series, moment)
 
-    def action_policy(self) -> None:
-        self.app.push_screen(PolicyScreen())
+    async def action_policy(self) -> None:
+        await self.app.push_screen(PolicyScreen())  # until it stands, the next keys wait
 
     def action_undo(self) -> None:
         self.drift.ask(self.drift.feed.undo_policy)

@@ -1,4 +1,7 @@
-"""The policy switcher: every policy, and what it is predicted to do to the requests of now."""
+"""The policy switcher: every policy, and what it is predicted to do to the requests of now.
+
+What is typed goes into a field, and the arrows move along the list, as in the command palette.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from textual.widgets.option_list import Option
 
 from driftui import figures, palette
 from driftui.clean import clean, pad
-from driftui.commands import bindings
+from driftui.commands import bindings, hints
 from driftui.screens.dialog import FOLLOW_S, Choices, Dialog, entry, field, plain
 from scheduler.core.policies import policy_from
 from scheduler.core.types import Snapshot
@@ -35,6 +38,9 @@ class PolicyScreen(Dialog):
     WHERE = "policy"
     HEADING = "Switch policy"
 
+    def hints(self) -> str:
+        return hints(self.WHERE, "policy_up", "policy_down")
+
     def content(self) -> list[Widget]:
         feed = self.drift.feed
         snapshot = feed.view().snapshot
@@ -46,13 +52,13 @@ class PolicyScreen(Dialog):
         self.options = Choices(self._rows())
         specs = list(self._specs.values())
         self.options.highlighted = specs.index(self._today) if self._today in specs else 0
-        self.typed = field("", id="spec", placeholder="/ to type one, such as two-class q=0.4")
+        self.typed = field("", id="spec", placeholder="type a name, or more: two-class q=0.4")
         self.about = plain("", id="about", classes="note")
         self.effect = plain(_effect(snapshot))
         return [self.header, self.options, self.typed, self.about, self.effect]
 
     def on_mount(self) -> None:
-        self.options.focus()
+        self.set_focus(self.typed)  # not focus(), which comes after the next keys
         self._ask()
         self._look()
         self.set_interval(LOOK_S, self._look)
@@ -185,26 +191,44 @@ class PolicyScreen(Dialog):
 
     # -- what the operator does ----------------------------------------------------------------------
 
-    def on_input_changed(self, event: Input.Changed) -> None:
-        """The cursor goes to the first policy that begins as typed."""
+    def on_input_changed(self) -> None:
+        """The cursor goes to the policy that is typed, or the first that begins so."""
         self.complain("")
-        typed = event.value.strip()
-        found = (index for index, name in enumerate(self._names) if typed and name.startswith(typed))
-        self.options.highlighted = next(found, self.options.highlighted)
+        found = self._found()
+        if found is not None:
+            self.options.highlighted = found
 
-    def action_type(self) -> None:
-        self.typed.focus()
+    def _found(self) -> int | None:
+        typed = self.typed.value.strip()
+        if not typed:
+            return None
+        found = [index for index, name in enumerate(self._names) if name.startswith(typed)]
+        return min(found, key=lambda index: len(self._names[index]), default=None)
+
+    def action_row(self, step: int) -> None:
+        """Along the list; what was typed is given up."""
+        with self.prevent(Input.Changed):
+            self.typed.value = ""
+        if step < 0:
+            self.options.action_cursor_up()
+        else:
+            self.options.action_cursor_down()
 
     def action_apply(self) -> None:
-        typed = self.typed.value.strip()
+        typed, found = self.typed.value.strip(), self._found()
         index = self.options.highlighted
-        if self.focused is self.typed and typed:
-            self.send(self.drift.feed.switch_policy, typed)
+        if typed and self.focused is self.typed:
+            self._switch(typed if found is None else self._names[found])
         elif index is not None:
-            self.send(self.drift.feed.switch_policy, self._names[index])
+            self._switch(self._names[index])
 
-    def action_undo(self) -> None:
-        self.send(self.drift.feed.undo_policy)
+    def _switch(self, spec: str) -> None:
+        swap = self.drift.feed.view().snapshot.swap
+        if swap is None and _full_name(spec) == self._today:
+            self.drift.notify(f"{clean(self._today, 80)} orders already", markup=False)
+            self.dismiss(None)
+        else:
+            self.send(self.drift.feed.switch_policy, spec)
 
 
 def _effect(snapshot: Snapshot) -> str:
