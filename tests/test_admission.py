@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 from core_kit import TENANTS, Log, complete, dispatch_all, ids, make_request, make_scheduler, submit_all
+from hypothesis import given
+from hypothesis import strategies as st
 
+from scheduler.core import waiting as waiting_module
 from scheduler.core.admission import REASONS, is_full
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import Limits, State
@@ -243,12 +246,32 @@ def test_only_what_still_waits_expires() -> None:
 def test_what_has_ended_is_not_kept_until_it_would_have_expired() -> None:
     scheduler = make_scheduler(limits=Limits(ttl_s=3600.0), capacities=(1,))
     submit_all(scheduler, [make_request("waits", arrival_s=-1.0)])
+    kept = []
     for number in range(5000):
         submit_all(scheduler, [make_request(str(number))])
         scheduler.cancel(str(number), 1.0)
-        assert len(scheduler.waiting.expiries) <= 1025
+        kept.append(len(scheduler.waiting.expiries))
+    assert max(kept) == 1024, "swept, and not for every request"
     assert scheduler.next_timer() == 3599.0
     assert [r.id for r in scheduler.expire(3599.0)] == ["waits"]
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.booleans()), max_size=40))
+def test_each_expires_in_its_turn_however_often_the_rest_is_swept(drawn: list[tuple[int, bool]]) -> None:
+    """Some give up at once; what is left of them is swept early."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(waiting_module, "_SWEEP_AT", 4)
+        scheduler = make_scheduler(capacities=(0,))
+        for number, (ttl_s, gives_up) in enumerate(drawn):
+            submit_all(scheduler, [make_request(str(number), ttl_s=float(ttl_s))])
+            if gives_up:
+                scheduler.cancel(str(number), 0.0)
+        in_turn = sorted((ttl_s, number) for number, (ttl_s, gives_up) in enumerate(drawn) if not gives_up)
+        expired = []
+        while (now := scheduler.next_timer()) < inf:
+            expired += [(now, int(request.id)) for request in scheduler.expire(now)]
+        assert expired == in_turn
+        assert scheduler.idle
 
 
 def test_a_new_ttl_is_for_new_arrivals() -> None:

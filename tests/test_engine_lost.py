@@ -146,6 +146,7 @@ def test_a_suspect_waits_for_the_engine_to_be_empty_and_nothing_joins_it() -> No
         scheduler.on_engine_lost(0, now + 0.5)
         scheduler.on_engine_up(0)
     submit_all(scheduler, [neighbour], now=2.0)
+    assert [scheduler.waiting.ahead(request) for request in (suspect, neighbour)] == [0, 0]
     assert ids(dispatch_all(scheduler, 2.0)) == [suspect.id]
     complete(scheduler, suspect, 3.0)
     assert ids(dispatch_all(scheduler, 3.0)) == [neighbour.id]

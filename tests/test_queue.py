@@ -96,7 +96,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(tenant=st.sampled_from(NAMES), at=st.integers(0, 9), tokens=st.integers(1, 5), again=st.booleans())
     def push(self, tenant: str, at: int, tokens: int, again: bool) -> None:
         self.pushed += 1
-        request = make_request(str(self.pushed), tenant, float(at), attempts=int(again and at == 0))
+        request = make_request(str(self.pushed), tenant, float(at), attempts=int(again and at < 3))
         request.estimate = dataclasses.replace(request.estimate, point=tokens)
         self.bench.push(request)
 
@@ -151,11 +151,13 @@ def test_dead_entries_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_module, "_COMPACT_AT", 10)
     bench = Bench("fifo")
     bench.push(make_request("first", arrival_s=-1.0))
+    sizes = []
     for i in range(1000):
         request = make_request(str(i), arrival_s=float(i))
         bench.push(request)
         bench.cancel(request)
-        assert heap_size(bench.queue) <= 2 + 10
+        sizes.append(heap_size(bench.queue))
+    assert max(sizes) == 10, "rebuilt, and not for every request"
     assert bench.pop() is not None
     assert bench.pop() is None
 
