@@ -110,6 +110,7 @@ def test_reading_back(folder: Path) -> None:
     [
         ("run.json", b"\xff{"),
         ("run.json", b"[]"),
+        ("run.json", b'{"schema": 2}'),
         ("run.json", b"[" * 100_000),
         ("metrics.csv", b"\xff{"),
         ("metrics.csv", b"status,tenant_id,total_token_budget\nfinished\n"),

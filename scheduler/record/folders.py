@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.core.types import runtime_class
+from scheduler.record.run import SCHEMA
 
 # What a file that is not what it should be makes its reader raise: int() of an infinity overflows; lines
 # nested a thousand deep do, too, in their way.
@@ -120,6 +121,15 @@ class RunFolder:
         return bool(self.told("engine") == "sim")
 
 
+def run_json(value: object) -> dict[str, Any]:
+    """A run.json as one that we know how to read. Raises ValueError."""
+    if not isinstance(value, dict):
+        raise ValueError("run.json is no object")
+    if (schema := value.get("schema")) != SCHEMA:
+        raise ValueError(f"run.json has schema {schema!r:.40}, this version reads {SCHEMA}")
+    return value
+
+
 def read_folders(paths: Sequence[Path]) -> list[RunFolder]:
     """Each path is a run folder, or holds some; in order of their names, each once. Raises FolderError."""
     found: dict[Path, Path] = {}  # where it really is -> as it was given
@@ -142,9 +152,7 @@ def read_folders(paths: Sequence[Path]) -> list[RunFolder]:
 def read_folder(path: Path, name: str) -> RunFolder:
     """Raises FolderError."""
     try:
-        document = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        if not isinstance(document, dict):
-            raise ValueError("run.json is no object")
+        document = run_json(json.loads((path / "run.json").read_text(encoding="utf-8")))
         with open(path / "metrics.csv", newline="", encoding="utf-8") as file:
             rows = list(_rows(csv.DictReader(file)))
         with open(path / "queue_depth.csv", newline="", encoding="utf-8") as file:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from scheduler.core.events import Kind
 from scheduler.core.types import ENDED, TIERS, Estimate, Limits, Slo, State, Tenant
-from scheduler.record.folders import MALFORMED, FolderError, why
+from scheduler.record.folders import MALFORMED, FolderError, run_json, why
 
 ENDINGS: Mapping[Kind, State] = {Kind(state.value): state for state in ENDED}
 _OF_REQUESTS = {*ENDINGS, Kind.QUEUED, Kind.DISPATCHED, Kind.FIRST_TOKEN, Kind.ABORTING, Kind.RETRIED}
@@ -77,7 +77,7 @@ def read_document(folder: Path) -> tuple[dict[str, Any], tuple[Tenant, ...]]:
             f"{folder}: no run folder (no run.json in it); `--out DIR` of a run writes one at its end"
         )
     try:
-        document = _json(document_file.read_text(encoding="utf-8"))
+        document = run_json(_json(document_file.read_text(encoding="utf-8")))
         document["capacity"] = int(document["capacity"])
         document |= {key: str(document[key]) for key in ("scenario", "engine", "engine_detail", "policy")}
         tenants = tuple(as_tenant(name, told) for name, told in document.get("tenants", {}).items())

@@ -182,7 +182,10 @@ class _Redo:
                 scheduler.set_tenant(tenant.changed(event["weight"], Limits(**event["limits"])), now)
             case Kind.LIMITS if "limits" in event:
                 scheduler.set_limits(Limits(**event["limits"]), now)
-            case Kind.ESTIMATOR | Kind.TENANT | Kind.LIMITS as kind:  # the last two by an earlier version
+            case Kind.ESTIMATOR:
+                what = "what was waiting was estimated anew, which the log does not hold"
+                raise NotRedoable(f"at {now:.6f} s the estimator was changed: {what}")
+            case Kind.TENANT | Kind.LIMITS as kind:  # by an earlier version
                 raise NotRedoable(f"at {now:.6f} s the {kind} was changed; the log does not say to what")
         return ""
 
