@@ -8,9 +8,11 @@ NOTHING = "–"
 
 
 def seconds(value_s: float) -> str:
-    """A latency in seconds, three digits or so: 0.50, 12.3, 527."""
+    """A latency in seconds, three digits or so: 0.003, 0.50, 12.3, 527."""
     if not isfinite(value_s):
         return "∞" if isinf(value_s) else NOTHING
+    if value_s < 0.0995:
+        return f"{value_s:.3f}"
     if value_s < 9.995:
         return f"{value_s:.2f}"
     return f"{value_s:.1f}" if value_s < 99.95 else f"{value_s:.0f}"
@@ -71,10 +73,13 @@ def size(count_bytes: int) -> str:
 
 
 def span(value_s: float) -> str:
-    """A stretch of time on an axis: 45s, 90s, 2m, 7m30."""
+    """A stretch of time on an axis: 45s, 90s, 2m, 7m30, 1h, 1h30."""
     minutes, rest = divmod(round(value_s), 60)
     if minutes < 2:
         return f"{round(value_s)}s" if value_s < 119 else "2m"
+    hours, over = divmod(minutes, 60)
+    if hours and not rest:
+        return f"{hours}h{over:02}" if over else f"{hours}h"
     return f"{minutes}m{rest:02}" if rest else f"{minutes}m"
 
 

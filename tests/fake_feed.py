@@ -133,6 +133,8 @@ class FakeFeed:
                 "submitted": sum(lane.submitted for lane in self.lanes),
                 "finished": finished,
                 "rejected": 0,
+                "expired": 0,
+                "failed": 0,
             },
         )
         view = View(

@@ -66,6 +66,8 @@ def test_clean_keeps_what_is_harmless() -> None:
 @pytest.mark.parametrize(
     ("shown", "wanted"),
     [
+        (figures.seconds(0.0031), "0.003"),
+        (figures.seconds(0.0996), "0.10"),
         (figures.seconds(0.504), "0.50"),
         (figures.seconds(9.996), "10.0"),
         (figures.seconds(526.7), "527"),
@@ -87,6 +89,9 @@ def test_clean_keeps_what_is_harmless() -> None:
         (figures.size(2_100_000), "2.1 MB"),
         (figures.span(60), "60s"),
         (figures.span(450), "7m30"),
+        (figures.span(2700), "45m"),
+        (figures.span(3600), "1h"),
+        (figures.span(6300), "1h45"),
         (figures.plain(2.5), "2.5"),
         (figures.plain(0.0), "0"),
     ],
@@ -311,13 +316,26 @@ def test_status_never_overflows_and_says_simulated() -> None:
             assert word in text
 
 
-@pytest.mark.parametrize(("width", "said"), [(80, "rej 1.2k"), (160, "rejected 1.2k")])
-def test_who_is_turned_away_is_counted(width: int, said: str) -> None:
+@pytest.mark.parametrize(
+    ("width", "said"), [(80, "rej 1.2k exp 7 fail 1"), (160, "rejected 1.2k expired 7 failed 1")]
+)
+def test_who_gets_no_answer_is_counted(width: int, said: str) -> None:
     view = FakeFeed().view()
     assert "rej" not in status_text(fields(view, False, "", Cost(6, 0.02)), width)
-    counts = {**view.snapshot.counts, "rejected": 1234}
+    counts = {**view.snapshot.counts, "rejected": 1234, "expired": 7, "failed": 1}
     view = replace(view, snapshot=replace(view.snapshot, counts=counts))
     assert said in status_text(fields(view, False, "", Cost(6, 0.02)), width)
+
+
+def test_a_policy_s_parameters_give_way_before_figures_do() -> None:
+    feed = FakeFeed()
+    feed.policy = "fair+two-class credit=2000 q=0.55"
+    wide = status_text(fields(feed.view(), False, "", Cost(6, 0.02)), 160)
+    assert "policy fair+two-class credit=2000 q=0.55" in wide
+    for total_s, where in ((120.0, "0:00/2:00"), (7200.0, "0:00")):
+        recorded = replace(feed.view(), replay="over", scenario_total_s=total_s)
+        small = status_text(fields(recorded, False, "", Cost(6, 0.02)), 80)
+        assert f"REPLAY OVER fair+two-class │ simulated run  0/32 wait   0 │ {where}" in small
 
 
 @pytest.mark.parametrize("width", [80, 160])

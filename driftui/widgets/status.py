@@ -6,7 +6,7 @@ shortened.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isnan
@@ -140,21 +140,29 @@ def _engine(view: View) -> Field:
 
 def _policy(view: View) -> Field:
     snapshot = view.snapshot
-    word, name = Part("policy "), Part(clean(snapshot.policy, 24), palette.BRIGHT, True)
+    word = Part("policy ")
+    brief = Part(clean(snapshot.policy.partition(" ")[0], 24), palette.BRIGHT, True)
     if snapshot.swap is not None:
         target, done = snapshot.swap
-        swap = Part(f" → {clean(target, 24)} {figures.percent(done)}", palette.ORANGE)
-        return Field([(60, (word, name, swap)), (99, (name, swap))])
+        swap = Part(f" → {clean(target.partition(' ')[0], 24)} {figures.percent(done)}", palette.ORANGE)
+        return Field([(60, (word, brief, swap)), (99, (brief, swap))])
+    name = Part(clean(snapshot.policy, 40), palette.BRIGHT, True)  # with its parameters
     since = Part(f" since {figures.clock(snapshot.now - snapshot.policy_since_s)}")
-    return Field([(38, (word, name, since)), (70, (word, name)), (99, (name,))])
+    return Field([(38, (word, name, since)), (39, (word, name)), (70, (word, brief)), (99, (brief,))])
 
 
-def _rejected(count: int) -> Field:
-    """Who is turned away stands in no queue."""
-    if not count:
-        return Field([(0, ())])
-    figure = Part(figures.count(count), palette.WARN)
-    return Field([(46, (Part("rejected "), figure)), (52, (Part("rej "), figure)), (99, ())])
+_LOST = (("rejected", "rej", palette.WARN), ("expired", "exp", palette.WARN), ("failed", "fail", palette.BAD))
+
+
+def _lost(counts: Mapping[str, int]) -> list[Field]:
+    """Those who stand in no queue, and got no answer."""
+    found = []
+    for word, short, colour in _LOST:
+        if counts[word]:
+            figure = Part(figures.count(counts[word]), colour)
+            variants = [(46, (Part(f"{word} "), figure)), (72, (Part(f"{short} "), figure)), (99, ())]
+            found.append(Field(variants))
+    return found
 
 
 def _scenario(view: View) -> Field:
@@ -167,11 +175,12 @@ def _scenario(view: View) -> Field:
         elapsed_s = min(elapsed_s, view.scenario_total_s)
     elapsed = Part(f"{figures.clock(elapsed_s)}{total}{speed}", palette.TEXT)
     name = Part(clean(view.scenario, 20) + " ", palette.BRIGHT)
-    where = 75 if view.replay else 50  # a recording's time is where one is
-    return Field(
-        [(14, (Part("scenario "), name, elapsed)), (36, (name, elapsed)), (where, (elapsed,)), (99, ())],
-        group=True,
-    )
+    variants = [(14, (Part("scenario "), name, elapsed)), (36, (name, elapsed))]
+    if view.replay:  # a recording's time is where one is
+        variants += [(79, (elapsed,)), (84, (Part(figures.clock(elapsed_s), palette.TEXT),))]
+    else:
+        variants.append((50, (elapsed,)))
+    return Field([*variants, (99, ())], group=True)
 
 
 def _recording(view: View) -> Field:
@@ -224,7 +233,7 @@ def fields(view: View, frozen: bool, leaving: str, cost: Cost) -> list[Field]:
         () if kv is None else (Part("kv "), Part(f"{figures.percent(kv):>3}", _load_colour(kv)))
     )
     return [
-        Field([(90, (Part(f" {NAME} ", _BADGE, True),)), (99, (Part(" ds ", _BADGE, True),))]),
+        Field([(78, (Part(f" {NAME} ", _BADGE, True),)), (99, (Part(" ds ", _BADGE, True),))]),
         Field(
             [
                 (85, (Part("● " + " ".join(words), colour, True),)),
@@ -236,7 +245,7 @@ def fields(view: View, frozen: bool, leaving: str, cost: Cost) -> list[Field]:
         Field([(40, kv_figure), (99, ())]),
         Field([(80, (Part("run "), run)), (99, (run,))]),
         Field([(80, (Part("wait "), wait)), (99, (wait,))]),
-        _rejected(snapshot.counts["rejected"]),
+        *_lost(snapshot.counts),
         Field([(42, (Part("tok/s "), rate)), (99, ())]),
         _scenario(view),
         _recording(view),
