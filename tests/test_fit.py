@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from scheduler.engines.vllm import _Gauges
+from scheduler.engines.vllm_gauges import Gauges
 from scheduler.twin.fit import MIN_STEPS, REFIT_STEPS, LiveFit, StepSample, fit_profile
 from scheduler.twin.profile import Profile
 from scheduler.twin.profile_file import load_profile, profile_text
@@ -155,7 +155,7 @@ def test_a_live_fit_is_made_anew_only_now_and_then() -> None:
 def test_vllms_reports_become_steps() -> None:
     """One report a step; the engine's own clock shows in the gaps between tokens."""
     seen: list[StepSample] = []
-    gauges = _Gauges(seen.append)
+    gauges = Gauges(seen.append)
 
     def report(context: int, new: int, running: int, prefill: int, gaps: list[float]) -> None:
         gauges.context = context

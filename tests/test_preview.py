@@ -18,7 +18,7 @@ from scheduler.core.slots import MicroBatch
 from scheduler.core.types import Estimate, Limits, Request, State, Tenant
 from scheduler.load.scenario import load_scenario
 from scheduler.plan import make_plan
-from scheduler.twin.future import POINT_SEED, Lengths, as_before, draw_future
+from scheduler.twin.future import POINT_SEED, AnswerLengths, as_before, draw_future
 from scheduler.twin.outlook import Outlook, Window
 from scheduler.twin.packing import packed, unpacked
 from scheduler.twin.picture import (
@@ -191,7 +191,7 @@ timeline: [{at: 20s, policy: sjf}, {at: 50s, policy: fair}, {at: 55s, policy: fa
 
 def test_lengths_follow_what_ended_lately() -> None:
     ratios = {("acme", "summary", 9): [1.0] * 10 + [2.0] * 10, ("lab", "summary", 9): [0.5] * 3}
-    lengths = Lengths(ratios)
+    lengths = AnswerLengths(ratios)
     mine, other = pending(0), pending(1)
     assert [lengths.draw(mine, u) for u in (0.0, 0.49, 0.51, 0.99)] == [100, 100, 200, 200]
     assert lengths.draw(other, 0.1) == 50, "too few of its own: those of its category"
@@ -201,12 +201,12 @@ def test_lengths_follow_what_ended_lately() -> None:
 
 
 def test_what_was_cut_is_cut_again() -> None:
-    lengths = Lengths({("acme", "summary", 9): [1.0] * 10 + [inf] * 10})
+    lengths = AnswerLengths({("acme", "summary", 9): [1.0] * 10 + [inf] * 10})
     assert [lengths.draw(pending(0), u) for u in (0.1, 0.9)] == [100, 400]
 
 
 def test_without_a_past_lengths_spread_around_the_estimate() -> None:
-    lengths = Lengths({})
+    lengths = AnswerLengths({})
     draws = [lengths.draw(pending(0, upper=200.0), u) for u in (0.05, 0.25, 0.5, 0.75, 0.9, 0.999)]
     assert draws[2] == 100
     assert draws[4] == 200
@@ -343,9 +343,9 @@ def test_the_bench_judges_by_what_came() -> None:
     def figures(p50_s: float, premium_p99_s: float) -> dict[str, float]:
         return {"e2e.p50": p50_s, "tiers.premium.e2e.p99": premium_p99_s}
 
-    def good(observed: dict[str, dict[str, float]]) -> bool:
+    def good(observed: dict[str, dict[str, float]]) -> Any:
         said = {"sjf": (figures(4.0, 10.0),), "fifo": (figures(9.0, 12.0),)}
-        return judge(Found(Case("load", 1, 200.0, "fifo"), 9, 120.0, said, observed))[1]
+        return judge(Found(Case("load", 1, 200.0, "fifo"), 9, 120.0, said, observed))["good"]
 
     assert good({"sjf": figures(5.0, 20.0), "fifo": figures(6.0, 20.0)})
     assert good({"sjf": figures(5.2, 20.0), "fifo": figures(5.0, 20.0)}), "near the best is as good"

@@ -314,7 +314,8 @@ def _calibration_claims(found: Found, counters: Sequence[str]) -> Iterator[Claim
         }
         shown = ", ".join(f"{lengths} {cut:.0f}" for lengths, cut in by_lengths.items())
         needs = f"answers that are off the base by a constant factor; by length profile: {shown} %"
-        yield _near(id_, paper, median(cuts), 5.0, f"{needs}; over {len(cuts)} pairs of runs {_spread(cuts)}")
+        needs += f"; over {len(cuts)} pairs of runs {min(cuts):.1f} to {max(cuts):.1f} %"
+        yield _near(id_, paper, median(cuts), 5.0, needs)
 
 
 def _policy_claim(found: Found) -> Claim:

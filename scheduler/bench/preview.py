@@ -95,16 +95,15 @@ def bench_preview(tell: Callable[[str], None], *, switches: int = SWITCHES) -> R
         name = list(loads)[index % len(loads)]
         case = Case(name, rng.randrange(1000), rng.uniform(130.0, 400.0), rng.choice(CANDIDATES))
         found.append(_one(loads[name], case))
-        row, _ = judge(found[-1])
-        result.rows.append(row)
+        result.rows.append(row := judge(found[-1]))
         tell(f"{index + 1} of {switches}: {name}, predicted {row['predicted']}, best {row['best']}")
-    result.claims.extend(_claims(found))
+    result.claims.extend(_claims(found, result.rows))
     result.claims.extend(asyncio.run(_speed()))
     return result
 
 
-def _claims(found: list[Found]) -> list[Claim]:
-    good = sum(judge(each)[1] for each in found) / len(found)
+def _claims(found: list[Found], rows: list[dict[str, Any]]) -> list[Claim]:
+    good = sum(row["good"] for row in rows) / len(rows)
     errors, within = [], []
     for each in found:
         for policy, draws in each.draws.items():
@@ -120,8 +119,8 @@ def _claims(found: list[Found]) -> list[Claim]:
     ]
 
 
-def judge(found: Found) -> tuple[dict[str, Any], bool]:
-    """A row, and whether the predicted best was good."""
+def judge(found: Found) -> dict[str, Any]:
+    """A row; ``good`` says whether the predicted best was."""
     predicted, by_point = (
         best({name: forecast(draws[:futures]) for name, draws in found.draws.items()}, GOAL)
         for futures in (FUTURES, 1)
@@ -137,8 +136,7 @@ def judge(found: Found) -> tuple[dict[str, Any], bool]:
             return False
         return not bound.holds(theirs) or chosen["e2e.p50"] <= theirs["e2e.p50"] * (1 + NEAR)
 
-    good = near(ours)
-    row = {
+    return {
         "load": found.case.load,
         "at_s": round(found.case.at_s, 1),
         "queued": found.queued,
@@ -149,10 +147,9 @@ def judge(found: Found) -> tuple[dict[str, Any], bool]:
         "observed_p50_s": ours["e2e.p50"],
         "best_p50_s": theirs["e2e.p50"],
         "observed_premium_p99_s": ours[bound.figure],
-        "good": good,
+        "good": near(ours),
         "good_by_point": near(found.observed[by_point]),
     }
-    return row, good
 
 
 def _loads() -> dict[str, Scenario]:

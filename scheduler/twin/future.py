@@ -53,7 +53,7 @@ def as_before(requests: Iterable[Request]) -> None:
             request.output_tokens, request.finish = 0, ""
 
 
-class Lengths:
+class AnswerLengths:
     """Draws answers from estimates: by how answers lately compared with theirs, of that tenant and category,
     of the category, or of all with so large a max_tokens; else from a log-normal with the point as its median
     and the upper as its 90 % quantile. Those comparisons are a sample; with ``rng`` another one is drawn from
@@ -104,7 +104,7 @@ def draw_future(picture: Picture, horizon_s: float, seed: int) -> Future:
     as much as two such spans would.
     """
     rng, point = Random(seed), seed == POINT_SEED
-    lengths = Lengths(picture.ratios, None if point else rng)
+    lengths = AnswerLengths(picture.ratios, None if point else rng)
     numbers = count(1)
 
     def meet(known: Pending, arrival_s: float, acknowledged: bool) -> Request:

@@ -26,7 +26,6 @@ class Outlook:
     """Collects one span, from ``start_s`` for ``span_s`` seconds."""
 
     def __init__(self, tenants: Iterable[Tenant], start_s: float, span_s: float) -> None:
-        self.start_s = start_s
         self.until_s = start_s + span_s
         self.span_s = span_s
         self._slos = {tenant.name: tenant.slo for tenant in tenants if tenant.slo != NO_SLO}

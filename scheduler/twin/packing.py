@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from scheduler.core.types import Estimate
-from scheduler.twin.picture import Pending, Picture
+from scheduler.twin.picture import Pending, Picture, make_pending
 
 SLICE = 500
 """Requests in a part: a millisecond or two."""
@@ -42,7 +42,6 @@ def unpacked(parts: Iterable[bytes]) -> Picture:
 Columns = list[Sequence[Any]]
 
 _dumps = partial(pickle.dumps, protocol=pickle.HIGHEST_PROTOCOL)
-_made = partial(tuple.__new__, Pending)
 _ESTIMATE = Pending._fields.index("estimate")
 
 
@@ -65,4 +64,4 @@ def _rows(packed: tuple[Columns, Columns]) -> Iterable[Pending]:
     if not columns:
         return ()
     columns.insert(_ESTIMATE, list(map(Estimate, *estimates)))
-    return map(_made, zip(*columns, strict=True))
+    return map(make_pending, zip(*columns, strict=True))

@@ -48,12 +48,13 @@ _known = attrgetter(
     *("tenant", "tier", "arrival_s", "prompt_tokens", "max_tokens", "estimate", "ttl_s"),
     *("output_tokens", "first_token_s", "finish"),
 )
-_made = partial(tuple.__new__, Pending)
+make_pending = partial(tuple.__new__, Pending)
+"""``Pending._make`` at half its cost: one is made of every request that comes."""
 
 
 def pending(requests: Iterable[Request]) -> Iterator[Pending]:
     """What is known of requests now."""
-    return map(_made, map(_known, requests))
+    return map(make_pending, map(_known, requests))
 
 
 Ratios = Mapping[tuple[str, str, int], Sequence[float]]
@@ -177,7 +178,9 @@ class Exposure:
         while active:
             part = zip(active[:max_items], prompts[:max_items], estimates[:max_items], strict=True)
             yield [
-                _made((r.tenant, r.tier, r.arrival_s, prompt, r.max_tokens, estimate, r.ttl_s, 0, None, ""))
+                make_pending(
+                    (r.tenant, r.tier, r.arrival_s, prompt, r.max_tokens, estimate, r.ttl_s, 0, None, "")
+                )
                 for r, prompt, estimate in part
                 if r not in running
             ]
