@@ -167,8 +167,8 @@ async def test_any_size_draws_and_obeys(size: tuple[int, int]) -> None:
     async with running(size=size, seconds=2) as (app, pilot, feed):
         lines = text_of(app).splitlines()
         assert len(lines) <= size[1]
-        await pilot.press("2", "p", "enter")
-        assert feed.calls == [("switch_policy", "fifo")]
+        await pilot.press("2", "p", "down", "enter")
+        assert feed.calls == [("switch_policy", "priority")]
         await pilot.press("escape")
         await pilot.resize_terminal(160, 48)
         await pilot.pause()
