@@ -19,7 +19,7 @@ from scheduler.core.queue import ReadyQueue
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import TIERS, Outcome, Request, Tenant
 from scheduler.live.heap import calm_collector
-from scheduler.live.session import SWAP_SLICE
+from scheduler.live.hot_swap import SWAP_SLICE
 
 PROTOCOL = (
     "One process, one core, garbage collector as live runs set it, {rounds} rounds, medians of wall time. "

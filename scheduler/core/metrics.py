@@ -28,6 +28,15 @@ def gap_bucket(gap_s: float) -> int:
     return int(log(gap_s / GAP_FLOOR_S) / GAP_LOG_GROWTH) if gap_s > GAP_FLOOR_S else 0
 
 
+def note_gaps(request: Request, tokens: int, span_s: float) -> None:
+    """``tokens`` that came together share the time since the last ones evenly."""
+    if tokens > 0:
+        if request.gaps is None:
+            request.gaps = {}
+        bucket = gap_bucket(span_s / tokens)
+        request.gaps[bucket] = request.gaps.get(bucket, 0) + tokens
+
+
 def gap_value(bucket: int) -> float:
     """The gap, in seconds, that stands for a bucket: its geometric middle."""
     return GAP_FLOOR_S * exp((bucket + 0.5) * GAP_LOG_GROWTH)

@@ -18,7 +18,7 @@ from typing import Any
 from scheduler.core.crashes import GIVEN_UP, Crashes
 from scheduler.core.estimate import Estimator
 from scheduler.core.events import Event, Kind
-from scheduler.core.metrics import gap_bucket
+from scheduler.core.metrics import note_gaps
 from scheduler.core.policies import Policy, policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import (
@@ -35,6 +35,7 @@ from scheduler.core.types import (
 from scheduler.engines.clock import Clock
 from scheduler.engines.engine import Chunk, Engine, EngineError, EngineLost
 from scheduler.live.answer import Answer
+from scheduler.live.hot_swap import HotSwap
 from scheduler.load.workload import (
     Action,
     Cancel,
@@ -48,11 +49,6 @@ from scheduler.load.workload import (
 from scheduler.record.run import finite
 
 log = logging.getLogger(__name__)
-
-SWAP_SLICE = 1000
-"""Queued requests re-ranked in one turn of the loop: about 5 ms."""
-ESTIMATE_SLICE = 50
-"""The same where each is estimated anew, which takes up to a hundred times as long."""
 
 
 class Session:
@@ -90,6 +86,7 @@ class Session:
         self._tasks: set[asyncio.Task[None]] = set()
         self._answers: dict[str, Answer] = {}  # of requests that a client waits for
         self._crashes = Crashes()
+        self._hot_swap = HotSwap(scheduler, clock, on_switched=self._switched, on_done=self.pump)
 
     # -- life ----------------------------------------------------------------------------------------
 
@@ -168,7 +165,7 @@ class Session:
                 for action in load.take(now):
                     self._act(action, now)
         while (ready := scheduler.next_dispatch(now)) is not None:
-            self._start_stream(ready)
+            self._streams[ready.id] = self._loop.create_task(self._stream(ready, ready.attempts))
         if self._draining and scheduler.paused:
             for request in [request for request in scheduler.active() if request.state is QUEUED]:
                 self.cancel(request.id)
@@ -244,37 +241,16 @@ class Session:
         """Begin a hot swap; slices of it ride on the loop's next turns."""
         now = self.clock.now()
         source, target = self.scheduler.policy.describe(), policy.describe()
-        started_s = self._loop.time()
-        self.scheduler.begin_swap(policy, now, by=by)
-        self._swap_slice(self.scheduler.swap, started_s)
+        self._hot_swap.policy(policy, by=by)
         self._on_switch(source, target, by, now)  # who only wants to know comes after
 
     def switch_estimator(self, estimator: Estimator, *, by: str) -> None:
         """Estimate all that waits anew, and rank it by that; in slices too."""
-        started_s = self._loop.time()
-        self.scheduler.set_estimator(estimator, self.clock.now(), by=by)
-        self._swap_slice(self.scheduler.swap, started_s)
+        self._hot_swap.estimator(estimator, by=by)
 
-    def _swap_slice(self, swap: object, started_s: float) -> None:
-        scheduler = self.scheduler
-        if scheduler.swap is not swap:
-            return  # superseded
-        now, swaps = self.clock.now(), len(scheduler.swaps)
-        reestimates = scheduler.swap is not None and scheduler.swap.reestimate is not None
-        if not scheduler.swap_step(now, ESTIMATE_SLICE if reestimates else SWAP_SLICE):
-            self._loop.call_soon(self._swap_slice, swap, started_s)
-            return
-        if len(scheduler.swaps) > swaps:  # else the policy is as before
-            took_ms = (self._loop.time() - started_s) * 1e3
-            self.switches.append(scheduler.swaps[-1].told(took_ms))
-            self._tell(Kind.SWITCHED, self.switches[-1])
-        self.pump()
-        self._retire()
-
-    def _retire(self) -> None:
-        """Freeing the old queue's entries takes as long as a few slices, so it is done in slices too."""
-        if not self.scheduler.waiting.retire(SWAP_SLICE * 10):
-            self._loop.call_soon(self._retire)
+    def _switched(self, told: dict[str, Any]) -> None:
+        self.switches.append(told)
+        self._tell(Kind.SWITCHED, told)
 
     def set_tenant(self, tenant: Tenant, *, by: str) -> None:
         self.scheduler.set_tenant(tenant, self.clock.now(), by=by)
@@ -293,10 +269,6 @@ class Session:
         self.pump()
 
     # -- streams -------------------------------------------------------------------------------------
-
-    def _start_stream(self, request: Request) -> None:
-        task = self._loop.create_task(self._stream(request, request.attempts))
-        self._streams[request.id] = task
 
     async def _stream(self, request: Request, attempt: int) -> None:
         """Carry one stream's tokens to the Scheduler. A stream of an attempt that was lost is deaf."""
@@ -333,9 +305,9 @@ class Session:
         if chunk.tokens:
             if request.first_token_s is None:
                 scheduler.on_first_token(request.id, at_s)
-                self._note_gaps(request, chunk.tokens - 1, 0.0)
+                note_gaps(request, chunk.tokens - 1, 0.0)
             else:
-                self._note_gaps(request, chunk.tokens, at_s - (request.last_token_s or at_s))
+                note_gaps(request, chunk.tokens, at_s - (request.last_token_s or at_s))
             scheduler.on_tokens(request.id, chunk.tokens, at_s)
         if not chunk.finish:
             return False
@@ -348,14 +320,6 @@ class Session:
         if scheduler.books.totals.queued or scheduler.idle or self.loads:
             self.pump()  # else there is nothing that could take the slot
         return True
-
-    def _note_gaps(self, request: Request, tokens: int, span_s: float) -> None:
-        """``tokens`` that came together share the time since the last ones evenly."""
-        if tokens > 0:
-            if request.gaps is None:
-                request.gaps = {}
-            bucket = gap_bucket(span_s / tokens)
-            request.gaps[bucket] = request.gaps.get(bucket, 0) + tokens
 
     def _ended(self, request: Request) -> None:
         self._on_ended(request)
