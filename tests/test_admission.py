@@ -77,6 +77,23 @@ def test_room_that_is_made_is_used(reason: str) -> None:
     assert scheduler.submit(make_request("3"), 1.0) is None
 
 
+@pytest.mark.parametrize("reason", [r for r in REASONS if r != "too_long"])
+def test_what_was_acknowledged_before_is_not_turned_away_now(reason: str) -> None:
+    scheduler = FULL[reason]()
+    submit_all(scheduler, [make_request(name, acknowledged=True) for name in "123"])
+
+
+def test_limits_hold_as_soon_as_they_are_set_and_no_longer_than_that() -> None:
+    scheduler = make_scheduler()
+    submit_all(scheduler, [make_request("1"), make_request("2")])
+    for own, overall in ((Limits(max_queued=2), Limits()), (Limits(), Limits(max_queued=2))):
+        scheduler.set_tenant(dataclasses.replace(TENANTS[0], limits=own), 1.0)
+        scheduler.set_limits(overall, 1.0)
+        assert scheduler.submit(make_request("3"), 1.0) is not None
+    scheduler.set_limits(Limits(), 2.0)
+    submit_all(scheduler, [make_request("3")])
+
+
 @pytest.mark.parametrize("reason", [r for r in REASONS if r.startswith("tenant_")])
 def test_a_full_tenant_leaves_its_neighbours_alone(reason: str) -> None:
     scheduler = FULL[reason]()

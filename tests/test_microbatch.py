@@ -48,6 +48,18 @@ def test_a_micro_batch_that_fills_up_does_not_wait_out_its_time() -> None:
     assert len(dispatch_all(scheduler, 1.005)) == 32
 
 
+def test_the_wait_begins_anew_once_nobody_waits() -> None:
+    scheduler = batched()
+    submit_all(scheduler, crowd(1))
+    assert dispatch_all(scheduler, 1.0) == []
+    scheduler.cancel("00", 1.005)
+    assert dispatch_all(scheduler, 1.005) == []
+    assert scheduler.next_timer() == inf
+    submit_all(scheduler, crowd(1, start=1))
+    assert dispatch_all(scheduler, 2.0) == []
+    assert scheduler.next_timer() == 2.010
+
+
 def test_a_micro_batch_is_released_as_one() -> None:
     log = Log()
     scheduler = batched(emit=log.append)

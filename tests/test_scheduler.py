@@ -118,6 +118,8 @@ def test_books_of_backlog_and_of_service_by_weight() -> None:
     complete(scheduler, first, 4.0)
     acme = scheduler.books.tenants["acme"]
     assert acme.backlogged_until(4.0) == 3.0
+    submit_all(scheduler, [make_request("3", arrival_s=4.5)], now=4.5)
+    scheduler.cancel("3", 4.5)
     dispatch_all(scheduler, 5.0)
     complete(scheduler, second, 9.0)
     assert acme.backlogged_until(100.0) == 4.0
@@ -262,9 +264,9 @@ def test_an_id_may_come_again_after_its_end() -> None:
     assert scheduler.submit(make_request("finished"), 9.0) is None
 
 
-@pytest.mark.parametrize("harm", ["lose", "double", "forget to count"])
+@pytest.mark.parametrize("harm", ["lose", "double", "miscount", "miscount slots", "miscount tokens"])
 def test_check_finds_what_is_wrong(harm: str) -> None:
-    scheduler = make_scheduler(capacities=(1,))
+    scheduler = make_scheduler(capacities=(1,), max_inflight_tokens=1000)
     submit_all(scheduler, crowd(4))
     dispatch_all(scheduler, 0.0)
     scheduler.check()
@@ -273,6 +275,10 @@ def test_check_finds_what_is_wrong(harm: str) -> None:
             scheduler.waiting.queue.pop()
         case "double":
             scheduler.waiting.queue.push(next(iter(scheduler.waiting.queue)))
+        case "miscount slots":
+            scheduler.slots.replicas[0].running -= 1
+        case "miscount tokens":
+            scheduler.slots.replicas[0].reserved_tokens += 1
         case _:
             scheduler.books.tenants["acme"].submitted += 1
     with pytest.raises(AssertionError):

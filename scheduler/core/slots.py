@@ -115,8 +115,7 @@ class Slots:
         self.handout.extend(batch)
 
     def lose(self, replica: Replica) -> None:
-        """Its engine died, and with it all that ran there, handed out or not."""
-        self.handout = deque(r for r in self.handout if r.replica != replica.index)
+        """Its engine died, and with it all that ran there."""
         replica.up = False
         replica.alone = None
         replica.room = replica.running = 0
@@ -139,4 +138,7 @@ class Slots:
             assert {id(r) for r in replica.held} == {id(r) for r in mine if r.finish}
             assert replica.running == len(mine) - len(replica.held) <= replica.capacity
             assert replica.room == (replica.capacity if replica.up and replica.alone is None else 0)
+            if self.max_inflight_tokens is not None:
+                reserved = sum(r.prompt_tokens + r.estimate.upper for r in mine if not r.finish)
+                assert abs(replica.reserved_tokens - reserved) < 1e-3
         assert all(0 <= r.replica < len(self.replicas) for r in in_flight)
