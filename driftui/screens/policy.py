@@ -8,6 +8,7 @@ from __future__ import annotations
 from math import isnan, nan
 
 from rich.text import Text
+from textual.binding import Binding
 from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Input
@@ -16,7 +17,7 @@ from textual.widgets.option_list import Option
 from driftui import figures, palette
 from driftui.clean import clean, pad
 from driftui.commands import bindings, hints
-from driftui.screens.dialog import FOLLOW_S, Choices, Dialog, entry, field, plain
+from driftui.screens.dialog import FOLLOW_S, Choices, Dialog, Field, entry, field, plain
 from scheduler.core.policies import policy_from
 from scheduler.core.types import Snapshot
 from scheduler.live.view import CommandError, Predicted, Preview
@@ -29,6 +30,15 @@ NAME, FIGURE, BAND = 18, 9, 12  # columns
 MARK = "● now"
 PREDICTING = "predicting what each policy would do to the requests of now ..."
 LINES_AROUND = 11  # of the dialog, beside the list: frame, heading, input, what it does, error, effect
+
+
+class Typed(Field):
+    """Arrows move along the list, also where the dialog is longer than the screen and could be scrolled."""
+
+    BINDINGS = [  # noqa: RUF012 (Textual's own declaration)
+        Binding("up", "screen.row(-1)", show=False),
+        Binding("down", "screen.row(1)", show=False),
+    ]
 
 
 class PolicyScreen(Dialog):
@@ -52,7 +62,7 @@ class PolicyScreen(Dialog):
         self.options = Choices(self._rows())
         specs = list(self._specs.values())
         self.options.highlighted = specs.index(self._today) if self._today in specs else 0
-        self.typed = field("", id="spec", placeholder="type a name, or more: two-class q=0.4")
+        self.typed = field("", id="spec", placeholder="type a name, or more: two-class q=0.4", kind=Typed)
         self.about = plain("", id="about", classes="note")
         self.effect = plain(_effect(snapshot))
         return [self.header, self.options, self.typed, self.about, self.effect]
