@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from math import inf
+from typing import Any
 
+import pytest
 from core_kit import (
     Log,
     batched,
@@ -15,7 +17,7 @@ from core_kit import (
 )
 
 from scheduler.core.slots import MicroBatch
-from scheduler.core.types import Outcome, State
+from scheduler.core.types import Limits, Outcome, State
 
 
 def test_a_full_micro_batch_starts_at_once() -> None:
@@ -79,8 +81,9 @@ def test_a_micro_batch_is_released_as_one() -> None:
     assert {(r.batch_id, r.batch_size) for r in following} == {(2, 8)}
 
 
-def test_a_micro_batch_is_no_larger_than_what_the_engine_runs() -> None:
-    scheduler = batched(capacities=(5,))
+@pytest.mark.parametrize("given", [{"capacities": (5,)}, {"limits": Limits(max_in_flight=5)}])
+def test_a_micro_batch_is_no_larger_than_what_may_run(given: dict[str, Any]) -> None:
+    scheduler = batched(**given)
     submit_all(scheduler, crowd(40))
     assert len(dispatch_all(scheduler, 0.0)) == 5
 

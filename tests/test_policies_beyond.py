@@ -37,6 +37,7 @@ def five() -> list[Request]:
         ("two-class q=0.99", "r0 r1 r2 r3 r4"),
         ("two-class q=0.01", "r0 r1 r2 r3 r4"),
         ("three-class", "r0 r1 r4 r2 r3"),
+        ("three-class low=0.2 high=0.6", "r0 r1 r2 r3 r4"),  # three of them just at the upper bound or below
         ("aged-sjf rate=0", "r1 r4 r2 r3 r0"),
         # 20 tokens a second: 90, 30, 90, 130, 110 tokens at the start; ties by arrival
         ("aged-sjf rate=20", "r1 r0 r2 r4 r3"),

@@ -142,6 +142,14 @@ def test_swap_step_ranks_no_more_than_it_is_told() -> None:
     assert scheduler.swap_step(0.0)
 
 
+def test_where_nothing_waits_a_swap_has_nothing_left_to_do() -> None:
+    scheduler = make_scheduler("fifo")
+    assert scheduler.begin_swap(policy_from("sjf"), 0.0) == 0
+    assert scheduler.swap is not None
+    assert scheduler.swap.share_done == 1.0
+    assert scheduler.swap_step(0.0)
+
+
 def test_events_and_record_count_what_was_re_ranked() -> None:
     log = Log()
     scheduler = make_scheduler("fifo", emit=log.append)
