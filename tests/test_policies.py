@@ -237,6 +237,7 @@ def test_the_same_requests_give_the_same_order(name: str, batch: MicroBatch | No
 @every_policy
 def test_keys_are_pairs_of_numbers(name: str) -> None:
     policy = policy_from(name)
+    policy.bind({tenant.name: tenant for tenant in TENANTS})
     for request in assorted():
         key = policy.key(request)
         assert len(key) == 2

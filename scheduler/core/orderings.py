@@ -210,8 +210,7 @@ class Edf(Policy):
         self.tenants = tenants
 
     def key(self, request: Request) -> Key:
-        tenant = self.tenants.get(request.tenant)
-        slo_s = tenant.slo.e2e_s if tenant is not None else inf
+        slo_s = self.tenants[request.tenant].slo.e2e_s
         due_s = request.arrival_s + (slo_s if slo_s < inf else DEFAULT_DEADLINE_S[request.tier])
         return (0, due_s) if due_s >= self.now else (1, request.arrival_s)
 

@@ -138,9 +138,8 @@ class Fair(Sharing):
             self._charge(request, request.charged)
 
     def _charge(self, request: Request, tokens: float) -> None:
-        tenant = self.tenants.get(request.tenant)
-        weight = tenant.weight if tenant is not None else 1.0
-        self.counters[request.tenant] = self.counters.get(request.tenant, 0.0) + tokens / weight
+        name = request.tenant
+        self.counters[name] = self.counters.get(name, 0.0) + tokens / self.tenants[name].weight
 
 
 @dataclass(slots=True)
@@ -172,8 +171,7 @@ class Lottery(Sharing):
 
     def choose(self, heads: Mapping[str, Entry]) -> str:
         names = sorted(heads)
-        tenants = self.tenants
-        sums = list(accumulate(tenants[name].weight if name in tenants else 1.0 for name in names))
+        sums = list(accumulate(self.tenants[name].weight for name in names))
         ticket = self.draw * sums[-1]
         return next(name for name, bound in zip(names, sums, strict=True) if ticket < bound)
 
