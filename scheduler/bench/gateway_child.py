@@ -30,7 +30,7 @@ _ANSWER = "word "
 
 
 class _AtOnce:
-    """A stream of one chunk. No generator: those cost the event loop something, which keeps track of them."""
+    """A stream of one chunk. Not a generator: the event loop keeps track of those, which costs time."""
 
     def __init__(self, chunk: Chunk) -> None:
         self._chunk: Chunk | None = chunk

@@ -44,10 +44,10 @@ class Clock:
 
 
 class PlannedClock(Clock):
-    """For simulated engines: time does not pass an instant for which a callback was asked before that has
-    been called, and then stands still until what follows from it is done.
+    """For simulated engines: time stops at each instant for which a callback was asked, until that has been
+    called and all that follows from it is done.
 
-    So a loop that is late or busy makes the run late by the wall, but moves no instant in it: a run takes the
+    So a loop that is late or busy delays the run by the wall, but moves no instant in it: the run takes the
     course that it takes in virtual time. ``speed`` run seconds pass in each real second.
     """
 
@@ -58,7 +58,7 @@ class PlannedClock(Clock):
         self._serial = count()
         self._sweep_at = _SWEEP_AT
         self._latest = 0.0  # the clock has shown
-        self._settling = 0  # turns that time still stands still for
+        self._settling = 0  # turns of the loop for which time still stands still
         self._alarm: asyncio.TimerHandle | None = None
 
     def start(self) -> None:

@@ -66,7 +66,7 @@ class Engine(Protocol):
 
     @property
     def honours_seed(self) -> bool:
-        """The same seed gives the same answer; elsewhere seeds are not sent. Known once it has started."""
+        """Whether one seed gives one answer; else seeds are not sent to it. Known once it has started."""
 
     @property
     def profile(self) -> Profile | None:

@@ -54,10 +54,12 @@ def as_before(requests: Iterable[Request]) -> None:
 
 
 class AnswerLengths:
-    """Draws answers from estimates: by how answers lately compared with theirs, of that tenant and category,
-    of the category, or of all with so large a max_tokens; else from a log-normal with the point as its median
-    and the upper as its 90 % quantile. Those comparisons are a sample; with ``rng`` another one is drawn from
-    it, so that futures differ by as much as its size leaves open.
+    """Draws the length of an answer from its estimate: the point times a ratio of answer to estimate that was
+    seen lately, of the same tenant and category, else of the category, else of all with so large a max_tokens.
+    Where there are too few, from a log-normal with the point as its median and the upper as its 90 % quantile.
+
+    The ratios are a sample: with ``rng`` another one is drawn from them, so that futures differ by as much as
+    its size leaves open.
     """
 
     def __init__(self, ratios: Ratios, rng: Random | None = None) -> None:

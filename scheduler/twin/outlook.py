@@ -3,7 +3,8 @@
 Over every request that ended in the span or is still here at its end; one that is still here counts with its
 age, so that a policy does not look better for what it leaves waiting. Figures have the names of run.json:
 ``e2e.p50`` (p50, p95, p99), ``tiers.premium.e2e.p99``, ``tenants.acme.e2e.mean``, ``goodput.requests_per_s``,
-``fairness.jain``; and ``longest_wait_s``, until a slot, ``ended`` and ``here``, requests. Seconds.
+``fairness.jain``; besides, ``longest_wait_s`` for a slot, and how many requests ``ended`` or are still
+``here``. Times are seconds.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Outlook:
         return nearest_rank(sorted(values), 0.5) if values else nan
 
     def figures(self, books: Mapping[str, TenantBooks] | None = None) -> Figures:
-        """What nobody was there for is left out. ``books`` are for fairness: they began with the span."""
+        """A group without requests is left out. Fairness needs the ``books``, begun with the span."""
         figures: dict[str, float] = {}
         tenants: defaultdict[str, list[float]] = defaultdict(list)
         groups: dict[str, list[float]] = {"": [], **{f"tiers.{tier}.": [] for tier in TIERS}}

@@ -23,7 +23,7 @@ from scheduler.twin.profile import Profile
 RECENT_S = 120.0
 """How far back arrivals count as recent."""
 MIN_RECENT_S = 10.0
-"""Whoever came in less time than this says little about a rate."""
+"""A shorter past than this says little about a rate."""
 MAX_ARRIVALS = 4096
 MAX_RATIOS = 128
 """Finished answers that are remembered of a tenant and category."""
@@ -121,11 +121,12 @@ class Picture:
 
 
 class Exposure:
-    """One instant of a scheduler that goes on: what may change is read at once, all else of those who wait
-    in slices, later. What is read at once is next to nothing of each: 10 to 20 ms for 100,000.
+    """One instant of a scheduler that goes on. What may change is read at once, and is little of each request:
+    10 to 20 ms for 100,000 that wait. The rest is read later, in slices.
 
-    ``max_num_seqs`` is what the engine batches where that is not the scheduler's capacity; ``generated``
-    tells the tokens of a running request where requests themselves do not say, nor when the first one came.
+    ``max_num_seqs`` is what the engine batches where that is not the scheduler's capacity. ``generated``
+    counts the tokens of a running request in virtual time, where requests themselves know neither them nor
+    when the first one came.
     """
 
     def __init__(
@@ -171,8 +172,8 @@ class Exposure:
         )
 
     def queued(self, max_items: int) -> Iterator[list[Pending]]:
-        """Those who waited at that instant, whatever has become of them. Once: what was read is let go, for
-        to let go of 100,000 in one go takes as long as several slices.
+        """Those who waited at that instant, whatever has become of them. To be read once: each slice is freed
+        when it has been read, since freeing 100,000 in one go takes as long as several slices.
         """
         active, prompts, estimates, running = self._active, self._prompts, self._estimates, self._running
         while active:

@@ -81,7 +81,7 @@ class Steered(Watched):
         goal: Goal | None = None,
     ) -> None:
         super().__init__(workload, scheduler, gpu)
-        self._policy = scheduler.policy.describe()  # with all that has been taken, which is done after
+        self._policy = scheduler.policy.describe()  # once what has been taken is done
         self._predictions = Predictions()
         self._closes_s = inf  # when the span of the latest prediction is over
         self._guard = None if guard is None else Guard(guard)
