@@ -55,8 +55,9 @@ def as_before(requests: Iterable[Request]) -> None:
 
 class AnswerLengths:
     """Draws the length of an answer from its estimate: the point times a ratio of answer to estimate that was
-    seen lately, of the same tenant and category, else of the category, else of all with so large a max_tokens.
-    Where there are too few, from a log-normal with the point as its median and the upper as its 90 % quantile.
+    seen lately, of the same tenant and category, else of the category, else of all with so large a
+    max_tokens. Where there are too few, from a log-normal with the point as its median and the upper as its
+    90 % quantile.
 
     The ratios are a sample: with ``rng`` another one is drawn from them, so that futures differ by as much as
     its size leaves open.

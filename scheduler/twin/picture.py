@@ -121,8 +121,8 @@ class Picture:
 
 
 class Exposure:
-    """One instant of a scheduler that goes on. What may change is read at once, and is little of each request:
-    10 to 20 ms for 100,000 that wait. The rest is read later, in slices.
+    """One instant of a scheduler that goes on. What may change is read at once, and is little of each
+    request: 10 to 20 ms for 100,000 that wait. The rest is read later, in slices.
 
     ``max_num_seqs`` is what the engine batches where that is not the scheduler's capacity. ``generated``
     counts the tokens of a running request in virtual time, where requests themselves know neither them nor
