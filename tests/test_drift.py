@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -15,7 +16,7 @@ from scheduler.core.estimators import estimator_from
 from scheduler.core.events import Event, Kind
 from scheduler.core.kalman import Offset, Plane
 from scheduler.core.metrics import WindowMetrics
-from scheduler.core.types import Estimate, Outcome, Request
+from scheduler.core.types import Estimate, Outcome, Request, Slo
 from scheduler.core.watch import Watch
 from scheduler.live.notices import Notices
 from scheduler.plan import make_plan
@@ -46,7 +47,7 @@ def test_the_sums_by_hand() -> None:
 
 
 @pytest.mark.parametrize("sd", [0.3, 0.5])
-@pytest.mark.parametrize("scale", [2.0, 0.5])
+@pytest.mark.parametrize("scale", [8.0, 2.0, 0.5, 0.125])
 def test_a_change_is_told_once_and_soon(sd: float, scale: float) -> None:
     for seed in range(5):
         rng, detector = random.Random(seed), ChangeDetector()
@@ -56,6 +57,13 @@ def test_a_change_is_told_once_and_soon(sd: float, scale: float) -> None:
         assert changes(detector, rng, 1000, scale, sd) == []
         (back,) = changes(detector, rng, 60, 1.0, sd)
         assert back.before == pytest.approx(change.after, rel=0.5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_hundred_answers_are_enough_to_know_what_is_usual(seed: int) -> None:
+    rng, detector = random.Random(seed), ChangeDetector()
+    assert changes(detector, rng, 100, 1.0, 0.3) == []
+    assert len(changes(detector, rng, 27, 2.0, 0.3)) == 1
 
 
 @pytest.mark.parametrize("policy", ["sjf", "aged-sjf"])
@@ -152,7 +160,10 @@ def test_what_never_ended_by_itself_is_no_change() -> None:
 
 
 def test_a_tenant_of_which_nothing_finishes_misses_its_objective() -> None:
-    scheduler = make_scheduler(capacities=(1,), metrics=WindowMetrics(t.name for t in TENANTS))
+    tenants = [replace(tenant, slo=Slo(e2e_s=20.0)) for tenant in TENANTS]
+    scheduler = make_scheduler(
+        capacities=(1,), tenants=tenants, metrics=WindowMetrics(t.name for t in TENANTS)
+    )
     watch = Watch()
     submit_all(scheduler, [make_request(str(number)) for number in range(10)])
     for number in range(10):
@@ -161,6 +172,14 @@ def test_a_tenant_of_which_nothing_finishes_misses_its_objective() -> None:
     (event,) = watch.look(scheduler, 1.0)
     assert (event.kind, event.detail) == (Kind.SLO, {"tenant": "acme", "share": 0.0})
     assert list(watch.look(scheduler, 2.0)) == [], "it is told once"
+
+
+def test_a_tenant_without_an_objective_misses_none() -> None:
+    scheduler = make_scheduler(metrics=WindowMetrics(t.name for t in TENANTS))
+    submit_all(scheduler, [make_request(str(number)) for number in range(10)])
+    for number in range(10):
+        scheduler.cancel(str(number), 1.0)
+    assert list(Watch().look(scheduler, 1.0)) == []
 
 
 # -- Kalman filters ------------------------------------------------------------------------------------

@@ -107,6 +107,12 @@ async def test_pause_resume_limits_tenants_drain(served: Served) -> None:
     assert await ask(served, "PATCH", "/control/tenants/acme", change) == 200
     config = scheduler.books.tenant("acme").config
     assert (config.weight, config.limits) == (3.0, Limits(max_in_flight=2))
+    change = {"limits": {"ttl": "9s", "tokens_per_minute": 500}}
+    assert await ask(served, "PATCH", "/control/tenants/acme", change) == 200
+    change = {"limits": {"max_in_flight": None}}
+    assert await ask(served, "PATCH", "/control/tenants/acme", change) == 200
+    config = scheduler.books.tenant("acme").config
+    assert (config.weight, config.limits) == (3.0, Limits(ttl_s=9.0, tokens_per_minute=500)), "named alone"
     assert await ask(served, "PATCH", "/control/tenants/nobody", {}) == 404
     for senseless in ({"weight": -1}, {"weight": 1e-9}, {"weight": 1e9}, {"limits": {"ttl": 10**400}}):
         assert await ask(served, "PATCH", "/control/tenants/acme", senseless) == 400

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from scheduler.core.drift import ChangeDetector
 from scheduler.core.events import Event, Kind
 from scheduler.core.scheduler import Scheduler
-from scheduler.core.types import Request
+from scheduler.core.types import Request, Slo
 
 MIN_ENDED = 10
 SLO_OUT, SLO_BACK = 0.90, 0.95  # share of requests that meet their objectives: two, so that none flaps
@@ -40,7 +40,7 @@ class Watch:
         if scheduler.metrics is None:
             return
         for name, window in scheduler.metrics.tenants.items():
-            if window.ended < MIN_ENDED:
+            if window.ended < MIN_ENDED or scheduler.books.tenant(name).config.slo == Slo():
                 continue
             share = window.slo_share
             if share < SLO_OUT and name not in self._missing:

@@ -80,7 +80,7 @@ class SetLimits(Verb, LimitsSection):
 
 
 class SetTenant(Verb):
-    """What is not given stays; limits are replaced as a whole."""
+    """What is not given stays, of the limits, too; null lifts one."""
 
     weight: Weight | None = None
     limits: TenantLimits | None = None
@@ -244,10 +244,10 @@ class Control:
 
     async def set_tenant(self, http: web.Request) -> web.Response:
         verb = await self._read(http, SetTenant)
-        name, limits = http.match_info["name"], verb.limits.limits if verb.limits else None
-        known = self._run.scheduler.books.tenants
+        name, known = http.match_info["name"], self._run.scheduler.books.tenants
         if name not in known:
             raise ApiError(404, f"tenant must be one of {', '.join(known)}", code="unknown_tenant")
+        limits = verb.limits.changing(known[name].config.limits) if verb.limits else None
         return self._do(lambda: self._feed.set_tenant(name, weight=verb.weight, limits=limits, by=verb.by))
 
     async def drain(self, http: web.Request) -> web.Response:

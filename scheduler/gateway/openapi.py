@@ -124,7 +124,7 @@ def _control() -> Json:
         ),
         ("put", "limits"): ("Limits over all tenants", _limits()),
         ("patch", "tenants/{name}"): (
-            "Weight or limits of one tenant",
+            "Weight or limits of one tenant; what is not named stays, null lifts a limit",
             {"weight": _weight(), "limits": _object({**_limits(), **_rates()}, closed=True)},
         ),
         ("post", "drain"): ("Refuse new requests, or accept them again", {"draining": {"type": "boolean"}}),

@@ -146,6 +146,10 @@ class TenantLimits(LimitsSection):
             tokens_per_minute=self.tokens_per_minute,
         )
 
+    def changing(self, limits: Limits) -> Limits:
+        """These limits but for those that are named here."""
+        return replace(limits, **{name: getattr(self, name) for name in self.model_fields_set})
+
 
 class TenantSection(TenantLimits):
     """One tenant."""
