@@ -47,7 +47,7 @@ def test_the_sums_by_hand() -> None:
 
 
 @pytest.mark.parametrize("sd", [0.3, 0.5])
-@pytest.mark.parametrize("scale", [8.0, 2.0, 0.5, 0.125])
+@pytest.mark.parametrize("scale", [2.0, 0.5])
 def test_a_change_is_told_once_and_soon(sd: float, scale: float) -> None:
     for seed in range(5):
         rng, detector = random.Random(seed), ChangeDetector()

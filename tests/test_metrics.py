@@ -190,6 +190,7 @@ def test_converged_is_less_than_two_percent_over_fifty_observations() -> None:
     assert window_of(1.03, *[1.0] * 51).converged, "the outlier is fifty-one observations old"
     assert window_of(1.019, *[1.0] * 50).converged
     assert not window_of(1.0, 1.03, *[1.0] * 49).converged, "there and back is a move"
+    assert window_of(3.04, *[3.0] * 50).converged, "of what it is now"
 
 
 # -- the snapshot --------------------------------------------------------------------------------------
