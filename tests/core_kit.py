@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from scheduler.core.estimate import Oracle
+from scheduler.core.estimate import Given, Oracle
 from scheduler.core.events import Event
 from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
@@ -73,29 +73,16 @@ def run_out(scheduler: Scheduler, now: float = 0.0) -> list[str]:
     return order
 
 
-class Guess:
+class Guess(Given):
     """Believes that every answer has ``tokens`` tokens, and learns nothing."""
 
     name = "guess"
-    meanings = None
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
 
     def estimate(self, request: Request) -> Estimate:
         return Estimate(request.prompt_tokens, self.tokens, self.tokens, "short_qa", self.tokens)
-
-    def observe(self, request: Request, outcome: Outcome) -> None:
-        """A guess stays a guess."""
-
-    def bias(self, tenant: str, category: str) -> float:
-        return 1.0
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """There is nothing to take over."""
 
 
 def spied(spec: str, turns: Counter[str] | None = None) -> Any:
@@ -135,12 +122,13 @@ class Log(list[Event]):
         return [e.kind.value for e in self if e.request is not None and e.request.id == request_id]
 
 
-def batched(policy: str = "fifo", **given: Any) -> Scheduler:
-    settings = {"capacities": (32,), "batch": MicroBatch(), **given}
-    return make_scheduler(policy, **settings)
+def batched(**given: Any) -> Scheduler:
+    """A scheduler in micro-batches of 32, unless told otherwise."""
+    return make_scheduler(**{"capacities": (32,), "batch": MicroBatch(), **given})
 
 
 def crowd(n: int, start: int = 0) -> list[Request]:
+    """Requests of all tenants in turn, a second and a token apart."""
     return [
         make_request(f"{i:02}", TENANTS[i % 3].name, float(i), tokens=i + 1) for i in range(start, start + n)
     ]
