@@ -21,7 +21,7 @@ from scheduler.core.types import CATEGORIES, Limits, Request, Slo, Tenant
 from scheduler.load.scenario import Scenario, load_scenario
 from scheduler.plan import make_plan
 from scheduler.record.expect import _leaves, valid_paths
-from scheduler.record.recorder import DEPTH_COLUMNS, METRICS_COLUMNS
+from scheduler.record.recorder import DEPTH_COLUMNS, METRICS_COLUMNS, Recorder
 from scheduler.record.tally import Tally
 from scheduler.record.writer import FileWriter
 from scheduler.virtual import VirtualRun
@@ -325,6 +325,22 @@ def test_a_run_that_breaks_off_leaves_the_run_before_it_or_nothing_of_it(tmp_pat
     run.recorder.close({})
     assert json.loads((tmp_path / "run.json").read_text()) == {}
     assert stat.S_IMODE((tmp_path / "metrics.csv").stat().st_mode) == 0o600  # whatever it was before
+
+
+def test_a_live_run_that_is_killed_leaves_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing goes to the disk, where it would replace the run before, while the engine may never start."""
+    written: dict[str, str] = {}
+    monkeypatch.setattr(FileWriter, "write", lambda writer, name, text: written.update({name: text}))
+    scheduler = make_scheduler()
+    recorder = Recorder(tmp_path, tenants=["acme"], scheduler=lambda: scheduler, wait=True)
+    for sample in range(10):
+        recorder.telemetry({"elapsed_s": sample / 5})
+    recorder.on_event(Event(2.0, Kind.ENGINE, None, {"what": "started"}))
+    assert not written
+    recorder.telemetry({"elapsed_s": 2.2})
+    assert '"started"' in written["events.jsonl"]
+    assert written["telemetry.csv"].endswith("\n2.2\n")
+    recorder.close({})
 
 
 def _prompts(plan: Any) -> list[str]:

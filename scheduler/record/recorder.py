@@ -23,6 +23,7 @@ from scheduler.record.writer import FileWriter
 FILES = ("run.json", "events.jsonl", "metrics.csv", "queue_depth.csv", "telemetry.csv")
 _BLOCK_LINES = 256
 _SILENCE_ROWS = 3600
+_TELEMETRY_ROWS = 5  # a second
 
 METRICS_COLUMNS = (
     *("timestamp", "scheduler_type", "request_id", "tenant_id", "job_type", "workload_category"),
@@ -115,19 +116,22 @@ class Recorder:
         return self._scheduler().estimator.bias(request.tenant, request.estimate.category)
 
     def telemetry(self, sample: Mapping[str, float | int | None]) -> None:
-        """One row of telemetry.csv; the first sample names the columns."""
+        """One row of telemetry.csv; the first sample names the columns. Once a second all that has happened
+        goes to the disk with it: a live run that is killed leaves its log up to there.
+        """
         if not self._telemetry_columns:
             self._telemetry_columns = tuple(sample)
             self._row("telemetry.csv", self._telemetry_columns)
         self._row("telemetry.csv", [sample[name] for name in self._telemetry_columns])
+        if "events.jsonl" in self._pending and len(self._pending.get("telemetry.csv", ())) >= _TELEMETRY_ROWS:
+            self._flush_all()
 
     def close(self, document: Mapping[str, Any]) -> None:
         """Write what is left, and run.json."""
         self._depth(self._next_depth_s)
         if not self._telemetry_columns:
             self._row("telemetry.csv", ("elapsed_s",))
-        for name in list(self._pending):
-            self._flush(name)
+        self._flush_all()
         self._writer.write("run.json", json.dumps(document, indent=1) + "\n")
         self._writer.close()
 
@@ -178,6 +182,10 @@ class Recorder:
         lines = self._pending.setdefault(name, [])
         lines.append(line)
         if len(lines) >= _BLOCK_LINES:
+            self._flush(name)
+
+    def _flush_all(self) -> None:
+        for name in list(self._pending):
             self._flush(name)
 
     def _flush(self, name: str) -> None:
