@@ -68,7 +68,6 @@ class Guard:
         if not lasted or target in (None, current) or now - self._acted_s < rule.cooldown_s:
             return None
         self._acted_s = self.switched_s = now
-        self._violated_since_s = inf
         self._target = None  # what the guard did is not undone by it
         return target
 
