@@ -159,6 +159,16 @@ def test_every_estimate_is_positive_and_within_the_cap(kind: str, max_tokens: in
         assert 0 < estimate.point <= estimate.upper <= max_tokens
 
 
+@pytest.mark.parametrize("kind", ESTIMATORS)
+@pytest.mark.parametrize(("label", "category"), [("", "short_qa"), ("report", "report")])
+def test_without_a_prompt_a_request_goes_by_its_label_and_its_count(
+    kind: str, label: str, category: str
+) -> None:
+    request = Request("r", "acme", "premium", 0.0, 77, 4096, category=label, intended_tokens=50)
+    estimate = estimator_from(kind).estimate(request)
+    assert (estimate.category, estimate.input_tokens) == (category, 77)
+
+
 @pytest.mark.parametrize("kind", ["tenant", "learned"])
 def test_coverage_is_nine_in_ten_under_drift(kind: str) -> None:
     requests, lengths, _ = drifting("gradual", 5)
