@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from scheduler.core.metrics import NO_PERCENTILES
 from scheduler.core.policies import policy_from
 from scheduler.core.types import Limits, Percentiles, Slo, Snapshot, TenantSnapshot
 from scheduler.engines.engine import EngineTelemetry
@@ -78,11 +79,7 @@ class FakeFeed:
     """Implements ``Feed``. Time moves by ``advance``, or with the wall clock when ``live``."""
 
     def __init__(
-        self,
-        tenants: Sequence[tuple[str, str, float, float, float]] = EIGHT,
-        *,
-        seed: int = 7,
-        live: bool = False,
+        self, tenants: Sequence[tuple[str, str, float, float, float]] = EIGHT, *, live: bool = False
     ) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.lanes = [Lane(*tenant) for tenant in tenants]
@@ -96,7 +93,7 @@ class FakeFeed:
         self.refuse = ""  # when set, every verb is refused with this
         self.breaks_at = math.inf  # from this instant on, ``view`` raises
         self._notices: list[Notice] = []
-        self._random = random.Random(seed)
+        self._random = random.Random(7)
         self._live = live
         self._last_s = time.monotonic()
         self.notice("record", "runs/2026-11-21-120351")
@@ -294,7 +291,6 @@ class FakeFeed:
         running = sum(other.running for other in self.lanes) or 1.0
         wait_s = self._wait_s() * (0.6 if lane.tier == "premium" else 1.3)
         seen = lane.finished > 0
-        nothing = Percentiles(*[math.nan] * 6)
         estimated = 120.0 + 30 * len(lane.name)
         return TenantSnapshot(
             name=lane.name,
@@ -310,8 +306,8 @@ class FakeFeed:
             ended_otherwise=0,
             share=lane.running / running,
             tokens_per_s=131.0 * lane.running,
-            ttft=latency(wait_s + 0.4) if seen else nothing,
-            e2e=latency(wait_s + 1.2) if seen else nothing,
+            ttft=latency(wait_s + 0.4) if seen else NO_PERCENTILES,
+            e2e=latency(wait_s + 1.2) if seen else NO_PERCENTILES,
             slo_share=max(0.0, 1.0 - wait_s / 30) if seen else math.nan,
             estimated_tokens=estimated,
             actual_tokens=estimated * lane.drift,

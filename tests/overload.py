@@ -133,13 +133,13 @@ class _Client(asyncio.Protocol):
 class Load:
     """Requests at a rate, whatever becomes of them; connections are used again when they are free."""
 
-    def __init__(self, port: int, sizes: Sizes, found: Found, seed: int = 1) -> None:
+    def __init__(self, port: int, sizes: Sizes, found: Found) -> None:
         self.found = found
         self.waiting = 0
         self.idle = asyncio.Event()
         self._port = port
         self._tenants = sizes.tenants
-        self._chance = random.Random(seed)
+        self._chance = random.Random(1)
         self._free: list[_Client] = []
         self._loop = asyncio.get_running_loop()
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from scheduler.bench.engine import PAIRS, Work, requests_of
+from scheduler.bench.engine import Work, requests_of
 from scheduler.bench.result import BenchError, Claim, Result
 from scheduler.engines.vllm_setup import engine_args, engine_env, omp_threads, preflight, quiet_env
 
@@ -48,9 +48,7 @@ class _Served(NamedTuple):
     url: str
 
 
-def beside_vllm(
-    tell: Callable[[str], None], model: str, *, pairs: int = PAIRS, singles: int = SINGLES
-) -> Result:
+def beside_vllm(tell: Callable[[str], None], model: str, *, pairs: int) -> Result:
     """Some minutes. Raises PlanError, EngineError, BenchError."""
     requests = [(r.prompt, r.forced_tokens or r.max_tokens) for r in requests_of(WORK.plan(model))]
     resolved = preflight(model)
@@ -63,13 +61,13 @@ def beside_vllm(
                 tell(f"{side.name} is up, warming up")
                 asyncio.run(_share(side, [(f"Warm up. {prompt}", 8) for prompt, _ in requests[:CLIENTS]]))
             rows = [_pair(tell, sides, requests, number, pairs) for number in range(1, pairs + 1)]
-            tell(f"{singles} single requests to each")
-            single = asyncio.run(_one_at_a_time(sides, [prompt for prompt, _ in requests], singles))
+            tell(f"{SINGLES} single requests to each")
+            single = asyncio.run(_one_at_a_time(sides, [prompt for prompt, _ in requests]))
     claims = [
         Claim.at_least("share_of_vllm_serve", THROUGHPUT_SHARE, median(row["share"] for row in rows)),
         Claim.at_most("added_ttft_p50_ms", ADDED_TTFT_MS, single["added_ttft_ms"]),
     ]
-    protocol = PROTOCOL.format(clients=CLIENTS, work=WORK, pairs=pairs, singles=singles, tokens=SINGLE_TOKENS)
+    protocol = PROTOCOL.format(clients=CLIENTS, work=WORK, pairs=pairs, singles=SINGLES, tokens=SINGLE_TOKENS)
     return Result("gateway", protocol, [*rows, single], claims)
 
 
@@ -110,19 +108,17 @@ async def _share(side: _Served, requests: Sequence[tuple[str, int]]) -> float:
     return sum(counts) / took_s
 
 
-async def _one_at_a_time(
-    sides: tuple[_Served, _Served], prompts: Sequence[str], count: int
-) -> dict[str, Any]:
+async def _one_at_a_time(sides: tuple[_Served, _Served], prompts: Sequence[str]) -> dict[str, Any]:
     """TTFT of single requests, to one side and the other in turn."""
     ttft_s: dict[str, list[float]] = {side.name: [] for side in sides}
     async with _session() as http:
-        for number in range(count):
+        for number in range(SINGLES):
             prompt = f"Single {number}. {prompts[number % len(prompts)]}"
             for side in sides if number % 2 else sides[::-1]:
                 ttft_s[side.name].append((await _ask(http, side, prompt, SINGLE_TOKENS))[1])
     p50_ms = {name: median(values) * 1e3 for name, values in ttft_s.items()}
     figures = {f"{name}_ttft_p50_ms": value for name, value in p50_ms.items()}
-    return {"singles": count, **figures, "added_ttft_ms": p50_ms["gateway"] - p50_ms["vllm"]}
+    return {"singles": SINGLES, **figures, "added_ttft_ms": p50_ms["gateway"] - p50_ms["vllm"]}
 
 
 def _session() -> aiohttp.ClientSession:

@@ -241,12 +241,12 @@ def _sensitivity_rows(found: Found) -> Iterator[dict[str, Any]]:
         }
 
 
-def feedback_cost_us(requests: int = 20_000) -> float:
+def feedback_cost_us() -> float:
     """Microseconds of wall time to learn from one completion; the better of three rounds."""
     estimator = PaperEstimator(faithful=True)
     request = Request("r", "premium", "premium", 0.0, 12, 512, "Write a detailed report on caching")
     request = replace(request, estimate=estimator.estimate(request))
-    rounds = []
+    requests, rounds = 20_000, []
     for _ in range(3):
         started = time.perf_counter()
         for number in range(requests):
