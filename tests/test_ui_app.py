@@ -13,6 +13,7 @@ from ui_kit import running, text_of
 
 from driftui.app import DriftApp
 from driftui.commands import DriftCommands, on_screen
+from driftui.screens.reader import EventsScreen
 
 
 @pytest.mark.parametrize("size", [(160, 48), (80, 24)])
@@ -137,9 +138,55 @@ async def test_sorting_and_the_cursor_stays_with_its_tenant() -> None:
 async def test_latency_changes_table_and_chart() -> None:
     async with running() as (app, pilot, _):
         assert "Latency, all tenants (E2E, s)" in text_of(app)
+        assert "p50–p99: E2E, s" in text_of(app)
         await pilot.press("l")
         await pilot.pause()
         assert "Latency, all tenants (TTFT, s)" in text_of(app)
+        assert "p50–p99: TTFT, s" in text_of(app)
+
+
+async def test_the_mouse_does_as_the_keys() -> None:
+    async with running(seconds=40) as (app, pilot, feed):
+        keys = text_of(app).splitlines()[-1]
+        header = text_of(app).splitlines()[2]
+        for column in ("queue", "queue", "p95", "drift"):
+            await pilot.click(offset=(header.index(column), 2))
+        await pilot.pause()
+        assert "sort drift ▼" in text_of(app)
+        await pilot.click("#chart-drift")
+        assert shown_charts(app) == ["chart-drift"]
+        await pilot.click("#chart-drift")
+        assert len(shown_charts(app)) == 4
+        await pilot.click(offset=(keys.index("pause"), 47))
+        await pilot.click(offset=(keys.index("pause") + 20, 47))  # between two
+        assert feed.calls == [("pause",)]
+        await pilot.click("#events")
+        await pilot.pause()
+        assert "demo started" in text_of(app)
+        assert app.screen is not app.main
+
+
+@pytest.mark.parametrize("size", [(160, 48), (80, 24)])
+async def test_all_events_are_read_whole(size: tuple[int, int]) -> None:
+    feed = FakeFeed()
+    for number in range(40):
+        feed.notice("error", f"number {number}: {'so it went on ' * 12}and ended")
+    async with running(feed, size, seconds=1) as (app, pilot, _):
+        await pilot.press("5")
+        await pilot.pause()
+        assert "number 39: so it" in text_of(app)
+        assert "and ended" in text_of(app)
+        events = app.screen
+        assert isinstance(events, EventsScreen)
+        feed.notice("engine", "meanwhile")
+        app.tick()
+        for key, first in (("end", "number 39"), ("home", "meanwhile")):
+            await pilot.press(key)
+            await pilot.wait_for_scheduled_animations()
+            events._follow()
+            assert events.text.content.plain.splitlines()[0].partition("  ")[2].strip().startswith(first)
+        await pilot.press("5")
+        assert app.screen is app.main
 
 
 async def test_fifty_tenants_scroll_under_the_cursor() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from textual.widget import Widget
 
 from driftui.commands import bindings, on_screen
-from driftui.screens.dialog import Dialog, plain
+from driftui.screens.dialog import plain
+from driftui.screens.reader import Reader
 
 _LIVE = {
     "main": "Main screen",
@@ -13,10 +14,14 @@ _LIVE = {
     "estimator": "Estimator switcher",
     "inject": "Injector",
     "tenant": "Tenant",
+    "events": "Events",
     "quit": "Leaving",
     "help": "This help",
 }
-_HEADINGS = {"main": _LIVE, "replay": {"replay": "Recorded run", "help": "This help"}}  # by the first screen
+_HEADINGS = {
+    "main": _LIVE,
+    "replay": {"replay": "Recorded run", "events": "Events", "help": "This help"},
+}  # by the first screen
 
 
 def help_text(main: str) -> str:
@@ -30,7 +35,7 @@ def help_text(main: str) -> str:
     return "\n".join(lines)
 
 
-class HelpScreen(Dialog):
+class HelpScreen(Reader):
     """Every key there is."""
 
     BINDINGS = bindings("help")
@@ -43,8 +48,3 @@ class HelpScreen(Dialog):
 
     def content(self) -> list[Widget]:
         return [plain(help_text(self._main), id="help-text")]
-
-    def on_mount(self) -> None:
-        box = self.query_one("#box")
-        box.can_focus = True
-        box.focus()

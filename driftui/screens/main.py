@@ -19,6 +19,7 @@ from driftui.screens.estimator import EstimatorScreen
 from driftui.screens.help import HelpScreen
 from driftui.screens.inject import InjectScreen
 from driftui.screens.policy import PolicyScreen
+from driftui.screens.reader import EventsScreen
 from driftui.screens.tenant import TenantScreen
 from driftui.widgets.canvas import paint
 from driftui.widgets.chart import Chart, Marker, Moment, Series
@@ -61,7 +62,7 @@ class MainScreen(Screen[None]):
         self._arranged: object = None
         self.charts = (
             Chart("Queue depth by tenant", "1", 0.0, 4.0, figures.count, id="chart-queue"),
-            Chart("Latency", "2", 0.0, 0.5, _latency, id="chart-latency"),
+            Chart("Latency", "2", 0.0, 0.05, _latency, id="chart-latency"),
             Chart("Drift: actual / estimated", "3", 0.5, 1.5, figures.ratio, id="chart-drift"),
             Chart("Bias: learned multiplier", "4", 0.5, 1.5, figures.ratio, id="chart-bias"),
         )
@@ -243,6 +244,9 @@ class MainScreen(Screen[None]):
 
     def action_help(self) -> None:
         self.app.push_screen(HelpScreen(self.WHERE))
+
+    def action_events(self) -> None:
+        self.app.push_screen(EventsScreen(run_clock=self.RUN_CLOCK))
 
     def action_filter(self) -> None:
         self.filter_input.display = True

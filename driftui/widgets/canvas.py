@@ -150,6 +150,11 @@ class Panel(Canvas):
     title = ""
     hotkey = ""
     subtitle = ""
+    click = ""  # the screen's action that a click runs
+
+    async def on_click(self, event: events.Click) -> None:
+        if self.click:
+            await self.app.run_action(self.click, self.screen)
 
     def body(self, y: int, width: int) -> Sequence[Segment]:
         """The segments of line ``y`` inside the frame, exactly ``width`` cells of them."""

@@ -69,7 +69,7 @@ class Chart(Panel):
     ) -> None:
         super().__init__(id=id)
         self.title = title
-        self.hotkey = hotkey
+        self.hotkey, self.click = hotkey, f"chart({int(hotkey) - 1})"
         self._least = (low, high)  # the axis never spans less
         self._unit = unit
         self._history: History | None = None

@@ -120,6 +120,8 @@ def _converged(row: Row, width: int) -> Cell:
 
 TENANT = "tenant"
 LONGEST_NAME = 32  # that a wide screen shows whole
+_USUAL_NAME = 18  # that any screen does which has room for what is dear
+_DEAR = 90  # of ``keep``
 QUEUE_SPARK = "queue 60s"
 DRIFT_SPARK = "drift 60s"
 
@@ -160,21 +162,20 @@ SORTABLE: tuple[Column, ...] = tuple(column for column in COLUMNS if column.orde
 def choose(width: int, name: int = 0) -> tuple[tuple[Column, int], ...]:
     """The columns that fit into ``width`` cells, one blank between two, in order, with the widths they get.
 
-    What is left over goes to the tenants' names, the longest of which takes ``name`` cells, then to the
-    sparklines.
+    Names go before all that is not dear, as far as is usual; what is left over goes to them, the longest of
+    which takes ``name`` cells, then to the sparklines.
     """
-    kept: list[Column] = []
-    used = -1
-    for column in sorted(COLUMNS, key=lambda column: -column.keep):
-        if used + 1 + column.width <= width:
-            kept.append(column)
-            used += 1 + column.width
-    spare = max(0, width - used)
-    widths = {column.title: column.width for column in kept}
-    if TENANT in widths:
-        longer = min(spare, max(0, min(name, LONGEST_NAME) - widths[TENANT]))
-        widths[TENANT] += longer
-        spare -= longer
+    widths: dict[str, int] = {}
+    spare = width + 1
+    for least, longest in ((_DEAR, _USUAL_NAME), (0, LONGEST_NAME)):
+        for column in sorted(COLUMNS, key=lambda column: -column.keep):
+            if column.keep >= least and column.title not in widths and column.width < spare:
+                widths[column.title] = column.width
+                spare -= column.width + 1
+        if TENANT in widths:
+            longer = min(spare, max(0, min(name, longest) - widths[TENANT]))
+            widths[TENANT] += longer
+            spare -= longer
     if QUEUE_SPARK in widths:
         drift = spare // 3 if DRIFT_SPARK in widths else 0
         widths[QUEUE_SPARK] += spare - drift
@@ -182,4 +183,4 @@ def choose(width: int, name: int = 0) -> tuple[tuple[Column, int], ...]:
             widths[DRIFT_SPARK] += drift
     elif TENANT in widths:
         widths[TENANT] += min(spare, 18)
-    return tuple((column, widths[column.title]) for column in COLUMNS if column in kept)
+    return tuple((column, widths[column.title]) for column in COLUMNS if column.title in widths)

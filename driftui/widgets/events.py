@@ -14,7 +14,13 @@ from driftui.palette import ink
 from driftui.widgets.canvas import Panel
 from scheduler.live.view import Notice
 
-_KIND_CELLS = 9
+KIND_CELLS = 9
+
+
+def time_of(notice: Notice, run_clock: bool) -> str:
+    """When it was: the time of day, or the run's clock in as many cells."""
+    at = time.strftime("%H:%M:%S", time.localtime(notice.wall))
+    return figures.clock(notice.at_s).rjust(len(at)) if run_clock else at
 
 
 class EventList(Panel):
@@ -24,6 +30,7 @@ class EventList(Panel):
         super().__init__(id=id)
         self._run_clock = run_clock
         self.title = "Events"
+        self.hotkey, self.click = "5", "events"
         self._notices: list[Notice] = []
         self._hint = ""
 
@@ -40,12 +47,10 @@ class EventList(Panel):
             return [Segment(pad(text, width), ink(palette.FAINT))]
         notice = self._notices[y]
         symbol, colour = palette.KINDS.get(notice.kind, palette.OTHER_KIND)
-        at = time.strftime("%H:%M:%S", time.localtime(notice.wall))
-        if self._run_clock:
-            at = figures.clock(notice.at_s).rjust(len(at))
-        text_cells = max(0, width - 12 - _KIND_CELLS - 1)
+        at = time_of(notice, self._run_clock)
+        text_cells = max(0, width - 12 - KIND_CELLS - 1)
         return [
             Segment(f" {at} ", ink(palette.FAINT)),
-            Segment(f"{symbol} {pad(notice.kind, _KIND_CELLS)}", ink(colour, bold=True)),
+            Segment(f"{symbol} {pad(notice.kind, KIND_CELLS)}", ink(colour, bold=True)),
             Segment(pad(notice.text, text_cells) + " ", ink(palette.TEXT if y else palette.BRIGHT)),
         ]

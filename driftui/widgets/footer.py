@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.segment import Segment
+from textual import events
 
 from driftui import palette
 from driftui.commands import Command, on_screen
@@ -29,23 +30,42 @@ class KeyLine(Canvas):
 
     def draw(self, y: int) -> Sequence[Segment]:
         key, word = ink(palette.ORANGE, on=palette.SURFACE, bold=True), ink(palette.TEXT, on=palette.SURFACE)
-        width = self.cells.width
-        palette_word = "" if width < _NARROW else "palette "
-        shown = {c.id: (f" {_label(c)} ", c.title) for c in on_screen(self._where) if c.footer}
-        room = width - len(" │ ^p ") - len(palette_word)
+        shown, room = self._shown()
+        line: list[Segment] = []
+        for command in shown:
+            line += [Segment(f" {_label(command)} ", key), Segment(f"{command.title} ", word)]
+        line.append(Segment(" " * (room - _cells(shown)) + " │ ", ink(palette.FRAME, on=palette.SURFACE)))
+        return [*line, Segment("^p ", key), Segment(self._palette_word, word)]
+
+    def _shown(self) -> tuple[list[Command], int]:
+        """The commands that there is room for, and that room."""
+        shown = [command for command in on_screen(self._where) if command.footer]
+        room = self.cells.width - len(" │ ^p ") - len(self._palette_word)
         for command_id in _GIVES_WAY:
             if _cells(shown) > room:
-                shown.pop(command_id, None)
-        line: list[Segment] = []
-        for label, title in shown.values():
-            line += [Segment(label, key), Segment(f"{title} ", word)]
-        line.append(Segment(" " * (room - _cells(shown)) + " │ ", ink(palette.FRAME, on=palette.SURFACE)))
-        return [*line, Segment("^p ", key), Segment(palette_word, word)]
+                shown = [command for command in shown if command.id != command_id]
+        return shown, room
+
+    @property
+    def _palette_word(self) -> str:
+        return "" if self.cells.width < _NARROW else "palette "
+
+    async def on_click(self, event: events.Click) -> None:
+        """As the key that is clicked."""
+        shown, room = self._shown()
+        end = 0
+        for command in shown:
+            end += _cells([command])
+            if event.x < end:
+                await self.app.run_action(command.action, self.screen)
+                return
+        if event.x >= room:
+            await self.app.run_action("app.command_palette")
 
 
 def _label(command: Command) -> str:
     return command.keys[0] if len(command.keys[0]) == 1 else command.key_label
 
 
-def _cells(shown: dict[str, tuple[str, str]]) -> int:
-    return sum(len(label) + len(title) + 1 for label, title in shown.values())
+def _cells(shown: Sequence[Command]) -> int:
+    return sum(len(f" {_label(command)} {command.title} ") for command in shown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isnan
 
+from rich.cells import cell_len
 from rich.segment import Segment
 from textual import events
 from textual.message import Message
@@ -16,6 +17,7 @@ from driftui.palette import ink
 from driftui.widgets.canvas import Panel
 from driftui.widgets.columns import (
     DRIFT_SPARK,
+    LONGEST_NAME,
     QUEUE_SPARK,
     SORTABLE,
     TENANT,
@@ -90,16 +92,29 @@ class TenantsTable(Panel):
     def on_mouse_scroll_up(self) -> None:
         self.move(-1)
 
-    def on_click(self, event: events.Click) -> None:
+    async def on_click(self, event: events.Click) -> None:
         at = self._top + event.y - 2
-        if event.y >= 2 and at < len(self._rows):
+        if event.y == 1:
+            self._sort_at(event.x)
+        elif event.y >= 2 and at < len(self._rows):
             if self._rows[at].name == self.cursor:
                 self.post_message(self.Chosen())
             self.cursor = self._rows[at].name
             self.show_again()
 
+    def _sort_at(self, x: int) -> None:
+        """By the column whose title was clicked; a second click takes it back."""
+        end = 1 + _MARGIN
+        for column, width in self._columns:
+            end += width + 1
+            if x < end:
+                if column.order is not None:
+                    self.sort = None if column is self.sort else column
+                    self.show_again()
+                return
+
     def _refill(self, snapshot: Snapshot, history: History) -> None:
-        longest = max((len(tenant.name) for tenant in snapshot.tenants), default=0)
+        longest = max([cell_len(tenant.name[:LONGEST_NAME]) for tenant in snapshot.tenants], default=0)
         columns = choose(self.inner_width - _MARGIN - 1, longest)
         lines = max(0, self.inner_height - 1)
         at = next((i for i, tenant in enumerate(self._rows) if tenant.name == self.cursor), 0)
@@ -134,11 +149,12 @@ class TenantsTable(Panel):
         title = f"Tenants ({total})"
         if self.needle:
             title += f" matching “{clean(self.needle, 20)}”: {len(self._rows)}"
-        notes = ["TTFT" if self.latency == "ttft" else "E2E"]
-        if self.sort is not None:
-            notes.append(f"sort {self.sort.title} ▼")
+        notes = []
         if visible < len(self._rows):
             notes.append(f"{self._top + 1}–{self._top + visible} of {len(self._rows)}")
+        if self.sort is not None:
+            notes.append(f"sort {self.sort.title} ▼")
+        notes.append(f"p50–p99: {self.latency.upper()}, s")
         return title, " · ".join(notes)
 
     def body(self, y: int, width: int) -> Sequence[Segment]:

@@ -1,0 +1,60 @@
+"""Dialogs that are only read: all events, and what the keys do."""
+
+from __future__ import annotations
+
+from textual.content import Content
+from textual.widget import Widget
+
+from driftui import palette
+from driftui.clean import clean, pad
+from driftui.commands import bindings
+from driftui.screens.dialog import FOLLOW_S, Dialog, plain
+from driftui.widgets.events import KIND_CELLS, time_of
+from scheduler.live.view import Notice
+
+
+class Reader(Dialog):
+    """Arrows and page keys scroll it."""
+
+    def on_mount(self) -> None:
+        self.box = self.query_one("#box")
+        self.box.can_focus = True
+        self.box.focus()
+
+
+class EventsScreen(Reader):
+    """All that the dashboard remembers, newest first, each text whole."""
+
+    BINDINGS = bindings("events")
+    WHERE = "events"
+    HEADING = "Events"
+
+    def __init__(self, *, run_clock: bool) -> None:
+        super().__init__()
+        self._run_clock = run_clock
+        self._shown: list[Notice] = []
+
+    def content(self) -> list[Widget]:
+        self.text = plain("")
+        return [self.text]
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        self._follow()
+        self.set_interval(FOLLOW_S, self._follow)
+
+    def _follow(self) -> None:
+        """Whoever has scrolled down is reading: what comes then waits."""
+        notices = list(self.drift.history.notices)
+        if notices != self._shown and not self.box.scroll_offset.y:
+            self._shown = notices
+            lines = [self._line(notice) for notice in reversed(notices)]
+            self.text.update(Content("\n").join(lines) if lines else Content("nothing yet"))
+
+    def _line(self, notice: Notice) -> Content:
+        symbol, colour = palette.KINDS.get(notice.kind, palette.OTHER_KIND)
+        return Content.assemble(
+            (f"{time_of(notice, self._run_clock)} ", palette.FAINT),
+            (f"{symbol} {pad(notice.kind, KIND_CELLS)}", f"bold {colour}"),
+            clean(notice.text),
+        )
