@@ -28,6 +28,7 @@ TENANTS = [
 EVENLY = {"premium": 1, "standard": 1, "batch": 1}
 SHARE = {"premium": 0.5, "standard": 0.3, "batch": 0.2}
 SATURATION = 7.3  # requests/s that the simulated L4 serves of the usual mix with 32 slots
+BUSY_IDLE = {"bursts": {"rate": 11.5, "base": 3.0, "busy": 40.0, "idle": 40.0}}
 FLOOD = 4.0
 TRACE_SPEED = 0.5  # an hour of the Azure code trace asks for 1.6 times what one L4 serves
 
@@ -84,10 +85,8 @@ def _loads(trace: Path | None) -> dict[str, Load]:
     loads = {
         "burst": Load(burst, POLICIES, "stress"),
         "burst_all": Load(burst, ("fifo", ORACLE, "two-class", "fair+two-class")),
-        "busy_idle": Load(
-            _made({"bursts": {"rate": 11.5, "base": 3, "busy": 40.0, "idle": 40.0}}, "near", 1800.0), POLICIES
-        ),
-        "heavy": Load(_made({"poisson": 3.9}, "heavy", 1800.0), POLICIES),
+        "busy_idle": Load(one_stream(BUSY_IDLE, "near", 1800.0), POLICIES),
+        "heavy": Load(one_stream({"poisson": 3.9}, "heavy", 1800.0), POLICIES),
         "static_32": Load(static, ("fifo", "sjf", "packed", ORACLE)),
         "continuous_32": Load(burst, ("fifo", "two-class")),
         "continuous_128": Load(wide, ("fifo", "two-class")),
@@ -112,7 +111,8 @@ def _scenario(load: list[dict[str, Any]], **engine: Any) -> Scenario:
     return scenario({"name": "bench", "tenants": TENANTS, "load": load, "engine": {"capacity": 32, **engine}})
 
 
-def _made(arrivals: dict[str, Any], profile: str, seconds: float) -> Scenario:
+def one_stream(arrivals: dict[str, Any], profile: str, seconds: float) -> Scenario:
+    """An open load of all three tenants, evenly."""
     return _scenario(
         [{"tenant": EVENLY, "arrivals": arrivals, "lengths": {"profile": profile}, "for": seconds}]
     )

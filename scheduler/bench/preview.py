@@ -15,9 +15,8 @@ from random import Random
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
-from scheduler.bench.policies import EVENLY, TENANTS
+from scheduler.bench.policies import BUSY_IDLE, one_stream
 from scheduler.bench.result import Claim, Result
-from scheduler.bench.trial import scenario
 from scheduler.core.autopilot import Forecast, Goal, best
 from scheduler.core.bounds import Bound, Figures
 from scheduler.core.policies import policy_from
@@ -153,27 +152,14 @@ def judge(found: Found) -> dict[str, Any]:
 
 
 def _loads() -> dict[str, Scenario]:
-    bursts = {"rate": 11.5, "base": 3.0, "busy": 40.0, "idle": 40.0}
     given: dict[str, tuple[dict[str, Any], str]] = {
         "poisson_7": ({"poisson": 7.0}, "near"),
         "poisson_9": ({"poisson": 9.0}, "near"),
         "gamma": ({"gamma": {"rate": 6.5, "cv": 2.0}}, "mod"),
-        "busy_idle": ({"bursts": bursts}, "near"),
+        "busy_idle": (BUSY_IDLE, "near"),
         "heavy": ({"poisson": 3.9}, "heavy"),
     }
-    return {
-        name: scenario(
-            {
-                "name": name,
-                "tenants": TENANTS,
-                "engine": {"capacity": 32},
-                "load": [
-                    {"tenant": EVENLY, "arrivals": arrivals, "lengths": {"profile": lengths}, "for": 1200.0}
-                ],
-            }
-        )
-        for name, (arrivals, lengths) in given.items()
-    }
+    return {name: one_stream(arrivals, lengths, 1200.0) for name, (arrivals, lengths) in given.items()}
 
 
 # -- one switch, every way --------------------------------------------------------------------------------
