@@ -183,6 +183,17 @@ async def test_going_on_while_it_plays_keeps_the_charts(recording: Recording) ->
         assert np.isfinite(queue).all()
 
 
+async def test_two_hours_are_drawn_at_once_and_no_thinner(recording: Recording) -> None:
+    *before, last = recording.steps
+    long = replace(recording, steps=(*before, last._replace(at_s=5000.0)))
+    async with replaying(long) as (app, pilot, feed, _):
+        await pilot.press(*["equals_sign"] * 9, "end")
+        await pilot.pause()
+        assert feed.position_s == 5000.0
+        assert "└-2h -1h30 -1h -30m now " in " ".join(text_of(app).split())
+        assert len(app.history) > 5000 / 600 * 240
+
+
 async def test_a_narrow_screen_shows_where_a_held_replay_is(recording: Recording) -> None:
     async with replaying(recording, size=(80, 24)) as (app, pilot, _, wall):
         wall.now_s += 53

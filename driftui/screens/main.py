@@ -32,7 +32,6 @@ from scheduler.live.view import View
 if TYPE_CHECKING:
     from driftui.app import DriftApp
 
-WINDOWS_S = (30.0, 60.0, 120.0, 300.0, 600.0)
 MOST_LINES = 8  # tenants drawn in one chart
 
 
@@ -40,7 +39,7 @@ MOST_LINES = 8  # tenants drawn in one chart
 class Display:
     """What the operator chose to see; none of it touches the run."""
 
-    window: int = 1  # index into WINDOWS_S
+    window: int = 1  # index into the screen's WINDOWS_S
     latency: str = "e2e"
     chart: int = 0  # the chart asked for last
     maximised: bool = False
@@ -54,6 +53,7 @@ class MainScreen(Screen[None]):
     AUTO_FOCUS = ""
     WHERE = "main"  # in the command registry
     RUN_CLOCK = False  # whether events are shown by the run's clock
+    WINDOWS_S: tuple[float, ...] = (30.0, 60.0, 120.0, 300.0, 600.0)  # that charts may show
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -70,6 +70,11 @@ class MainScreen(Screen[None]):
     @property
     def drift(self) -> DriftApp:
         return cast("DriftApp", self.app)
+
+    @property
+    def window_s(self) -> float:
+        """How much time the charts show."""
+        return self.WINDOWS_S[self.shown.window]
 
     def compose(self) -> ComposeResult:
         self.status = StatusLine(id="status")
@@ -159,7 +164,7 @@ class MainScreen(Screen[None]):
             for notice in history.notices
             if notice.marker
         )
-        moment = Moment(view.snapshot.now, WINDOWS_S[self.shown.window], markers)
+        moment = Moment(view.snapshot.now, self.window_s, markers)
         for chart, key in zip(self.charts, ("queue", "", "drift", "bias"), strict=True):
             if key:
                 chart.show(
@@ -239,7 +244,7 @@ class MainScreen(Screen[None]):
         self._close_filter()
 
     def action_window(self, by: int) -> None:
-        self.shown.window = max(0, min(len(WINDOWS_S) - 1, self.shown.window + by))
+        self.shown.window = max(0, min(len(self.WINDOWS_S) - 1, self.shown.window + by))
         self._show_again()
 
     def action_help(self) -> None:

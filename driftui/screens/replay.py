@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import cast
+
+import numpy as np
 
 from driftui.commands import bindings
 from driftui.history import History
-from driftui.screens.main import WINDOWS_S, MainScreen
+from driftui.screens.main import MainScreen
 from scheduler.live.replay import ReplayFeed
+
+PART_S = 600.0  # of the recording, at most, for one seek
 
 
 class ReplayScreen(MainScreen, inherit_bindings=False):
@@ -16,6 +21,7 @@ class ReplayScreen(MainScreen, inherit_bindings=False):
     BINDINGS = bindings("replay")
     WHERE = "replay"
     RUN_CLOCK = True
+    WINDOWS_S = (*MainScreen.WINDOWS_S, 1800.0, 3600.0, 7200.0)  # it is sampled anew, however long it is
 
     @property
     def _feed(self) -> ReplayFeed:
@@ -44,12 +50,15 @@ class ReplayScreen(MainScreen, inherit_bindings=False):
         self._go(self._feed.position_s)
 
     def _go(self, at_s: float) -> None:
-        since_s = at_s - WINDOWS_S[self.shown.window]
+        since_s = max(0.0, at_s - self.window_s)
         drawn_s = self.drift.tick().snapshot.now  # all that led up to it is there
         if since_s < drawn_s < at_s:
             since_s = drawn_s
         else:
             self.drift.history = History()
-        for view in self._feed.seek(at_s, since_s):
-            self.drift.history.sample(view)
+        # A seek gives as many views however long it is: several of them, or peaks would fall in between.
+        parts = 1 + int((at_s - since_s) / PART_S)
+        for from_s, to_s in pairwise(np.linspace(since_s, at_s, parts + 1).tolist()):
+            for view in self._feed.seek(to_s, from_s):
+                self.drift.history.sample(view)
         self.drift.tick()
