@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from dataclasses import replace
 from itertools import pairwise
 
@@ -172,6 +173,18 @@ def test_a_tenant_of_which_nothing_finishes_misses_its_objective() -> None:
     (event,) = watch.look(scheduler, 1.0)
     assert (event.kind, event.detail) == (Kind.SLO, {"tenant": "acme", "share": 0.0})
     assert list(watch.look(scheduler, 2.0)) == [], "it is told once"
+
+
+def test_who_has_met_its_objectives_again_may_miss_them_again() -> None:
+    """Told below 90 %; back above 95 %, so that what goes up and down between does not flap."""
+    metrics = WindowMetrics(["acme"])
+    scheduler = make_scheduler(tenants=[replace(TENANTS[0], slo=Slo(e2e_s=20.0))], metrics=metrics)
+    window = metrics.tenants["acme"]
+    watch, told = Watch(), []
+    for met in (89, 95, 89, 96, 90, 89):
+        window.misses, window.slo_met = deque([0.0] * 100), met
+        told += [(met, event.detail["share"]) for event in watch.look(scheduler, 1.0)]
+    assert told == [(89, 0.89), (89, 0.89)]
 
 
 def test_a_tenant_without_an_objective_misses_none() -> None:

@@ -83,6 +83,21 @@ def test_a_tenant_of_its_own_kind_is_told_apart() -> None:
     assert estimator.bias("chatty", "short_qa") > estimator.bias("brief", "short_qa")
 
 
+def test_where_one_category_changes_that_one_follows() -> None:
+    """Reports become three times as long, from 400 tokens: after 20 of them, over several draws."""
+    report, question = "Write a detailed report on trade", "What is DNS"
+    points = []
+    for seed in range(4):
+        estimator, rng = LearnedEstimator(), random.Random(seed)
+        for n in range(320):
+            teach(estimator, report, round((400 if n < 300 else 1200) * math.exp(rng.gauss(0, 0.3))))
+            teach(estimator, question, round(100 * math.exp(rng.gauss(0, 0.3))))
+        points.append([estimator.estimate(ask(prompt)).point for prompt in (report, question)])
+    reports, questions = (sum(each) / len(each) for each in zip(*points, strict=True))
+    assert reports > 850
+    assert questions < 119
+
+
 def test_answers_that_were_cut_are_lower_bounds() -> None:
     """Log-normal answers of median 400, cut at 300: taken as they are, 300 would be the most believed."""
     estimator, rng = LearnedEstimator(), random.Random(1)
@@ -129,6 +144,14 @@ def test_no_prompt_goes_by_the_label() -> None:
     report, short = (estimator.estimate(ask("", category=c)) for c in ("report", "short_qa"))
     assert report.category == "report"
     assert report.point > 3 * short.point
+
+
+def test_nothing_learned_is_the_prior_a_tenth_of_the_way_to_the_mean() -> None:
+    prior = NO_PRIOR._replace(level=math.log(200), spread=0.5)
+    estimate = LearnedEstimator(prior=prior).estimate(ask(SHORT))
+    assert estimate.uncorrected == pytest.approx(200)
+    assert estimate.point == pytest.approx(200 * math.exp(0.1 * 0.5**2))
+    assert estimate.upper == pytest.approx(estimate.point * math.exp(1.28 * 0.5)), "nine in ten of a normal"
 
 
 def test_never_above_max_tokens() -> None:
