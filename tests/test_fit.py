@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -64,8 +65,24 @@ def test_a_floor_is_found() -> None:
     assert fit.profile.per_context_token_s == pytest.approx(EAGER.per_context_token_s, rel=0.05)
 
 
-def test_where_there_is_no_floor_none_is_claimed() -> None:
-    assert fit_profile(steps(CPU, 800, noise=0.05), EAGER).profile.floor_s == 0.0
+def test_knees_in_batch_and_prefill_are_found() -> None:
+    bent = replace(
+        CPU,
+        batch_knee=8,
+        per_sequence_above_s=CPU.per_sequence_s,
+        prefill_knee=128,
+        per_prefill_token_above_s=CPU.per_prefill_token_s,
+    )
+    fitted = fit_profile(steps(bent, 1500, noise=0.05), CPU).profile
+    assert fitted.batch_knee == pytest.approx(8, rel=0.25)
+    assert fitted.prefill_knee == pytest.approx(128, rel=0.25)
+    for kind in ((1, 100, 0), (8, 900, 0), (16, 1600, 0), (8, 900, 60), (8, 900, 128), (16, 1600, 400)):
+        assert fitted.step_s(*kind) == pytest.approx(bent.step_s(*kind), rel=0.03), kind
+
+
+def test_where_there_is_no_knee_none_is_claimed() -> None:
+    fitted = fit_profile(steps(CPU, 800, noise=0.05), EAGER).profile
+    assert (fitted.floor_s, fitted.batch_knee, fitted.prefill_knee) == (0.0, inf, inf)
 
 
 def test_the_fitted_steps_take_as_long_in_all() -> None:
@@ -98,16 +115,23 @@ def test_too_few_steps_are_refused() -> None:
 def test_a_step_that_was_seen_too_short_is_one_of_many() -> None:
     seen = steps(CPU, 300)
     for duration_s in (0.0, 1e-9, 1e-5):
-        fitted = fit_profile([*seen, seen[7]._replace(duration_s=duration_s)], CPU, find_floor=False).profile
+        fitted = fit_profile([*seen, seen[7]._replace(duration_s=duration_s)], CPU, find_knees=False).profile
         assert costs(fitted) == pytest.approx(costs(CPU), rel=0.02)
 
 
 def test_a_fitted_profile_is_a_file_that_loads(tmp_path: Path) -> None:
-    fitted = fit_profile(steps(CPU, 200, noise=0.03), CPU).profile
+    fitted = replace(
+        fit_profile(steps(CPU, 200, noise=0.03), CPU).profile,
+        batch_knee=8.5,
+        per_sequence_above_s=0.001,
+        prefill_knee=96,
+        per_prefill_token_above_s=0.0002,
+    )
     file = tmp_path / "fitted.yaml"
     file.write_text(profile_text(fitted), encoding="utf-8")
     loaded = load_profile(str(file))
-    assert costs(loaded) == pytest.approx(costs(fitted), rel=1e-12)
+    for kind in ((1, 100, 0), (16, 3000, 0), (16, 3000, 200)):
+        assert loaded.step_s(*kind) == pytest.approx(fitted.step_s(*kind), rel=1e-12)
     assert (loaded.name, loaded.detail, loaded.kv_tokens) == (fitted.name, fitted.detail, fitted.kv_tokens)
     assert loaded.provenance == fitted.provenance
 
@@ -128,6 +152,16 @@ def test_a_live_fit_follows_the_steps() -> None:
     for step in steps(busy, 1100, noise=0.05):
         live.add(step)
     assert costs(current(live, CPU)) == pytest.approx(costs(busy), rel=0.1)
+
+
+def test_a_live_fit_leaves_the_knees_where_they_are() -> None:
+    bent = replace(CPU, prefill_knee=128, per_prefill_token_above_s=CPU.per_prefill_token_s)
+    live = LiveFit()
+    for step in steps(bent, 1000, noise=0.05):
+        live.add(step)
+    fitted = current(live, bent)
+    assert fitted.prefill_knee == 128
+    assert fitted.step_s(8, 900, 400) == pytest.approx(bent.step_s(8, 900, 400), rel=0.05)
 
 
 def test_what_a_run_does_not_vary_stays_as_in_the_base() -> None:

@@ -38,7 +38,11 @@ profiles = st.builds(
     floor_s=st.integers(0, 20).map(lambda n: n * UNIT_S),
     per_context_token_s=st.integers(0, 8).map(lambda n: n * UNIT_S / 16),
     per_sequence_s=st.integers(0, 3).map(lambda n: n * UNIT_S / 8),
+    batch_knee=st.one_of(st.just(inf), st.integers(1, 4)),
+    per_sequence_above_s=st.integers(0, 3).map(lambda n: n * UNIT_S / 8),
     per_prefill_token_s=st.integers(0, 3).map(lambda n: n * UNIT_S / 8),
+    prefill_knee=st.one_of(st.just(inf), st.integers(1, 8)),
+    per_prefill_token_above_s=st.integers(0, 3).map(lambda n: n * UNIT_S / 8),
 )
 
 

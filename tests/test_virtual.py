@@ -131,7 +131,8 @@ def test_gaps_of_the_log_are_those_of_the_requests(kv_tokens: int) -> None:
     profile = Profile(
         "test", "test", "", "", kv_tokens, kv_tokens, 64,
         fixed_s=0.0101, floor_s=0.0123, per_context_token_s=7e-6,
-        per_sequence_s=3e-4, per_prefill_token_s=1e-4,
+        per_sequence_s=3e-4, batch_knee=5, per_sequence_above_s=4e-4,
+        per_prefill_token_s=1e-4, prefill_knee=20, per_prefill_token_above_s=2e-4,
     )  # fmt: skip
     rng = random.Random(kv_tokens)
     log = StepLog(profile)

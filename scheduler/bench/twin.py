@@ -236,7 +236,11 @@ def _fit_row(fit: Fit, delay_s: float) -> dict[str, Any]:
         "floor_ms": profile.floor_s * 1e3,
         "per_context_token_us": profile.per_context_token_s * 1e6,
         "per_sequence_us": profile.per_sequence_s * 1e6,
+        "batch_knee": profile.batch_knee if profile.batch_knee < inf else None,
+        "per_sequence_above_us": profile.per_sequence_above_s * 1e6,
         "per_prefill_token_us": profile.per_prefill_token_s * 1e6,
+        "prefill_knee": profile.prefill_knee if profile.prefill_knee < inf else None,
+        "per_prefill_token_above_us": profile.per_prefill_token_above_s * 1e6,
         "handover_ms": delay_s * 1e3,
     }
 

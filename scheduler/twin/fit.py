@@ -1,14 +1,15 @@
 """A profile fitted to the step times of an engine: once, from a calibration, or kept current during a run.
 
-The step model of ``profile.py`` is linear but for its floor, which is a knee in the context: below it a
-step costs the floor, above it the floor and so much for each further token. So for a given knee the rest is
-linear least squares with costs that cannot be negative, and the knee is the best of a few.
+The step model of ``profile.py`` is linear but for its knees: a floor is one in the context (below it a step
+costs the floor, above it the floor and so much for each further token), and there may be one in the batch and
+one in the prefill. For given knees the rest is linear least squares with costs that cannot be negative, and
+each knee is the best of a few, if one is any better than none.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import inf
@@ -28,9 +29,9 @@ WINDOW_STEPS, REFIT_STEPS = 1024, 128
 _ROUNDS = 8  # of reweighting; it settles in about five
 _TUNING = 2.0  # residuals above so many standard deviations count less (Huber)
 _GROSS = 3.0  # a step this many times longer than its like: something else had the machine
-_KNEES = 12
+_PLACES = 12  # where a knee is looked for
 _LEAST_S = 1e-6  # a step takes some time, whatever is in it
-_WORTH_A_KNEE = 0.98  # a floor must cut the loss by 2 %, or there is none
+_WORTH_A_KNEE = 12.0  # times what a step adds to the loss: by so much a knee must cut it, or there is none
 
 Floats = NDArray[np.float64]
 
@@ -54,21 +55,29 @@ class Fit:
     median_error: float  # of a single step, as a share of its predicted duration
 
 
-class _Try(NamedTuple):
-    """The best costs for one knee."""
+class _Knees(NamedTuple):
+    """Where costs rise: in context tokens, sequences and prefill tokens. Those of 0 and inf are none."""
 
-    knee: float
+    context: float = 0.0
+    batch: float = inf
+    prefill: float = inf
+
+
+class _Try(NamedTuple):
+    """The best costs for some knees."""
+
+    knees: _Knees
     costs: Floats
     loss: float
     features: Floats
 
     def rank(self) -> float:
-        """Its loss; a knee with which reading the weights would take less than no time is out of question."""
-        return self.loss if self.costs[0] >= self.costs[1] * self.knee else inf
+        """Its loss; with a floor above which reading the weights would take less than no time, inf."""
+        return self.loss if self.costs[0] >= self.costs[1] * self.knees.context else inf
 
 
-def fit_profile(samples: Sequence[StepSample], base: Profile, *, find_floor: bool = True) -> Fit:
-    """``base`` with its step costs fitted anew. Without ``find_floor`` the knee stays where ``base`` has it.
+def fit_profile(samples: Sequence[StepSample], base: Profile, *, find_knees: bool = True) -> Fit:
+    """``base`` with its step costs fitted anew. Without ``find_knees`` they stay where ``base`` has them.
 
     Steps count by their relative error, far-off ones less. In the end all costs are scaled so that the steps
     add up to the time that they took, for latencies are sums of steps. Raises ValueError for fewer than
@@ -79,35 +88,60 @@ def fit_profile(samples: Sequence[StepSample], base: Profile, *, find_floor: boo
     seconds, batch, context, prefill = np.array(samples, dtype=np.float64).T
     roughly = np.array([base.step_s(step.batch, step.context, step.prefill) for step in samples])
 
-    def at(knee: float) -> _Try:
-        features = np.stack([np.ones_like(context), np.maximum(context - knee, 0.0), batch, prefill], axis=1)
-        return _Try(knee, *_robust(features, seconds, roughly), features)
+    def at(knees: _Knees) -> _Try:
+        features = np.stack(
+            [
+                np.ones_like(context),
+                np.maximum(context - knees.context, 0.0),
+                batch,
+                np.maximum(batch - knees.batch, 0.0),
+                prefill,
+                np.maximum(prefill - knees.prefill, 0.0),
+            ],
+            axis=1,
+        )
+        return _Try(knees, *_robust(features, seconds, roughly), features)
 
-    if not find_floor:
-        best = at(_knee(base))
-    else:
-        knees = np.quantile(context, np.linspace(0.02, 0.98, _KNEES)).tolist()
-        best = min((at(knee) for knee in knees), key=_Try.rank)
-        place = knees.index(best.knee)
-        around = np.linspace(knees[max(0, place - 1)], knees[min(place + 1, _KNEES - 1)], _KNEES).tolist()
-        best = min((best, *(at(knee) for knee in around)), key=_Try.rank)
-        flat = at(0.0)
-        if best.rank() > flat.loss * _WORTH_A_KNEE:
-            best = flat
-    knee, costs, predicted = best.knee, best.costs, best.features @ best.costs
+    best = at(_knees(base))
+    if find_knees:
+        best = at(_Knees())
+        for name, values in (("context", context), ("prefill", prefill[prefill > 0.0]), ("batch", batch)):
+            best = _with_knee(best, name, values, at)
+    knees, costs, predicted = best.knees, best.costs, best.features @ best.costs
     kept = seconds < _GROSS * predicted
     costs = costs * (seconds[kept].sum() / predicted[kept].sum())
-    level_s, per_context_s, per_sequence_s, per_prefill_s = costs.tolist()
+    level_s, per_context_s, per_sequence_s, sequence_above_s, per_prefill_s, prefill_above_s = costs.tolist()
     profile = replace(
         base,
-        fixed_s=max(_LEAST_S, level_s - per_context_s * knee),
-        floor_s=level_s if knee else 0.0,
+        fixed_s=max(_LEAST_S, level_s - per_context_s * knees.context),
+        floor_s=level_s if knees.context else 0.0,
         per_context_token_s=per_context_s,
         per_sequence_s=per_sequence_s,
+        batch_knee=knees.batch,
+        per_sequence_above_s=sequence_above_s,
         per_prefill_token_s=per_prefill_s,
+        prefill_knee=knees.prefill,
+        per_prefill_token_above_s=prefill_above_s,
     )
     error = np.abs(seconds[kept] / predicted[kept] - 1.0)
     return Fit(profile, int(kept.sum()), int((~kept).sum()), float(np.median(error)))
+
+
+def _with_knee(before: _Try, name: str, values: Floats, at: Callable[[_Knees], _Try]) -> _Try:
+    """With the best knee in ``name``, or as before where none is worth it."""
+    if not len(values):
+        return before
+
+    def best_of(places: Sequence[float]) -> _Try:
+        return min((at(before.knees._replace(**{name: place})) for place in places), key=_Try.rank)
+
+    places = np.quantile(values, np.linspace(0.02, 0.98, _PLACES)).tolist()
+    best = best_of(places)
+    place = places.index(getattr(best.knees, name))
+    around = np.linspace(places[max(0, place - 1)], places[min(place + 1, _PLACES - 1)], _PLACES).tolist()
+    best = min(best, best_of(around), key=_Try.rank)
+    worth = _WORTH_A_KNEE * best.loss / len(best.features)
+    return best if best.rank() < before.loss - worth else before
 
 
 class LiveFit:
@@ -132,7 +166,7 @@ class LiveFit:
         fitted = self._fitted
         if fitted is None or self._seen - fitted[0] >= REFIT_STEPS or fitted[1] != base:
             steps = [*self._steps, *_anchors(base, self._steps)]
-            self._fitted = fitted = self._seen, base, fit_profile(steps, base, find_floor=False).profile
+            self._fitted = fitted = self._seen, base, fit_profile(steps, base, find_knees=False).profile
         return fitted[2]
 
 
@@ -146,11 +180,11 @@ def _anchors(base: Profile, steps: Collection[StepSample]) -> list[StepSample]:
     return [StepSample(pace * base.step_s(*kind), *kind) for kind in kinds]
 
 
-def _knee(profile: Profile) -> float:
-    """Context tokens up to which the floor holds."""
-    if profile.floor_s <= profile.fixed_s or not profile.per_context_token_s:
-        return 0.0
-    return (profile.floor_s - profile.fixed_s) / profile.per_context_token_s
+def _knees(profile: Profile) -> _Knees:
+    context = 0.0  # tokens up to which the floor holds
+    if profile.floor_s > profile.fixed_s and profile.per_context_token_s:
+        context = (profile.floor_s - profile.fixed_s) / profile.per_context_token_s
+    return _Knees(context, profile.batch_knee, profile.prefill_knee)
 
 
 def _robust(features: Floats, seconds: Floats, roughly: Floats) -> tuple[Floats, float]:

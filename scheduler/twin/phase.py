@@ -36,7 +36,7 @@ class Phase:
         self._profile = profile
         # What the sequences of a batch add to a step, and how much longer each step is than the one before.
         self._for_batch = [
-            (profile.per_sequence_s * batch, profile.per_context_token_s * batch)
+            (profile.sequences_s(batch), profile.per_context_token_s * batch)
             for batch in range(max_batch + 1)
         ]
         self._flat_step_s = 0.0
@@ -52,7 +52,10 @@ class Phase:
         base_s = profile.fixed_s + profile.per_context_token_s * context
         self._slope_s = slope_s
         self._linear_step_s = linear_step_s = base_s + sequences_s
-        self._prefill_s = prefill_s = profile.per_prefill_token_s * prefill
+        prefill_s = profile.per_prefill_token_s * prefill
+        if prefill > profile.prefill_knee:
+            prefill_s = profile.prefill_s(prefill)
+        self._prefill_s = prefill_s
         self._zero_s = zero_s = start_s + prefill_s
         self.steps = steps
         if base_s + slope_s > profile.floor_s:  # so it is for a large batch: not by way of ``at``

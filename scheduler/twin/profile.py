@@ -2,12 +2,14 @@
 
 A step of a batch takes ``max(floor_s, fixed_s + per_context_token_s x context) + per_sequence_s x batch +
 per_prefill_token_s x prefill`` seconds. ``context`` counts the tokens in the batch's KV cache once the step
-is done, ``prefill`` the prompt tokens computed in it.
+is done, ``prefill`` the prompt tokens computed in it. Above a knee each further sequence, or prefill token,
+costs so much more: a device that computes less than it reads does some of it for nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,11 @@ class Profile:
     floor_s: float = 0.0  # no step is shorter than this and its per-sequence and prefill parts
     per_context_token_s: float = 0.0  # reading the KV cache
     per_sequence_s: float = 0.0
+    batch_knee: float = inf  # sequences
+    per_sequence_above_s: float = 0.0  # on top of per_sequence_s
     per_prefill_token_s: float = 0.0
+    prefill_knee: float = inf  # tokens
+    per_prefill_token_above_s: float = 0.0  # on top of per_prefill_token_s
 
     def __post_init__(self) -> None:
         if max(self.floor_s, self.fixed_s) <= 0.0:
@@ -38,4 +44,18 @@ class Profile:
     def step_s(self, batch: int, context: int, prefill: int = 0) -> float:
         """Duration of one step (seconds) of ``batch`` sequences."""
         base_s = max(self.floor_s, self.fixed_s + self.per_context_token_s * context)
-        return base_s + self.per_sequence_s * batch + self.per_prefill_token_s * prefill
+        return base_s + self.sequences_s(batch) + self.prefill_s(prefill)
+
+    def sequences_s(self, batch: int) -> float:
+        """What the sequences of a batch add to a step, whatever their context."""
+        cost_s = self.per_sequence_s * batch
+        if batch > self.batch_knee:
+            cost_s += self.per_sequence_above_s * (batch - self.batch_knee)
+        return cost_s
+
+    def prefill_s(self, prefill: int) -> float:
+        """What prompt tokens add to the step that computes them."""
+        cost_s = self.per_prefill_token_s * prefill
+        if prefill > self.prefill_knee:
+            cost_s += self.per_prefill_token_above_s * (prefill - self.prefill_knee)
+        return cost_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import resources
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,11 @@ class _Step(BaseModel):
     fixed_ms: _NonNegative
     per_context_token_us: _NonNegative = 0.0
     per_sequence_us: _NonNegative = 0.0
+    batch_knee: Annotated[float, Field(ge=1.0)] = inf
+    per_sequence_above_us: _NonNegative = 0.0
     per_prefill_token_us: _NonNegative = 0.0
+    prefill_knee: Annotated[float, Field(ge=1.0)] = inf
+    per_prefill_token_above_us: _NonNegative = 0.0
 
     @model_validator(mode="after")
     def _takes_time(self) -> _Step:
@@ -68,17 +73,24 @@ def load_profile(gpu: str, model: str = "") -> Profile:
 
 def profile_text(profile: Profile) -> str:
     """The profile as a file that ``load_profile`` reads."""
+    step = {
+        "floor_ms": profile.floor_s * 1e3,
+        "fixed_ms": profile.fixed_s * 1e3,
+        "per_context_token_us": profile.per_context_token_s * 1e6,
+        "per_sequence_us": profile.per_sequence_s * 1e6,
+        "per_prefill_token_us": profile.per_prefill_token_s * 1e6,
+    }
+    if profile.batch_knee < inf:
+        above_us = profile.per_sequence_above_s * 1e6
+        step |= {"batch_knee": profile.batch_knee, "per_sequence_above_us": above_us}
+    if profile.prefill_knee < inf:
+        above_us = profile.per_prefill_token_above_s * 1e6
+        step |= {"prefill_knee": profile.prefill_knee, "per_prefill_token_above_us": above_us}
     document = {
         "gpu": profile.gpu,
         "model": profile.model,
         "detail": profile.detail,
-        "step": {
-            "floor_ms": profile.floor_s * 1e3,
-            "fixed_ms": profile.fixed_s * 1e3,
-            "per_context_token_us": profile.per_context_token_s * 1e6,
-            "per_sequence_us": profile.per_sequence_s * 1e6,
-            "per_prefill_token_us": profile.per_prefill_token_s * 1e6,
-        },
+        "step": step,
         "kv_tokens": profile.kv_tokens,
         "max_model_len": profile.max_model_len,
         "max_num_batched_tokens": profile.max_num_batched_tokens,
@@ -122,5 +134,9 @@ def _read(path: Path, shown: str) -> Profile:
         floor_s=step.floor_ms / 1e3,
         per_context_token_s=step.per_context_token_us / 1e6,
         per_sequence_s=step.per_sequence_us / 1e6,
+        batch_knee=step.batch_knee,
+        per_sequence_above_s=step.per_sequence_above_us / 1e6,
         per_prefill_token_s=step.per_prefill_token_us / 1e6,
+        prefill_knee=step.prefill_knee,
+        per_prefill_token_above_s=step.per_prefill_token_above_us / 1e6,
     )

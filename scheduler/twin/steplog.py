@@ -71,11 +71,15 @@ class StepLog:
         phase = np.repeat(np.arange(len(table)), steps)
         step = np.arange(1, len(phase) + 1) - np.repeat(np.cumsum(steps) - steps, steps)
         sequences_s = profile.per_sequence_s * batch
+        sequences_s += profile.per_sequence_above_s * np.maximum(batch - profile.batch_knee, 0.0)
         start_s = profile.fixed_s + profile.per_context_token_s * context + sequences_s
         slope_s = profile.per_context_token_s * batch
         floor_s = profile.floor_s + sequences_s
         duration_s = np.maximum(floor_s[phase], start_s[phase] + slope_s[phase] * step)
         duration_s[step == 1] += profile.per_prefill_token_s * prefill
+        duration_s[step == 1] += profile.per_prefill_token_above_s * np.maximum(
+            prefill - profile.prefill_knee, 0.0
+        )
         return phase, step, _buckets(duration_s)
 
 
