@@ -240,6 +240,9 @@ def requests_of(plan: Plan) -> list[Request]:
     return [action for action in plan.workload().take(0.0) if isinstance(action, Request)]
 
 
+# Written out, not borrowed from VllmEngine: what that costs is what is measured.
+
+
 def _render(llm: Any, prompt: str) -> Any:
     """A prompt as vLLM wants it, in the model's chat template if there is one."""
     from vllm.renderers.inputs.preprocess import parse_model_prompt

@@ -35,9 +35,9 @@ PROTOCOL = (
     "Simulated NVIDIA L4 with Qwen1.5-1.8B-Chat, virtual time, {seeds} seeds, {quirks}. 1000 requests to "
     "learn on, the queue drains, then 2000 requests 5-30 ms apart; latencies are end to end over those 2000. "
     "static: micro-batches of 32 that wait 10 ms and block on their longest answer; continuous: 32 slots. "
-    "Length profile near and the bandwidth-bound step floor of 16 ms but in the sensitivity table. A change "
-    "is of the pair with the same seed; figures are medians over seeds, in brackets lowest and highest. Run "
-    "folders (--out) are those of the first seed."
+    "Length profile near and the bandwidth-bound step floor of 16 ms except in the sensitivity table. "
+    "Changes are between runs of the same seed; figures are medians over seeds, in brackets lowest and "
+    "highest. Run folders (--out) are those of the first seed."
 )
 
 
