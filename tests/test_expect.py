@@ -43,6 +43,9 @@ RUN = {
         ("estimate.spearman > -1", False, None),
         ("estimate.spearman != 5", False, None),
         ("requests.expired == 0", False, None),
+        ("estimate.spearman == null", True, None),
+        ("requests.failed == null", False, 0),
+        ("requests.failed != null", True, 0),
         ("rejections.too_long == 0", True, 0),
         ("rejections.queue_full >= 3", True, 3),
     ],
@@ -73,6 +76,7 @@ PATHS = valid_paths(["acme", "a.b"], TIERS, CATEGORIES)
         "max_model_len == 2048",
         "counter == tokenizer",
         "calibrated == true",
+        "failure == null",
     ],
 )
 def test_paths_that_a_run_has(text: str) -> None:
@@ -95,6 +99,7 @@ def test_paths_that_a_run_has(text: str) -> None:
         ("requests == 0", "no run has the path"),
         ("latency_s.tenants.nobody.e2e.p99 < 1", "no run has the path"),
         ("switches.x.queued > 0", "no run has the path"),
+        ("requests.failed < null", "< needs a number or a duration, got 'null'"),
         ("requests.failed < few", "< needs a number or a duration, got 'few'"),
         ("requests.failed == few", "requests.failed is a number, it cannot be compared with 'few'"),
         ("policy == 5", "policy is text"),

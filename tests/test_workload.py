@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from bisect import bisect
 from collections import Counter
-from dataclasses import replace
 from itertools import accumulate
 from math import inf, log
 from pathlib import Path
@@ -181,7 +180,7 @@ def test_a_tokenizer_counts_each_prompt_as_it_is_sent(tmp_path: Path) -> None:
 def test_the_timeline_goes_before_the_arrivals_of_its_instant(tmp_path: Path) -> None:
     timeline = [
         {"at": 0, "policy": {"name": "aging", "rate": 0.5}},
-        {"at": 0, "tenant": {"name": "lab", "weight": 9, "ttl": "5s"}},
+        {"at": 0, "tenant": {"name": "lab", "weight": 9, "ttl": "5s", "max_queued": None}},
         {"at": 0, "fault": {"engine": "crash"}},
         {"at": 0, "estimator": "tenant"},
     ]
@@ -190,14 +189,14 @@ def test_the_timeline_goes_before_the_arrivals_of_its_instant(tmp_path: Path) ->
     *first, last = Workload(one, seed=1, estimator=lambda wanted: made).take(0.0)
     assert first == [
         SwitchPolicy("aging rate=0.5"),
-        ChangeTenant("lab", 9, {"ttl_s": 5}),
+        ChangeTenant("lab", 9, {"max_queued": None, "ttl_s": 5}),
         Fault("crash"),
         SwitchEstimator(made),
     ]
     # Only what is named is changed, of the tenant as somebody else has left it.
     limits = Limits(max_queued=7, max_in_flight=2)
     changed = first[1].to(Tenant("lab", "batch", 3.0, limits=limits))  # type: ignore[union-attr]
-    assert changed == Tenant("lab", "batch", 9, limits=replace(limits, ttl_s=5))
+    assert changed == Tenant("lab", "batch", 9, limits=Limits(max_in_flight=2, ttl_s=5))
     assert isinstance(last, Request)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from typing import Annotated, TypeVar
 
 from aiohttp import web
@@ -247,7 +248,7 @@ class Control:
         name, known = http.match_info["name"], self._run.scheduler.books.tenants
         if name not in known:
             raise ApiError(404, f"tenant must be one of {', '.join(known)}", code="unknown_tenant")
-        limits = verb.limits.changing(known[name].config.limits) if verb.limits else None
+        limits = replace(known[name].config.limits, **verb.limits.named) if verb.limits else None
         return self._do(lambda: self._feed.set_tenant(name, weight=verb.weight, limits=limits, by=verb.by))
 
     async def drain(self, http: web.Request) -> web.Response:

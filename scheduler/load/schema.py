@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import inf
 from typing import Annotated, Any, Literal, Self
 
@@ -146,9 +146,10 @@ class TenantLimits(LimitsSection):
             tokens_per_minute=self.tokens_per_minute,
         )
 
-    def changing(self, limits: Limits) -> Limits:
-        """These limits but for those that are named here."""
-        return replace(limits, **{name: getattr(self, name) for name in self.model_fields_set})
+    @property
+    def named(self) -> dict[str, Any]:
+        """Of the limits those that are given; None lifts one."""
+        return {name: value for name, value in asdict(self.limits).items() if name in self.model_fields_set}
 
 
 class TenantSection(TenantLimits):

@@ -8,7 +8,7 @@ in memory at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from heapq import heappop, heappush, heapreplace
 from itertools import count
 from math import inf
@@ -257,8 +257,7 @@ class Workload:
         elif item.drift is not None:
             yield self._drift(item.drift)
         elif item.tenant is not None:
-            named = {name: value for name, value in asdict(item.tenant.limits).items() if value is not None}
-            yield ChangeTenant(item.tenant.name, item.tenant.weight, named)
+            yield ChangeTenant(item.tenant.name, item.tenant.weight, item.tenant.named)
         elif item.fault is not None:
             yield Fault(item.fault.engine)
 

@@ -33,12 +33,12 @@ class Expectation(NamedTuple):
     value: Value
 
     def check(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        """``{"text", "ok", "value"}``; a value that the run does not have meets nothing."""
+        """``{"text", "ok", "value"}``; a value that the run does not have meets nothing but ``== null``."""
         found = look_up(document, self.path.split("."))
         if found is None and self.path.startswith(_REJECTIONS):
             found = 0  # run.json names those that there were
-        ok = found is not None and _comparable(found, self.value) and _OPS[self.op](found, self.value)
-        return {"text": self.text, "ok": bool(ok), "value": found}
+        there = self.value is None or (found is not None and _comparable(found, self.value))
+        return {"text": self.text, "ok": there and _OPS[self.op](found, self.value), "value": found}
 
 
 def evaluate(texts: Iterable[str], document: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -62,7 +62,7 @@ def parse_expect(text: str, paths: Mapping[str, object] | None = None) -> Expect
         if known not in paths:
             allowed = f"allowed are the numbers and words of run.json{hint(path, paths)}"
             raise ValueError(f"no run has the path {path[:80]!r}, {allowed}")
-        if not _comparable(paths[known], value):
+        if value is not None and not _comparable(paths[known], value):
             raise ValueError(
                 f"{path} is {_KINDS[type(paths[known])]}, it cannot be compared with {match[3][:60]!r}"
             )
@@ -84,7 +84,7 @@ def look_up(document: Any, parts: Sequence[str]) -> Any:
 
 
 def _value(text: str) -> Value:
-    words: Mapping[str, Value] = {"true": True, "false": False}
+    words: Mapping[str, Value] = {"true": True, "false": False, "null": None}
     if text in words:
         return words[text]
     try:
