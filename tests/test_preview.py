@@ -215,6 +215,9 @@ def test_without_a_past_lengths_spread_around_the_estimate() -> None:
     late = [lengths.draw(pending(0, upper=200.0, generated=180), u) for u in (0.0, 0.5, 0.9)]
     assert late[0] > 180
     assert all(less < more for less, more in pairwise(late))
+    assert lengths.draw(pending(0, upper=101.0, generated=399), 0.5) == 400, (
+        "far past what was thought possible"
+    )
 
 
 def test_the_horizon_is_until_the_queue_is_gone_within_bounds() -> None:
@@ -263,6 +266,18 @@ def test_what_is_observed_so_far_is_held_against_as_long_a_span() -> None:
     assert prediction.beside(115.0, waits) is None, "nothing is predicted of so long a span"
     prediction.close(110.0, waits)
     assert prediction.beside(110.0, waits) is None
+
+
+def test_a_line_is_told_where_a_median_was_predicted_and_found() -> None:
+    prediction = Prediction(100.0, "fifo", "sjf", 60.0, TENANTS)
+    prediction.on_ended(ended(106.0, 97.0))
+    prediction.predicted = {"e2e.p50": 8.04}
+    assert prediction.line() is None, "nothing was found yet"
+    prediction.close(110.0, [])
+    assert prediction.line() == "sjf: predicted p50 8.0 s, observed 9.0 s (E2E over 10 s)"
+    for predicted in (None, {"ended": 0.0}):
+        prediction.predicted = predicted
+        assert prediction.line() is None, "nobody was expected to end"
 
 
 def test_who_expired_counts_with_its_age() -> None:

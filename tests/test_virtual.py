@@ -12,7 +12,7 @@ import pytest
 
 from scheduler.core.estimate import PaperEstimator, classify, count_words
 from scheduler.core.events import Event
-from scheduler.core.types import Request
+from scheduler.core.types import Request, State
 from scheduler.load.scenario import Scenario, load_scenario
 from scheduler.plan import make_plan
 from scheduler.record.playback import Playback
@@ -95,6 +95,27 @@ def test_a_change_of_the_estimator_is_no_switch_of_the_policy(tmp_path: Path) ->
     playback = Playback(read_recording(tmp_path / "run"))
     playback.play_to(59.0)
     assert playback.snapshot().policy_since_s == run.scheduler.swaps[-1].applied_s == 20.0
+
+
+def test_a_run_that_is_stopped_cancels_what_is_left(tmp_path: Path) -> None:
+    ended: list[Request] = []
+
+    def on_ended(request: Request) -> None:
+        ended.append(request)
+        if len(ended) == 60:
+            run.simulation.stop()
+
+    run = VirtualRun(make_plan(scenario(tmp_path), clock="virtual"), on_ended=on_ended)
+    document = run.run()
+    counts = document["requests"]
+    assert document["interrupted"]
+    assert run.scheduler.idle
+    assert counts["submitted"] == len(ended) < 240
+    left = ended[60:]
+    assert {request.ended_s for request in left if request.state is State.CANCELLED} == {run.simulation.now}
+    assert sum(request.dispatched_s is not None for request in left) >= 7, "some ran, and some waited"
+    assert sum(request.dispatched_s is None for request in left) > 0
+    run.scheduler.check()
 
 
 def test_in_a_micro_batch_all_tokens_come_at_once(tmp_path: Path) -> None:
