@@ -245,6 +245,15 @@ def test_scale_holds_every_value_and_survives_nan_and_huge() -> None:
         assert all(low <= tick <= high for tick in ticks)
 
 
+@pytest.mark.parametrize("rows", [2, 5, 11, 40])
+def test_a_line_at_a_tick_lies_where_its_dash_does(rows: int) -> None:
+    low, high, ticks = scale(np.array([[0.0, 7.0]]), 0.0, 4.0, rows)
+    for tick in ticks:
+        raster = Raster(1, rows)
+        raster.plot(np.array([[tick, tick]]), low, high)
+        assert {y % 4 for y, row in enumerate(dots(raster)) if "#" in row} == {2}  # of a cell's dots
+
+
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6), st.integers(1, 40))
 def test_ticks_lie_whole_rows_apart_and_the_axis_is_used(least: float, span: float, rows: int) -> None:
     low, high, ticks = scale(np.array([[least, least + span]]), 0.0, 1.0, rows)

@@ -111,7 +111,7 @@ def scale(values: Floats, low: float, high: float, rows: int) -> tuple[float, fl
     finite = values[np.isfinite(values)]
     if len(finite):
         low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-    span_rows = max(rows, 2) - 0.25  # from the lowest dot of the last row to the highest of the first
+    span_rows = max(rows, 2) - 0.5  # from the third dot of the last row, where its dash is, to the topmost
     least, closest = 1.02 * (high - low), max(1, (rows + 1) // 5)
     axes = []
     for apart in range(closest, closest + 3):
@@ -120,6 +120,6 @@ def scale(values: Floats, low: float, high: float, rows: int) -> tuple[float, fl
             step = nice_step(max(least * apart / span_rows, step * 1.01), 1)
             bottom = floor(low / step + 1e-9) * step
             span = step * span_rows / apart
-        axes.append((span, bottom, step))
-    span, bottom, step = min(axes)
-    return bottom, bottom + span, [bottom + step * k for k in range(int(span / step + 1e-9) + 1)]
+        axes.append((span, bottom, step, 0.25 * step / apart))
+    span, bottom, step, dot = min(axes)
+    return bottom - dot, bottom + span, [bottom + step * k for k in range(int(span / step + 1e-9) + 1)]
