@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from math import isnan, nan
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -14,12 +15,12 @@ from numpy.typing import NDArray
 from scheduler.bench.burst import play
 from scheduler.bench.estimate_drift import DRIFTS, FEEDBACK_DELAY, bench_drift, feed
 from scheduler.bench.result import BadInput, BenchError, Claim, Result
-from scheduler.core.estimate import Estimator
+from scheduler.core.estimate import Estimator, Given
 from scheduler.core.estimators import estimator_from
 from scheduler.core.features import MAX_CHARS
 from scheduler.core.metrics import percentiles
 from scheduler.core.prior import NO_PRIOR, Embed, Prior, PromptReader
-from scheduler.core.types import Request
+from scheduler.core.types import Estimate, Outcome, Request
 from scheduler.load.embedding import EmbeddingError, embedding_model
 from scheduler.load.prior import Lengths, prompt_key, read_lengths, shipped_prior, train, trained_on
 from scheduler.record.tally import mae_rmse, spearman
@@ -67,21 +68,23 @@ TARGETS = {
 FLOOR = Target(0.30, 0.35, 3.0, 3.0, 0.30)  # of any other model
 
 
-class Running:
-    """A constant: the running median or mean of the lengths learned so far."""
+class Running(Given):
+    """A constant, whatever is asked: the running median or mean of the lengths so far. It bounds nothing."""
 
-    def __init__(self, statistic: str) -> None:
-        self.name = f"running {statistic}"
+    def __init__(self, statistic: Callable[[Sequence[int]], float]) -> None:
         self._statistic = statistic
         self._seen: list[int] = []
 
-    def value(self) -> float:
-        if not self._seen:
-            return 256.0
-        return float(median(self._seen) if self._statistic == "median" else sum(self._seen) / len(self._seen))
+    def estimate(self, request: Request) -> Estimate:
+        point = float(self._statistic(self._seen)) if self._seen else 256.0
+        return Estimate(0, point, nan, "short_qa", point)
 
-    def add(self, tokens: int) -> None:
-        self._seen.append(tokens)
+    def observe(self, request: Request, outcome: Outcome) -> None:
+        self._seen.append(outcome.output_tokens)
+
+
+def _mean(values: Sequence[int]) -> float:
+    return sum(values) / len(values)
 
 
 Knowing = tuple[Prior, Embed | None]
@@ -190,11 +193,11 @@ def _family(model: str) -> str:
     return model.removeprefix("Meta-").lower().split("-")[0].rstrip("0123456789.")
 
 
-def _estimators(knowing: Sequence[Knowing]) -> dict[str, Callable[[], Estimator | Running]]:
-    makers: dict[str, Callable[[], Estimator | Running]] = {
+def _estimators(knowing: Sequence[Knowing]) -> dict[str, Callable[[], Estimator]]:
+    makers: dict[str, Callable[[], Estimator]] = {
         "oracle": lambda: estimator_from("oracle"),
-        "running median": lambda: Running("median"),
-        "running mean": lambda: Running("mean"),
+        "running median": lambda: Running(median),
+        "running mean": lambda: Running(_mean),
         "paper": lambda: estimator_from("paper"),
         "tenant": lambda: estimator_from("tenant"),
         "tenant mean": lambda: estimator_from("tenant", statistic="mean"),
@@ -235,7 +238,7 @@ def _model_rows(
                 "spearman": _spearman(guessed, truth),
                 "spearman_low": low,
                 "spearman_high": high,
-                "coverage": float((truth <= np.array(uppers)).mean()) if uppers else None,
+                "coverage": None if isnan(uppers[0]) else float((truth <= np.array(uppers)).mean()),
                 "us_per_request": us,
                 "sjf_share": (fifo.p50 - sjf.p50) / gain if gain > 0 else None,
                 "two_class_share": (fifo.p50 - two.p50) / gain if gain > 0 else None,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from math import exp
 from random import Random
 from statistics import median
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
@@ -28,38 +28,21 @@ MAX_TOKENS = 4096
 SCALE = {"premium": (0.8, 0.8), "standard": (1.0, 1.0), "batch": (1.2, 2.4)}
 
 
-@runtime_checkable
-class Constant(Protocol):
-    """One value for every request."""
-
-    def value(self) -> float: ...
-
-    def add(self, tokens: int) -> None: ...
-
-
 def feed(
-    estimator: Estimator | Constant, requests: Sequence[Request], answers: Sequence[int]
+    estimator: Estimator, requests: Sequence[Request], answers: Sequence[int]
 ) -> tuple[list[float], list[float], float]:
-    """Points, upper estimates (none from a constant), and microseconds per request (median)."""
+    """Points, upper estimates, and microseconds per request (median)."""
     points, uppers, took_us = [], [], []
-    constant = estimator if isinstance(estimator, Constant) else None  # asking is slow: once
-    learner = None if isinstance(estimator, Constant) else estimator
     for at, request in enumerate(requests):
         known = at - FEEDBACK_DELAY
         outcome = Outcome("stop", answers[max(0, known)])
         started = time.perf_counter()
-        if constant is not None:
-            points.append(constant.value())
-            if known >= 0:
-                constant.add(answers[known])
-        elif learner is not None:
-            request.estimate = learner.estimate(request)
-            if known >= 0:
-                learner.observe(requests[known], outcome)
+        request.estimate = estimator.estimate(request)
+        if known >= 0:
+            estimator.observe(requests[known], outcome)
         took_us.append((time.perf_counter() - started) * 1e6)
-        if learner is not None:
-            points.append(request.estimate.point)
-            uppers.append(request.estimate.upper)
+        points.append(request.estimate.point)
+        uppers.append(request.estimate.upper)
     return points, uppers, median(took_us)
 
 
