@@ -118,7 +118,9 @@ async def test_crash_loses_every_stream_and_start_brings_it_back(engine: Engine)
     assert [type(result) for result in results] == [EngineLost] * 6
     with pytest.raises(EngineLost):
         await read(engine)
+    assert not engine.telemetry().alive
     await engine.start()
+    assert engine.telemetry().alive
     assert finishes_once(await read(engine, tokens=5))
 
 

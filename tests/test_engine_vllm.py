@@ -209,9 +209,11 @@ async def test_a_crash_ends_every_stream_and_the_engine_comes_back(engine: VllmE
         assert isinstance(lost, EngineLost)
     with pytest.raises(EngineLost):
         await answer(engine, ask("too late", 5))
+    assert not engine.telemetry().alive
     await engine._release()  # the first thing that start() does
     assert "Still there?" in engine.render_chat([{"role": "user", "content": "Still there?"}])
     await engine.start()
+    assert engine.telemetry().alive
     assert tokens(await answer(engine, ask("retried", 5))) == 5
 
 

@@ -142,6 +142,20 @@ async def test_a_crash_is_survived_and_told(tmp_path: Path) -> None:
     await bench.run.stop()
 
 
+async def test_an_engine_that_dies_with_nothing_to_run_is_brought_back(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.run.session.pause(by="test")
+    await bench.run.start()
+    bench.run.engine.crash()
+    await until(lambda: bench.run.session.engine_state == "restarting")
+    await until(lambda: bench.run.session.engine_state == "ready")
+    bench.run.session.resume(by="test")
+    await until(bench.run.session.drained.is_set)
+    assert bench.finish()["requests"]["finished"] == 40
+    assert bench.finish()["requests"]["retried"] == 0, "none was aboard"
+    await bench.run.stop()
+
+
 async def test_three_crashes_stop_the_engine_for_good(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     await bench.run.start()

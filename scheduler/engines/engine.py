@@ -31,6 +31,7 @@ class EngineTelemetry:
     preemptions: int | None = None  # since start
     steps: int | None = None  # engine steps since start
     step_ms: float | None = None  # duration of the latest step
+    alive: bool = True  # False once it has died: with nothing to run, no stream would tell of it
 
 
 class EngineError(Exception):

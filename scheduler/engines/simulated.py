@@ -207,7 +207,7 @@ class SimulatedEngine:
     def telemetry(self) -> EngineTelemetry:
         gpu = self._gpu
         if gpu is None:
-            return EngineTelemetry()
+            return EngineTelemetry(alive=not self._crashed)
         state = gpu.state(self._clock.now())
         return EngineTelemetry(
             running=state.running,

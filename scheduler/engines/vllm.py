@@ -89,7 +89,7 @@ class VllmEngine:
         return None if self.blank is None else self.fit.profile(self.blank)
 
     def telemetry(self) -> EngineTelemetry:
-        return self._gauges.read()
+        return replace(self._gauges.read(), alive=self._llm is None or not self._llm.errored)
 
     async def start(self) -> None:
         """Build the engine and wait until it answers. Raises EngineConfigError, EngineLost."""

@@ -191,6 +191,7 @@ class LiveRun:
             self._summary.add(row)
             if self.recorder is not None:
                 self.recorder.telemetry(row)
+            self.session.check_engine()
             now = self.clock.now()
             for event in self._watch.look(self.scheduler, now):
                 self.on_event(event)

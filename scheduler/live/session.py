@@ -207,6 +207,7 @@ class Session:
                 self.scheduler.set_tenant(action.to(tenant), now, by="timeline")
             case Fault():
                 self.engine.crash()
+                self.check_engine()
             case Mark(text):
                 self._tell(Kind.SCENARIO, {"what": text})
 
@@ -288,7 +289,9 @@ class Session:
                     self._engine_lost(error)
                 return
             # A mistake, the engine's or ours. Its message may quote the prompt; its place says enough.
-            log.error("request %s: %s in %s", request.id, type(error).__name__, _place(error))
+            at = extract_tb(error.__traceback__)[-1]
+            where = f"{PurePath(at.filename).name}:{at.lineno}"
+            log.error("request %s: %s in %s", request.id, type(error).__name__, where)
             if mine:  # it costs one request, not the run that would wait for its end
                 self._on_chunk(request, Chunk(0, "error"))
             elif request.finish and not ended:
@@ -350,6 +353,11 @@ class Session:
         self._spawn(self._restart(now))
         self.pump()  # nothing runs meanwhile, but what waits may expire, and clients come back
 
+    def check_engine(self) -> None:
+        """To be called now and then: with nothing to run, no stream tells that the engine has died."""
+        if self.engine_state == "ready" and not self._streams and not self.engine.telemetry().alive:
+            self._engine_lost(EngineLost("the engine died while it had nothing to do"))
+
     async def _restart(self, crashed_s: float) -> None:
         try:
             await self.engine.start()
@@ -391,9 +399,3 @@ class Session:
 
     def _tell(self, kind: Kind, detail: dict[str, Any]) -> None:
         self._on_event(Event(self.clock.now(), kind, None, detail))
-
-
-def _place(error: Exception) -> str:
-    """Where it was raised."""
-    *_, frame = extract_tb(error.__traceback__)
-    return f"{PurePath(frame.filename).name}:{frame.lineno}"
