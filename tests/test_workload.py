@@ -396,6 +396,18 @@ def test_no_answer_of_a_trace_is_cut_that_was_not(tmp_path: Path) -> None:
     assert [(r.intended_tokens, r.max_tokens) for r in seen] == [(9, 1500), (1500, 1500)]
 
 
+def test_the_lengths_of_a_stream_go_before_those_of_its_trace(tmp_path: Path) -> None:
+    write = {"t.jsonl": [{"arrival_s": 1, "prompt_tokens": 5, "output_tokens": 9}] * 4}
+    write["l.jsonl"] = [{"prompt": "Why?", "output_tokens": tokens} for tokens in (101, 102, 103, 104)]
+    for name, rows in write.items():
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trace = {"file": "t.jsonl", "format": "jsonl"}
+    stream = {"tenant": "acme", "trace": trace, "lengths": {"file": "l.jsonl"}}
+    seen = requests(Workload(scenario(tmp_path, stream), seed=1))
+    assert {r.intended_tokens for r in seen} == {101, 102, 103, 104}
+    assert {(r.prompt, r.prompt_tokens) for r in seen} == {("", 5)}, "the requests are the trace's"
+
+
 def test_real_prompts_keep_their_lengths(tmp_path: Path) -> None:
     rows = [
         {"prompt": f"Question {n}?", "prompt_tokens": 3, "output_tokens": {"m": 100 + n}} for n in range(20)

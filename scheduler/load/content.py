@@ -114,16 +114,17 @@ class Content:
         measured = read_samples(lengths.file, "output_tokens", lengths.model) if lengths.file else None
         made = stream.prompts or stream.mix
         together = not made and measured and all(sample.prompt for sample in measured)
+        self._measured = Shuffled(measured, self._length_rng) if measured else None
         if measured and (together or prompts_file == lengths.file):
-            return self._from_samples(measured, None)  # a prompt and its length stay together
+            return self._from_samples(measured)  # a prompt and its length stay together
         if prompts_file:
             samples = read_samples(prompts_file, "prompt")
             if stream.lengths:  # it goes before what the file says
                 samples = [sample._replace(output_tokens=None) for sample in samples]
-            return self._from_samples(samples, measured)
-        return chain.from_iterable(self._from_templates(measured))
+            return self._from_samples(samples)
+        return chain.from_iterable(self._from_templates())
 
-    def _from_templates(self, measured: Sequence[Sample] | None) -> Iterator[Iterator[Draft]]:
+    def _from_templates(self) -> Iterator[Iterator[Draft]]:
         """Blocks of drafts: numpy draws what the stream's generators would, one by one."""
         random, length_random = _many(self._rng), _many(self._length_rng)
         pairs, tenant_bounds = self._pairs()
@@ -133,7 +134,6 @@ class Content:
         sizes = np.array([len(prompt_tables()[name]) for name in categories])
         firsts = np.cumsum(sizes) - sizes  # where in prompts each category begins
         quantiles = np.array([self._lengths[name] for name in categories])
-        measured_lengths = Shuffled(measured, self._length_rng) if measured else None
 
         @cache
         def ask(index: int) -> Ask:
@@ -148,21 +148,19 @@ class Content:
                 whose = map(pairs.__getitem__, places.tolist())
             kinds = np.searchsorted(bounds, draws[-2], side="right")
             chosen = firsts[kinds] + (draws[-1] * sizes[kinds]).astype(np.int64)
-            if measured_lengths is None:
+            if self._measured is None:
                 ranks = (length_random.random_sample(_BLOCK) * QUANTILES).astype(np.int64)
                 lengths = quantiles[kinds, ranks].tolist()
             else:
-                lengths = [float(measured_lengths.draw().output_tokens or 0) for _ in kinds]
+                lengths = [self._length(categories[kind]) for kind in kinds]
             yield zip(whose, map(ask, chosen.tolist()), lengths)  # noqa: B905 - whose may repeat for ever
 
-    def _from_samples(self, samples: Sequence[Sample], measured: Sequence[Sample] | None) -> Iterator[Draft]:
+    def _from_samples(self, samples: Sequence[Sample]) -> Iterator[Draft]:
         deck = Shuffled(samples, self._rng)
-        lengths = Shuffled(measured, self._length_rng) if measured else None
         count, caps = self._setting.count_tokens, self._max_tokens
         for whose in self._whose:
             sample = deck.draw()
-            output_tokens = lengths.draw().output_tokens if lengths else sample.output_tokens
-            length = float(output_tokens or 0) or self._length(sample.category)
+            length = float(sample.output_tokens or 0) or self._length(sample.category)
             tokens = sample.prompt_tokens or count(sample.prompt)
             yield whose, (sample.category, sample.prompt, tokens, caps[sample.category]), length
 
@@ -181,6 +179,8 @@ class Content:
             yield pairs[bisect(bounds, random())]
 
     def _length(self, category: str) -> float:
+        if self._measured is not None:
+            return float(self._measured.draw().output_tokens or 0)
         quantiles = self._lengths[category]
         return quantiles[int(self._length_rng.random() * len(quantiles))]
 
