@@ -390,8 +390,6 @@ class Session:
         for request in self.scheduler.on_engines_gone(self.clock.now()):
             self._ended(request)
 
-    # -- small things --------------------------------------------------------------------------------
-
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
