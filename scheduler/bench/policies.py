@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from scheduler.bench.result import BadInput, Claim, Result
 from scheduler.bench.trial import Trial, figures, run_trial, scenario
-from scheduler.core.estimate import Oracle
 from scheduler.core.types import TIERS, Request
 from scheduler.load.schema import Scenario
 from scheduler.load.stream import Trace
@@ -61,7 +60,7 @@ def bench_policies(tell: Callable[[str], None], trace: Path | None = None) -> Re
         tell(f"{name}: {len(load.policies)} policies x {len(SEEDS)} seeds")
         for policy in load.policies:
             trials = [_trial(load, policy, seed) for seed in SEEDS]
-            for group in trials[0].groups:
+            for group in trials[0].e2e:
                 row = table[name, policy, group] = figures(trials, group)
                 result.rows.append({"load": name, "policy": policy, "tier": group, **row})
     result.claims.extend(_claims(table))
@@ -72,9 +71,11 @@ def _trial(load: Load, policy: str, seed: int) -> Trial:
     def measured(request: Request) -> bool:
         return load.stream in ("", request.submitted_by)
 
+    what = load.scenario
     if policy == ORACLE:
-        return run_trial(load.scenario, "sjf", seed, estimator=Oracle(), measured=measured)
-    return run_trial(load.scenario, policy, seed, measured=measured)
+        oracle = what.estimator.model_copy(update={"kind": "oracle"})
+        what, policy = what.model_copy(update={"estimator": oracle}), "sjf"
+    return run_trial(what, policy, seed, measured)
 
 
 def _loads(trace: Path | None) -> dict[str, Load]:
