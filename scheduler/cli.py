@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scheduler.cli_bench import add_benches, add_command
-from scheduler.engines.names import ENGINES
 from scheduler.live.output import drop_output, open_streams, printable_lines
 from scheduler.record.version import package_version
 
@@ -175,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engine", choices=ENGINES, help="instead of the scenario's")
+    parser.add_argument("--engine", choices=("auto", "sim", "vllm"), help="instead of the scenario's")
     parser.add_argument("--model", metavar="M", help="smollm2, a model's folder, or a Hugging Face name")
     parser.add_argument("--policy", metavar="P", help='a name, or "aging rate=0.05"; see driftsched policies')
 
