@@ -249,6 +249,18 @@ timeline: [{at: 40s, policy: sjf}]
     assert 50.0 <= switches[1]["at_s"] < 110.0
 
 
+def test_what_the_guard_did_is_not_undone_by_it(tmp_path: Path) -> None:
+    """However bad things stay: here the bound is beyond any policy."""
+    text = """
+policy: priority
+guard: {when: "e2e.p50 > 1ms", over: 10s, hold: 5s, cooldown: 20s}
+timeline: [{at: 20s, policy: sjf}]
+"""
+    switches = steered(tmp_path, HEAD + text)["switches"]
+    assert [(s["to"], s["by"]) for s in switches] == [("sjf", "timeline"), ("priority", "guard")]
+    assert switches[1]["at_s"] < 45.0
+
+
 PROMISED = """
 name: promised
 engine: {capacity: 32}

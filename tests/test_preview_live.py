@@ -210,12 +210,14 @@ async def test_a_switch_that_cannot_be_predicted_ends_the_span_of_the_one_before
 async def test_guard_and_autopilot_steer_a_live_run(tmp_path: Path) -> None:
     text = SCENARIO + (
         "policy: {auto: {candidates: [sjf], every: 10s, gain: 5%}}\n"
-        "guard: {when: e2e.p50 > 0.1s, over: 10s, hold: 0s, cooldown: 300s}\n"
+        "guard: {when: e2e.p50 > 0.1s, over: 10s, hold: 0s, cooldown: 1s}\n"
     )
     async with running(tmp_path, text) as run:
         await until(lambda: len(run.session.switches) >= 2)
-        done = [(switch["to"], switch["by"]) for switch in run.session.switches[:2]]
-        assert done == [("sjf", "autopilot"), ("fifo", "guard")]
+        looked_again_s = run.session.switches[1]["at_s"] + 3 * CHECK_S
+        await until(lambda: run.clock.now() > looked_again_s)
+        done = [(switch["to"], switch["by"]) for switch in run.session.switches]
+        assert done == [("sjf", "autopilot"), ("fifo", "guard")], "what the guard did is not undone by it"
 
 
 async def test_from_afar() -> None:
