@@ -418,6 +418,7 @@ def test_every_command_is_in_the_help() -> None:
         there = (*on_screen("replay"), *on_screen("events"), *on_screen("help"))
         assert (line in recorded) == (command in there), command.id
     for text in (live, recorded):
+        assert " drift    Actual / estimated tokens." in text
         assert max(map(len, text.splitlines())) <= 71  # no line wraps in a terminal of 80
 
 

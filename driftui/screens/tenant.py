@@ -26,9 +26,9 @@ _FORM = (
 
 
 def _latency(name: str, latency: Percentiles, objective_s: float) -> str:
-    goal = f"   objective {figures.seconds(objective_s)} s" if isfinite(objective_s) else ""
+    goal = f"   objective {figures.seconds(objective_s)}" if isfinite(objective_s) else ""
     values = "  ".join(f"{p} {figures.seconds(getattr(latency, p))}" for p in ("p50", "p95", "p99", "max"))
-    return f"{name:<10}{values}{goal}"
+    return f"{name}, s".ljust(10) + values + goal
 
 
 def _queue(tenant: TenantSnapshot) -> str:

@@ -47,6 +47,7 @@ class Column:
     cell: Callable[[Row, int], Cell]
     align: str = ">"
     order: Callable[[TenantSnapshot, str], float] | None = None  # by it, largest first; "e2e" or "ttft"
+    about: str = ""  # what it shows, for the help
 
 
 def spark(values: Floats, least: float) -> str:
@@ -129,29 +130,68 @@ COLUMNS: tuple[Column, ...] = (
     Column(TENANT, 14, 99, lambda r, w: (clean(r.tenant.name, w), r.colour), "<"),
     Column("tier", 8, 50, lambda r, w: (clean(r.tenant.tier, w), palette.FAINT)),
     Column(
-        "wt", 4, 48, lambda r, w: (figures.weight(r.tenant.weight), palette.TEXT), order=lambda t, _: t.weight
+        "wt",
+        4,
+        48,
+        lambda r, w: (figures.weight(r.tenant.weight), palette.TEXT),
+        order=lambda t, _: t.weight,
+        about="Weight: its share where tenants share fairly.",
     ),
-    Column("queue", 6, 98, _queue, order=lambda t, _: t.queued),
-    Column("run", 4, 97, _count("in_flight"), order=lambda t, _: t.in_flight),
+    Column("queue", 6, 98, _queue, order=lambda t, _: t.queued, about="Requests that wait."),
+    Column("run", 4, 97, _count("in_flight"), order=lambda t, _: t.in_flight, about="Requests in flight."),
     Column("", 8, 30, lambda r, w: (bar(r.tenant.share, w), r.colour), "<"),
     Column(
-        "share", 5, 60, lambda r, w: (figures.percent(r.tenant.share), r.colour), order=lambda t, _: t.share
+        "share",
+        5,
+        60,
+        lambda r, w: (figures.percent(r.tenant.share), r.colour),
+        order=lambda t, _: t.share,
+        about="Its part of all tokens served.",
     ),
-    Column("tok/s", 6, 58, _count("tokens_per_s"), order=lambda t, _: t.tokens_per_s),
-    Column("p50", 6, 94, _percentile("p50")),
-    Column("p95", 6, 93, _percentile("p95")),
     Column(
-        "p99", 6, 95, _percentile("p99"), order=lambda t, latency: (t.e2e if latency == "e2e" else t.ttft).p99
+        "tok/s",
+        6,
+        58,
+        _count("tokens_per_s"),
+        order=lambda t, _: t.tokens_per_s,
+        about="Output tokens a second.",
     ),
-    Column("SLO", 5, 62, _slo),
-    Column("est", 5, 40, _count("estimated_tokens", palette.FAINT)),
-    Column("act", 5, 41, _count("actual_tokens")),
-    Column("drift", 6, 96, _drift, order=lambda t, _: t.drift_ratio),
+    Column("p50", 6, 94, _percentile("p50"), about="Median latency, seconds; key l: E2E or TTFT."),
+    Column("p95", 6, 93, _percentile("p95"), about="Latency that 95 % stayed within."),
     Column(
-        "bias", 6, 92, lambda r, w: (figures.ratio(r.tenant.bias), palette.TEXT), order=lambda t, _: t.bias
+        "p99",
+        6,
+        95,
+        _percentile("p99"),
+        order=lambda t, latency: (t.e2e if latency == "e2e" else t.ttft).p99,
+        about="The same of 99 %; red: past its objective.",
     ),
-    Column("conv", 4, 20, _converged),
-    Column("cover", 5, 22, lambda r, w: (figures.percent(r.tenant.coverage), palette.FAINT)),
+    Column("SLO", 5, 62, _slo, about="Requests that met every objective."),
+    Column(
+        "est",
+        5,
+        40,
+        _count("estimated_tokens", palette.FAINT),
+        about="Tokens of an answer as estimated, mean.",
+    ),
+    Column("act", 5, 41, _count("actual_tokens"), about="Tokens of the same answers, mean."),
+    Column("drift", 6, 96, _drift, order=lambda t, _: t.drift_ratio, about="Actual / estimated tokens."),
+    Column(
+        "bias",
+        6,
+        92,
+        lambda r, w: (figures.ratio(r.tenant.bias), palette.TEXT),
+        order=lambda t, _: t.bias,
+        about="What estimates are multiplied by, learned.",
+    ),
+    Column("conv", 4, 20, _converged, about="Whether the bias has settled."),
+    Column(
+        "cover",
+        5,
+        22,
+        lambda r, w: (figures.percent(r.tenant.coverage), palette.FAINT),
+        about="Answers within their upper estimate.",
+    ),
     Column(QUEUE_SPARK, 9, 35, _queue_spark, "<"),
     Column(DRIFT_SPARK, 9, 25, _drift_spark, "<"),
 )
