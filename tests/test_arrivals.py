@@ -10,8 +10,9 @@ from statistics import mean, stdev
 
 import pytest
 
-from scheduler.load import arrivals
+from scheduler.load import arrivals, sources
 from scheduler.load.arrivals import Process
+from scheduler.load.stream import Arrivals
 
 PROCESSES: dict[str, Process] = {
     "poisson": lambda rng: arrivals.poisson(rng, 5),
@@ -24,6 +25,29 @@ PROCESSES: dict[str, Process] = {
     "diurnal": lambda rng: arrivals.diurnal(rng, 1, 9, 100),
     "at-once": arrivals.at_once,
 }
+# The same as a scenario file writes them.
+WRITTEN: dict[str, object] = {
+    "poisson": 5,
+    "uniform": {"min": "50ms", "max": "150ms"},
+    "gamma": {"rate": 5, "cv": 2.0},
+    "bursts": {"rate": 20, "base": 1, "busy": "10s", "idle": "30s"},
+    "ramp": {"from": 0, "to": 10, "over": "100s"},
+    "step": {"from": 2, "to": 20, "at": "50s"},
+    "diurnal": {"low": 1, "high": 9, "period": "100s"},
+    "at-once": True,
+}
+
+
+def test_every_process_that_a_file_may_ask_for_is_here() -> None:
+    names = {field.alias or name for name, field in Arrivals.model_fields.items()}
+    assert names - {"closed"} == set(WRITTEN)  # closed: its clients wait for their answers
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_file_gets_the_process_that_it_asks_for(name: str) -> None:
+    asked = Arrivals.model_validate({name: WRITTEN[name]})
+    expected = list(islice(PROCESSES[name](Random(1)), 200))
+    assert list(islice(sources.times(asked, Random(1)), 200)) == pytest.approx(expected)
 
 
 def until(times: Iterator[float], end_s: float) -> list[float]:
@@ -65,6 +89,12 @@ def test_counts_within_four_sigma(name: str, begin_s: float, end_s: float, expec
 def test_bursts_far_shorter_than_the_gaps_cost_nothing_more() -> None:
     times = list(islice(arrivals.bursts(Random(6), 1e-9, 0, 0.001, 0.001), 100))
     assert mean(b - a for a, b in pairwise(times)) == pytest.approx(2e9, rel=0.4)
+
+
+@pytest.mark.parametrize("make", [arrivals.ramp, arrivals.step])
+def test_where_the_rate_does_not_change_it_is_poisson(make: Callable[..., Iterator[float]]) -> None:
+    plain = list(islice(arrivals.poisson(Random(7), 4.0), 200))
+    assert list(islice(make(Random(7), 4.0, 4.0, 25.0), 200)) == pytest.approx(plain)
 
 
 @pytest.mark.parametrize("cv", [0.5, 1.0, 3.0])

@@ -202,11 +202,13 @@ def test_the_timeline_goes_before_the_arrivals_of_its_instant(tmp_path: Path) ->
 
 def test_a_burst_adds_its_rate_for_its_time(tmp_path: Path) -> None:
     burst = [{"at": 10, "burst": {"tenant": "lab", "rate": 200, "for": 5}}]
-    one = scenario(tmp_path, {**POISSON, "tenant": {"acme": 1, "lab": 1}, "from": "3s"}, timeline=burst)
+    both = {**POISSON, "tenant": {"acme": 1, "lab": 1}, "from": "3s", "max_tokens": 77}
+    one = scenario(tmp_path, both, timeline=burst)
     seen = run(Workload(one, seed=1))
     extra = [a for _, a in seen if isinstance(a, Request) and a.submitted_by == "burst-0"]
     assert len(extra) == pytest.approx(1000, abs=130)
     assert {r.tenant for r in extra} == {"lab"}
+    assert {r.max_tokens for r in extra} == {77}, "made like those of its first stream"
     assert 10 < extra[0].arrival_s < extra[-1].arrival_s < 15
     assert [a.text for _, a in seen if isinstance(a, Mark)] == ["burst: lab +200/s for 5 s"]
 
