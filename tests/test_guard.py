@@ -208,6 +208,7 @@ def check(folder: Path, text: str) -> str:
     ("text", "line", "words"),
     [
         ("guard: {over: 60s}", 6, "needs `when`, `worse_than_predicted` or both"),
+        ("guard:\n  when: 5", 7, "must be `FIGURE OP VALUE`, such as e2e.p99 < 12s, got 5"),
         ("guard:\n  when: e2e.p51 > 3s", 7, "did you mean 'e2e.p"),
         ("guard:\n  when: e2e.p50 == 3s", 7, "compares with one of < <= > >="),
         ("guard:\n  when: e2e.p50 > 3s\n  roll_back: sjx", 8, "unknown policy 'sjx'"),

@@ -12,13 +12,14 @@ import pytest
 
 from scheduler.bench.paper_cell import Cell, run_cell
 from scheduler.cli import main
+from scheduler.core.types import RUNTIME_CLASSES, TIERS
 from scheduler.load.scenario import load_scenario
 from scheduler.plan import make_plan
 from scheduler.record.folders import FolderError, Row, RunFolder, read_folders
 from scheduler.virtual import VirtualRun
 
 pytest.importorskip("matplotlib", reason="the `report` extra is not installed")
-from scheduler.record.figures import INK, _one_per_policy
+from scheduler.record.figures import INK, _one_per_policy, pictures
 from scheduler.record.html import reproduce
 
 HOSTILE = """
@@ -78,6 +79,25 @@ def test_one_page_with_every_figure_and_nothing_to_fetch(
     assert len(names) == 14
     assert (figures / "figure-9-latency.png").read_bytes().startswith(b"\x89PNG")
     assert INK in (figures / "figure-9-latency.svg").read_text(encoding="utf-8")
+
+
+def test_figures_show_what_run_json_says(folder: Path) -> None:
+    runs = read_folders([folder])
+    figures = {picture.id: picture for picture in pictures(runs)}
+    micro_batches, _ = figures["9-latency"].figure.axes
+    shown = _one_per_policy([run for run in runs if run.static])
+    groups = zip(("all", *TIERS), micro_batches.containers, micro_batches.collections, strict=True)
+    for group, bars, dashes in groups:
+        latency = [run.document["latency_s"] for run in shown]
+        e2e = [(of["all"] if group == "all" else of["tiers"][group])["e2e"] for of in latency]
+        assert [bar.get_height() for bar in bars] == [six["p50"] for six in e2e]
+        assert [top for _, top in dashes.get_offsets()] == [six["p99"] for six in e2e]
+    documents = {run.name: run.document for run in runs}
+    classes = figures["2-classes"]
+    for axes, name in zip(classes.figure.axes, classes.runs, strict=True):
+        confusion = documents[name]["estimate"]["class_confusion"]
+        counts = [confusion[estimate][true] for estimate in RUNTIME_CLASSES for true in RUNTIME_CLASSES]
+        assert [int(text.get_text()) for text in axes.texts] == counts
 
 
 def test_hostile_tenant_names_are_shown_and_do_nothing(tmp_path: Path) -> None:

@@ -175,6 +175,7 @@ STREAMS = [
     ("{tenant: acme, trace: {file: s.yaml, format: azure, speed: 1e-9}}", "6: load.0.trace.speed: must be at least 0.001", ""),
     ("{tenant: acme, trace: {file: s.yaml, format: azure, from: 9s, until: 9s}}", "6: load.0.trace: until must be after from", "9s and 9s"),
     ("{tenant: acme, arrivals: {poisson: 1}, for: 1s, lengths: {profile: near, model: m}}", "6: load.0.lengths: model goes with file", ""),
+    ("{tenant: acme, trace: {file: s.yaml, format: azure}, mix: {report: 1}}", "6: load.0: a trace brings its own requests", "mix"),
     ("{tenant: acme, trace: {file: s.yaml, format: azzure}}", "6: load.0.trace.format: got 'azzure'", "'azure'?"),
     ("{tenant: acme, trace: {file: s.yaml, format: azure}}", "6: load.0.trace: 's.yaml' line 1: no column", "TIMESTAMP"),
     ("{tenant: acme, arrivals: {poisson: 1}, for: 1s, lengths: {file: s.yaml}}", "6: load.0.lengths: 's.yaml' line 1:", ""),
