@@ -72,12 +72,14 @@ async def test_a_wide_screen_maximises_and_restores() -> None:
         await pilot.pause()
         assert shown_charts(app) == ["chart-drift"]
         assert app.main.charts[2].size.width == 160
+        assert "esc: all charts" in text_of(app)
         await pilot.press("2")
         assert shown_charts(app) == ["chart-latency"]
         await pilot.press("2")
         assert len(shown_charts(app)) == 4
         await pilot.press("1", "escape")
         assert len(shown_charts(app)) == 4
+        assert "charts ─╯" not in text_of(app)
 
 
 async def test_a_narrow_screen_chooses() -> None:
@@ -88,6 +90,7 @@ async def test_a_narrow_screen_chooses() -> None:
             await pilot.pause()
             assert shown_charts(app) == [f"chart-{chart}"]
             assert app.main.charts[int(key) - 1].title in text_of(app)
+            assert "1–4: other charts" in text_of(app)
 
 
 async def test_hidden_charts_are_not_painted(monkeypatch: pytest.MonkeyPatch) -> None:

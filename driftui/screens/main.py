@@ -148,8 +148,10 @@ class MainScreen(Screen[None]):
         self.panes.display = plan.charts > 0
         self.panes.styles.grid_size_columns = max(1, plan.columns)
         self.panes.styles.grid_size_rows = max(1, plan.rows)
+        others = "esc: all charts" if self.shown.maximised else "1–4: other charts"
         for index, chart in enumerate(self.charts):
             chart.display = index in chosen
+            chart.subtitle = others if len(chosen) < len(self.charts) else ""
 
     def _show_charts(self, view: View) -> None:
         history = self.drift.history
@@ -188,16 +190,16 @@ class MainScreen(Screen[None]):
         self.charts[1].show(history, series, moment)
 
     async def action_policy(self) -> None:
-        await self.app.push_screen(PolicyScreen())  # until it stands, the next keys wait
+        await self.app.push_screen(PolicyScreen())  # the next keys wait until it stands
 
     def action_undo(self) -> None:
         self.drift.ask(self.drift.feed.undo_policy)
 
-    def action_estimator(self) -> None:
-        self.app.push_screen(EstimatorScreen())
+    async def action_estimator(self) -> None:
+        await self.app.push_screen(EstimatorScreen())
 
-    def action_inject(self) -> None:
-        self.app.push_screen(InjectScreen(self.tenants.cursor))
+    async def action_inject(self) -> None:
+        await self.app.push_screen(InjectScreen(self.tenants.cursor))
 
     def action_freeze(self) -> None:
         self.shown.frozen = None if self.shown.frozen is not None else self._view

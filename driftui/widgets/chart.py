@@ -119,7 +119,7 @@ class Chart(Panel):
         if height:
             lines += self._plot(values, grid, width, height)
             lines.append(self._time_axis(width))
-        frame = self.title, self.cells
+        frame = self.title, self.subtitle, self.cells
         if frame != self._frame or len(lines) != len(self._lines):
             self._frame, self._lines = frame, lines
             self.redraw()
