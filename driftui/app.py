@@ -14,12 +14,12 @@ from textual import events
 from textual.app import App
 from textual.binding import Binding
 from textual.driver import Driver
-from textual.widgets import Input
 
 from driftui.clean import clean
 from driftui.commands import Command, DriftCommands
 from driftui.history import History
 from driftui.palette import THEME
+from driftui.screens.dialog import Choices, Field
 from driftui.screens.main import MainScreen
 from driftui.screens.quit import QuitScreen
 from driftui.screens.replay import ReplayScreen
@@ -129,9 +129,9 @@ class DriftApp(App[None]):
             self.notify(clean(str(error), 400), severity="error", markup=False)
 
     def on_key(self, event: events.Key) -> None:
-        """A letter typed before a dialog stood went past its field: it belongs there."""
-        if event.is_printable and isinstance(self.focused, Input):
-            self.focused.insert_text_at_cursor(event.character or "")
+        """A letter typed before a dialog stood went past it: it belongs there."""
+        if event.is_printable and isinstance(self.focused, Field | Choices):
+            self.focused.take(event.character or "")
             event.prevent_default()
 
     def run_command(self, command: Command) -> None:

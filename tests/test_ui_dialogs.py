@@ -61,6 +61,22 @@ async def test_a_typed_policy_is_switched_to(typed: str, expected: str, at_once:
         assert app.screen is app.main
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize(
+    ("typed", "expected"), [("ele", ("switch_estimator", "learned")), ("snoi", ("inject", "noisy-neighbour"))]
+)
+async def test_typing_chooses_in_a_list(typed: str, expected: tuple[str, str], at_once: bool) -> None:
+    async with running() as (app, pilot, feed):
+        if at_once:
+            type_ahead(app, *typed, "enter")
+        else:
+            await pilot.press(*typed, "enter")
+        async with asyncio.timeout(10):
+            while not feed.calls:
+                await pilot.pause()
+        assert feed.calls == [expected]
+
+
 async def test_typing_moves_the_cursor_and_moving_the_cursor_gives_up_what_was_typed() -> None:
     async with running() as (app, pilot, feed):
         await pilot.press("p", *"we")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, cast
 
 from rich.text import Text
+from textual import events
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.content import Content
@@ -27,7 +28,9 @@ FOLLOW_S = 1.0  # between two looks of an open dialog at the run
 
 
 class Dialog(ModalScreen[None]):
-    """A modal box. Subclasses yield its ``content`` and name their place in the command registry."""
+    """A modal box. Subclasses yield its ``content``, name their place in the command registry, and where keys
+    typed ahead are to find their way, call ``set_focus`` at mounting: ``focus()`` comes after the next keys.
+    """
 
     WHERE = ""
     HEADING = ""
@@ -79,6 +82,21 @@ class Choices(OptionList):
 
     def __init__(self, entries: Iterable[Text]) -> None:
         super().__init__(*map(Option, entries), markup=False, id="list")
+        self._typed = ""
+
+    def on_key(self, event: events.Key) -> None:
+        if event.is_printable:
+            event.stop()
+            self.take(event.character or "")
+        else:
+            self._typed = ""
+
+    def take(self, character: str) -> None:
+        """The cursor goes to the first entry that begins as typed."""
+        self._typed += character
+        entries = enumerate(self.options)
+        found = (index for index, option in entries if str(option.prompt).startswith(self._typed))
+        self.highlighted = next(found, self.highlighted)
 
     def action_select(self) -> None:
         dialog = cast(Dialog, self.screen)
@@ -88,6 +106,10 @@ class Choices(OptionList):
 
 class Field(Input):
     """A one-line input in a dialog; Enter as in ``Choices``."""
+
+    def take(self, character: str) -> None:
+        """As if this letter were typed now."""
+        self.insert_text_at_cursor(character)
 
     async def action_submit(self) -> None:
         cast(Dialog, self.screen).action_apply()

@@ -30,6 +30,9 @@ class EstimatorScreen(Dialog):
         known = plain(f"Now: {today}. One used before goes on with what it had learned.")
         return [self.options, self.about, known]
 
+    def on_mount(self) -> None:
+        self.set_focus(self.options)
+
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         """A narrow list cuts what an estimator is; below it, it stands whole."""
         self.about.update(Content(LIVE_ESTIMATORS[_NAMES[event.option_index]]))

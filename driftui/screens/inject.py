@@ -45,6 +45,9 @@ class InjectScreen(Dialog):
             Horizontal(plain("seconds", classes="label"), self.seconds, classes="row"),
         ]
 
+    def on_mount(self) -> None:
+        self.set_focus(self.options)
+
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         """A narrow list cuts what a scenario is; below it, it stands whole."""
         self.about.update(Content(clean(self._scenarios[self._names[event.option_index]], 200)))

@@ -68,7 +68,7 @@ class PolicyScreen(Dialog):
         return [self.header, self.options, self.typed, self.about, self.effect]
 
     def on_mount(self) -> None:
-        self.set_focus(self.typed)  # not focus(), which comes after the next keys
+        self.set_focus(self.typed)
         self._ask()
         self._look()
         self.set_interval(LOOK_S, self._look)
