@@ -27,6 +27,9 @@ async def test_an_engine_that_starts_says_so_where_events_will_be(size: tuple[in
         app.tick()
         await pilot.pause()
         assert "nothing yet" in text_of(app)
+        await pilot.press("5")
+        await pilot.pause()
+        assert "nothing yet" in text_of(app)
 
 
 async def test_freeze_stops_the_display_and_not_the_sampling() -> None:
@@ -297,6 +300,7 @@ async def test_hostile_text_never_reaches_the_screen_raw(size: tuple[int, int]) 
             ["escape", "s", "enter"],
             ["escape", "t"],
             ["escape", "down", "t"],
+            ["escape", "5"],
         ):
             await pilot.press(*keys)
             await pilot.pause()
@@ -333,11 +337,14 @@ async def test_a_crash_is_seen_and_tells_no_tenant_s_text() -> None:
     assert isinstance(app.crash, ZeroDivisionError)
 
 
-async def test_the_frame_of_a_view_with_a_swap_under_way() -> None:
+@pytest.mark.parametrize(
+    ("target", "shown"), [("sjf", "policy fifo → sjf 43%"), ("fifo", "policy fifo re-estimating 43%")]
+)
+async def test_the_frame_of_a_view_with_a_swap_under_way(target: str, shown: str) -> None:
     feed = FakeFeed()
-    feed.changes["snapshot"] = replace(feed.view().snapshot, swap=("sjf", 0.43))
+    feed.changes["snapshot"] = replace(feed.view().snapshot, swap=(target, 0.43))
     async with running(feed, seconds=1) as (app, _, _):
-        assert "fifo → sjf 43%" in text_of(app).splitlines()[0]
+        assert shown in text_of(app).splitlines()[0]
 
 
 @pytest.mark.parametrize("size", [(160, 48), (80, 24), (43, 20), (9, 9)])

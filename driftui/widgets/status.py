@@ -144,7 +144,8 @@ def _policy(view: View) -> Field:
     brief = Part(clean(snapshot.policy.partition(" ")[0], 24), palette.BRIGHT, True)
     if snapshot.swap is not None:
         target, done = snapshot.swap
-        swap = Part(f" → {clean(target.partition(' ')[0], 24)} {figures.percent(done)}", palette.ORANGE)
+        to = f"→ {clean(target.partition(' ')[0], 24)}" if target != snapshot.policy else "re-estimating"
+        swap = Part(f" {to} {figures.percent(done)}", palette.ORANGE)
         return Field([(60, (word, brief, swap)), (99, (brief, swap))])
     name = Part(clean(snapshot.policy, 40), palette.BRIGHT, True)  # with its parameters
     since = Part(f" since {figures.clock(snapshot.now - snapshot.policy_since_s)}")
