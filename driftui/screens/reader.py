@@ -16,8 +16,11 @@ from scheduler.live.view import Notice
 class Reader(Dialog):
     """Arrows and page keys scroll it."""
 
+    @property
+    def box(self) -> Widget:
+        return self.query_one("#box")
+
     def on_mount(self) -> None:
-        self.box = self.query_one("#box")
         self.box.can_focus = True
         self.box.focus()
 
@@ -35,11 +38,10 @@ class EventsScreen(Reader):
         self._shown: list[Notice] = []
 
     def content(self) -> list[Widget]:
-        self.text = plain("")
+        self.text = plain("nothing yet")
         return [self.text]
 
     def on_mount(self) -> None:
-        super().on_mount()
         self._follow()
         self.set_interval(FOLLOW_S, self._follow)
 
@@ -48,8 +50,7 @@ class EventsScreen(Reader):
         notices = list(self.drift.history.notices)
         if notices != self._shown and not self.box.scroll_offset.y:
             self._shown = notices
-            lines = [self._line(notice) for notice in reversed(notices)]
-            self.text.update(Content("\n").join(lines) if lines else Content("nothing yet"))
+            self.text.update(Content("\n").join(map(self._line, reversed(notices))))
 
     def _line(self, notice: Notice) -> Content:
         symbol, colour = palette.KINDS.get(notice.kind, palette.OTHER_KIND)
