@@ -223,6 +223,21 @@ def test_an_operator_may_inject_a_burst(tmp_path: Path) -> None:
         workload.burst("nobody", rate=1, seconds=1, now=0)
 
 
+def test_of_a_load_that_is_stopped_nothing_comes_but_a_new_burst(tmp_path: Path) -> None:
+    closed = {"tenant": "lab", "arrivals": {"closed": {"clients": 2}}, "for": "10s"}
+    later = {**POISSON, "after": "drained"}
+    workload = Workload(scenario(tmp_path, {**POISSON, "patience": "1s"}, closed, later), seed=1)
+    begun = requests(workload, until_s=2.0)
+    workload.stop()
+    assert workload.exhausted
+    for request in begun:
+        workload.on_ended(request, 3.0)
+    workload.on_drained(3.0)
+    assert workload.next_time() == inf
+    workload.burst("lab", rate=100, seconds=1, now=4.0)
+    assert {request.tenant for request in requests(workload)} == {"lab"}
+
+
 def test_drift_scales_the_answers_from_its_instant_on(tmp_path: Path) -> None:
     drift = [{"at": 5, "drift": {"tenant": "acme", "output_scale": 3}}]
     streams = (POISSON, {**POISSON, "tenant": "lab"})
@@ -410,6 +425,15 @@ def test_the_lengths_of_a_stream_go_before_those_of_its_trace(tmp_path: Path) ->
     assert {(r.prompt, r.prompt_tokens) for r in seen} == {("", 5)}, "the requests are the trace's"
 
 
+def test_a_file_of_prompts_may_begin_with_a_mark_and_hold_an_empty_answer(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('\ufeff{"prompt": "Why?", "output_tokens": 0}\n')
+    for key in ("lengths", "prompts"):
+        one, *_ = requests(
+            Workload(scenario(tmp_path, {**POISSON, "count": 1, key: {"file": "p.jsonl"}}), seed=1)
+        )
+        assert (one.prompt, one.intended_tokens) == ("Why?", 1), "its end was a token, too"
+
+
 def test_real_prompts_keep_their_lengths(tmp_path: Path) -> None:
     rows = [
         {"prompt": f"Question {n}?", "prompt_tokens": 3, "output_tokens": {"m": 100 + n}} for n in range(20)
@@ -447,7 +471,7 @@ def test_lengths_that_are_asked_for_go_before_those_beside_prompts(tmp_path: Pat
     [
         ("lengths", {"prompt": "a"}, "'p.jsonl' line 2: output_tokens is needed"),
         ("lengths", {"output_tokens": None}, "'p.jsonl' line 2: output_tokens is needed"),
-        ("lengths", {"output_tokens": 0}, "'p.jsonl' line 2: output_tokens 0 is not a number of tokens"),
+        ("lengths", {"output_tokens": -1}, "'p.jsonl' line 2: output_tokens -1 is not a number of tokens"),
         ("prompts", {"output_tokens": 5}, "'p.jsonl' line 2: prompt is needed"),
         ("prompts", {"prompt": ""}, "'p.jsonl' line 2: prompt is needed"),
     ],

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scheduler.core.features import BUCKETS, DENSE, read
 from scheduler.core.learned import CLIP
 from scheduler.core.prior import BOUND, LEAST_TOKENS, MOST_BEYOND, SHORT_TOKENS, Embed, Prior
-from scheduler.load.traces import tokens_if_known
+from scheduler.load.traces import answer_if_known, tokens_if_known
 
 DATA = Path(__file__).parent.parent / "data"
 PRIOR_FILE, MINILM_PRIOR_FILE = DATA / "prior.json", DATA / "prior-minilm.json"
@@ -94,8 +94,7 @@ def _add(row: object, data: Lengths) -> None:
     if prompt_tokens > MOST_PROMPT_TOKENS:
         raise ValueError(f"prompt_tokens {prompt_tokens}; allowed: 1 to {MOST_PROMPT_TOKENS}")
     for model, count in by_model.items():
-        # Of a model that said nothing the end was a token, too.
-        tokens = 1 if count == 0 else tokens_if_known({model: count}, model)
+        tokens = answer_if_known({model: count}, model)
         if tokens is None:
             raise ValueError(f"output_tokens of {model!r:.60} must be a number")
         data.tokens.setdefault(str(model), []).append(tokens)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from scheduler.core.estimate import classify
 from scheduler.core.types import CATEGORIES
-from scheduler.load.traces import prompt_if_known, tokens_if_known
+from scheduler.load.traces import answer_if_known, prompt_if_known, tokens_if_known
 from scheduler.load.yamlfile import did_you_mean
 
 MAX_SAMPLES = 200_000
@@ -37,7 +37,7 @@ def read_samples(file: str, needed: str, model: str | None = None) -> list[Sampl
     """
     samples: list[Sample] = []
     name = Path(file).name
-    with open(file, encoding="utf-8", errors="replace") as lines:
+    with open(file, encoding="utf-8-sig", errors="replace") as lines:
         number = 0
         while line := lines.readline(MAX_LINE):
             number += 1
@@ -65,7 +65,7 @@ def _sample(row: Any, needed: str, model: str | None) -> Sample:
     if category not in CATEGORIES:
         raise ValueError(f"unknown category {category!r:.40}; {did_you_mean(category, CATEGORIES)}")
     prompt_tokens = tokens_if_known(row, "prompt_tokens")
-    output_tokens = tokens_if_known(_by_model(row, needed, model), "output_tokens")
+    output_tokens = answer_if_known(_by_model(row, needed, model), "output_tokens")
     return Sample(prompt, category, prompt_tokens, output_tokens)
 
 

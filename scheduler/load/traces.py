@@ -305,6 +305,11 @@ def tokens_if_known(row: Mapping[str, object], key: str) -> int | None:
     return None if value is None else _tokens(value, key)
 
 
+def answer_if_known(row: Mapping[str, object], key: str) -> int | None:
+    """The same of a model's answer: where it said nothing the end was a token, too."""
+    return 1 if row.get(key) == 0 else tokens_if_known(row, key)
+
+
 def _tokens(value: object, what: str) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)

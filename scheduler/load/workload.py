@@ -210,7 +210,6 @@ class Workload:
         self._sources.clear()
         self._clients.clear()
         self._to_come.clear()
-        self._patient.clear()
 
     @property
     def exhausted(self) -> bool:
