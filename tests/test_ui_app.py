@@ -28,8 +28,9 @@ async def test_an_engine_that_starts_says_so_where_events_will_be(size: tuple[in
         await pilot.pause()
         assert "nothing yet" in text_of(app)
         await pilot.press("5")
-        await pilot.pause()
-        assert "nothing yet" in text_of(app)
+        events = app.screen
+        assert isinstance(events, EventsScreen)
+        assert events.text.content.plain == "nothing yet"
 
 
 async def test_freeze_stops_the_display_and_not_the_sampling() -> None:
