@@ -31,16 +31,17 @@ def write_report(folders: Sequence[Path], out: Path, figures: Path | None = None
 
 def page(runs: Sequence[RunFolder], drawn: Sequence[ReportFigure]) -> str:
     """The whole document."""
-    by_name = {run.name: run for run in runs}
-    sections = "".join(_section(picture, by_name) for picture in drawn)
+    tables = f"<h2>Runs</h2>{_table(_RUN_COLUMNS, runs)}<h2>Tenants</h2>{_tenants(runs)}"
     simulated = sum(run.simulated for run in runs)
     kinds = sorted({str(run.told("engine_detail")) for run in runs})
     lead = f"Runs: {len(runs)}; simulated: {simulated}; on {'; '.join(kinds)}."
+    by_name = {run.name: run for run in runs}
+    sections = "".join(_section(picture, by_name) for picture in drawn)  # last: it takes seconds
     return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width"><title>DriftSched report</title>'
         f"<style>{_CSS}</style></head><body><main><h1>DriftSched report</h1><p>{_text(lead)}</p>"
-        f"<h2>Runs</h2>{_table(_RUN_COLUMNS, runs)}<h2>Tenants</h2>{_tenants(runs)}{sections}"
+        f"{tables}{sections}"
         f"<footer>Figures are counterparts of those in arXiv 2606.02982, numbered alike.</footer></main>"
         f"<script>{_SCRIPT}</script></body></html>\n"
     )
