@@ -469,6 +469,18 @@ def test_lengths_that_are_asked_for_go_before_those_beside_prompts(tmp_path: Pat
 @pytest.mark.parametrize(
     ("key", "row", "problem"),
     [
+        ("lengths", [10], "'p.jsonl' line 2: not a JSON object"),
+        (
+            "prompts",
+            {"prompt": "a", "category": "reprot"},
+            "line 2: unknown category 'reprot'; allowed: .*'report'",
+        ),
+        ("prompts", {"prompt": "a", "category": [5]}, r"line 2: unknown category \[5\]; allowed: short_qa"),
+        (
+            "lengths",
+            {"output_tokens": {"m": 5}},
+            "line 2: output_tokens is given for each model: `model` is needed",
+        ),
         ("lengths", {"prompt": "a"}, "'p.jsonl' line 2: output_tokens is needed"),
         ("lengths", {"output_tokens": None}, "'p.jsonl' line 2: output_tokens is needed"),
         ("lengths", {"output_tokens": -1}, "'p.jsonl' line 2: output_tokens -1 is not a number of tokens"),
@@ -477,12 +489,29 @@ def test_lengths_that_are_asked_for_go_before_those_beside_prompts(tmp_path: Pat
     ],
 )
 def test_a_line_without_what_is_asked_of_it_is_refused(
-    tmp_path: Path, key: str, row: dict[str, Any], problem: str
+    tmp_path: Path, key: str, row: object, problem: str
 ) -> None:
     good = {"prompt": "a", "output_tokens": 10.0}
     (tmp_path / "p.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(row)}\n")
     with pytest.raises(ScenarioError, match=problem):
         scenario(tmp_path, {**POISSON, "count": 1, key: {"file": "p.jsonl"}})
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("\n", "'p.jsonl' holds no lines"),
+        ('{"output_tokens": {"m": 5}}\n' * 3, "'p.jsonl': more than 2 lines, the most allowed"),
+        ('{"output_tokens": {"n": 5}}\n', "line 1: no output_tokens for the model 'm'; allowed: n"),
+    ],
+)
+def test_a_file_that_is_of_no_use_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, problem: str
+) -> None:
+    monkeypatch.setattr("scheduler.load.samples.MAX_SAMPLES", 2)
+    (tmp_path / "p.jsonl").write_text(text)
+    with pytest.raises(ScenarioError, match=problem):
+        scenario(tmp_path, {**POISSON, "count": 1, "lengths": {"file": "p.jsonl", "model": "m"}})
 
 
 def test_prompts_and_lengths_of_one_file_for_several_models(tmp_path: Path) -> None:
