@@ -29,8 +29,7 @@ from scheduler.engines.engine import Engine, EngineConfigError
 from scheduler.engines.models import load_counter, resolve
 from scheduler.load.checks import counts_prompts
 from scheduler.load.scenario import Scenario
-from scheduler.load.schema import Engine as EngineSection
-from scheduler.load.schema import EstimatorOptions
+from scheduler.load.schema import EngineSection, EstimatorOptions
 from scheduler.load.yamlfile import Loc, did_you_mean
 from scheduler.record.version import package_version
 from scheduler.twin.profile import Profile

@@ -18,7 +18,7 @@ from scheduler.gateway.keys import Keys
 from scheduler.gateway.server import Gateway
 from scheduler.live.journal import Journal
 from scheduler.live.run import LiveRun
-from scheduler.load.schema import Engine, TenantSection
+from scheduler.load.schema import EngineSection, TenantSection
 from scheduler.plan import make_plan
 
 MODEL = "placeholder"
@@ -96,7 +96,7 @@ async def serving(
         ServeConfig(
             name="test",
             tenants=tuple(tenants),
-            engine=Engine(capacity=capacity, args=dict(engine_args or {})),
+            engine=EngineSection(capacity=capacity, args=dict(engine_args or {})),
             speed=speed,
             **config,
         )

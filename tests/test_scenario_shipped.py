@@ -10,7 +10,7 @@ import pytest
 
 from scheduler.core.types import CATEGORIES
 from scheduler.load.scenario import Scenario, load_scenario, shipped_scenarios
-from scheduler.load.schema import Dispatch, LimitsSection, Policy, TimelineItem
+from scheduler.load.schema import Dispatch, LimitsSection, PolicySection, TimelineItem
 from scheduler.plan import make_plan
 from scheduler.virtual import VirtualRun
 
@@ -49,13 +49,13 @@ def wide_engine(scenario: Scenario) -> Scenario:
 
 
 def fifo(scenario: Scenario) -> Scenario:
-    return with_(scenario, policy=Policy(spec="fifo"))
+    return with_(scenario, policy=PolicySection(spec="fifo"))
 
 
 def priority_to_the_flood(scenario: Scenario) -> Scenario:
     tiers = {"web-scraper": "premium", "ledger-api": "batch", "docs-search": "batch"}
     tenants = tuple(t.model_copy(update={"tier": tiers[t.name]}) for t in scenario.tenants)
-    return with_(scenario, tenants=tenants, policy=Policy(spec="priority"))
+    return with_(scenario, tenants=tenants, policy=PolicySection(spec="priority"))
 
 
 def no_flood(scenario: Scenario) -> Scenario:

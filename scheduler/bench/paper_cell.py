@@ -10,7 +10,7 @@ import numpy as np
 
 from scheduler.core.types import CATEGORIES, RUNTIME_CLASSES, TIERS, Request
 from scheduler.load.scenario import Scenario, load_scenario
-from scheduler.load.schema import Dispatch, Policy
+from scheduler.load.schema import Dispatch, PolicySection
 from scheduler.load.stream import Lengths
 from scheduler.plan import make_plan
 from scheduler.record.tally import mae_rmse, six
@@ -56,7 +56,7 @@ def scenario_of(cell: Cell) -> Scenario:
         update={
             "engine": base.engine.model_copy(update={"gpu": cell.gpu, "tokenizer": tokenizer}),
             "dispatch": base.dispatch if cell.dispatch == "static" else Dispatch(),
-            "policy": Policy(spec=cell.policy),
+            "policy": PolicySection(spec=cell.policy),
             "estimator": estimator,
             "paper": cell.faithful,
             "load": load,

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator
 from scheduler.gateway.keys import DEFAULT_TENANT, BadKey, digest
 from scheduler.load.fields import beside
 from scheduler.load.scenario import Problem, ScenarioError, read_scenario
-from scheduler.load.schema import Engine, Scenario, TenantSection
+from scheduler.load.schema import EngineSection, Scenario, TenantSection
 from scheduler.load.stream import Stream
 from scheduler.load.yamlfile import did_you_mean
 
@@ -53,7 +53,7 @@ class ServeConfig(Scenario):
 def default_config() -> ServeConfig:
     """One tenant, ``default``, in arrival order; vLLM where a model is given, else the simulated engine."""
     return ServeConfig(
-        name="serve", engine=Engine(kind="auto"), tenants=(TenantSection(name=DEFAULT_TENANT),)
+        name="serve", engine=EngineSection(kind="auto"), tenants=(TenantSection(name=DEFAULT_TENANT),)
     )
 
 

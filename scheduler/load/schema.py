@@ -1,4 +1,7 @@
-"""The sections of a scenario file as models: strict, closed, frozen."""
+"""The sections of a scenario file as models: strict, closed, frozen.
+
+Where a run has a class for the same thing (``Tenant``, ``Guard``), the section is called ``...Section``.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ from scheduler.load.yamlfile import Document, Loc, ScenarioError, did_you_mean, 
 from scheduler.record.expect import parse_expect
 
 
-class Engine(Section):
+class EngineSection(Section):
     """What runs the requests."""
 
     kind: Literal["sim", "vllm", "auto"] = "sim"
@@ -97,7 +100,7 @@ class EstimatorOptions(Section):
         return self
 
 
-class Estimator(EstimatorOptions):
+class EstimatorSection(EstimatorOptions):
     """The one that a run starts with, and how all of them count."""
 
     counter: Literal["whitespace", "tokenizer"] = "whitespace"
@@ -189,7 +192,7 @@ class TenantChange(TenantLimits):
     weight: Weight | None = None
 
 
-class Fault(Section):
+class FaultSection(Section):
     """Break something on purpose."""
 
     engine: Literal["crash"]
@@ -203,7 +206,7 @@ class TimelineItem(Section):
     burst: Burst | None = None
     drift: Drift | None = None
     tenant: TenantChange | None = None
-    fault: Fault | None = None
+    fault: FaultSection | None = None
     estimator: EstimatorOptions | None = None
     """What it does not say is as in the scenario's own."""
 
@@ -263,12 +266,12 @@ def _previous(value: object) -> object:
 
 
 def _policy(value: object) -> object:
-    if isinstance(value, Policy) or (isinstance(value, Mapping) and set(value) == {"auto"}):
+    if isinstance(value, PolicySection) or (isinstance(value, Mapping) and set(value) == {"auto"}):
         return value
     return {"spec": policy_spec(value)}
 
 
-class Guard(Section):
+class GuardSection(Section):
     """When to undo a switch of the policy. At least one of `when` and `worse_than_predicted`."""
 
     when: BoundSpec | None = None
@@ -311,7 +314,7 @@ class Auto(Section):
         return Goal(self.minimise, self.subject_to, self.candidates, self.every_s, self.gain)
 
 
-class Policy(Section):
+class PolicySection(Section):
     """A name with its parameters, as text, or an autopilot."""
 
     spec: PolicySpec = "fifo"
@@ -336,13 +339,13 @@ class Scenario(Section):
     description: str = ""
     """One line for lists."""
     seed: int = 0
-    engine: Engine = Engine()
+    engine: EngineSection = EngineSection()
     dispatch: Annotated[Dispatch, or_section("continuous", {})] = Dispatch()
-    policy: Annotated[Policy, BeforeValidator(_policy)] = Policy()
+    policy: Annotated[PolicySection, BeforeValidator(_policy)] = PolicySection()
     """A name, a name with its parameters, or `auto`."""
-    guard: Guard | None = None
+    guard: GuardSection | None = None
     """Rolls a switch back."""
-    estimator: Estimator = Estimator()
+    estimator: EstimatorSection = EstimatorSection()
     paper: bool = False
     """With the paper's quirks."""
     limits: LimitsSection = LimitsSection()
