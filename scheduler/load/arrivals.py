@@ -2,7 +2,7 @@
 
 The times never decrease, come from the ``random.Random`` handed in and nothing else, and go on for ever
 unless the rate falls to zero for good: the stream's ``for`` and ``count`` end it. ``closed`` is not here,
-because its arrivals depend on completions: ``workload.py`` runs those clients.
+because its arrivals depend on completions: ``sources.Clients`` runs them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prompts: the paper's generator in words of our own, and prompts drawn from a file.
+"""Prompts: the paper's generator in words of our own.
 
 Every template of a category is combined with every topic once, so a prompt is one table look-up. No topic
 holds a keyword of the classifier, nor does any short_qa template; with the label in front each category is
