@@ -92,14 +92,13 @@ class Plan:
         batch = self.batch
         return "continuous" if batch is None else f"microbatch {batch.size}/{batch.wait_s * 1e3:g}ms"
 
-    def workload(self, *, start_s: float = 0.0, prefix: str = "r") -> Workload:
+    def workload(self) -> Workload:
         from scheduler.load.workload import Workload
 
         return Workload(
             self.scenario,
             seed=self.seed,
-            start_s=start_s,
-            prefix=prefix,
+            prefix="r",
             count_tokens=self.served_counter,
             estimator=self.estimator,
         )
