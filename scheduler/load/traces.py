@@ -57,14 +57,12 @@ OnBad = Callable[[int, str], None]
 Parse = Callable[[str], Row | None]  # None: a row that is fine and yet no request
 
 
-def rows(
-    trace: Trace, tenants: frozenset[str] | None = None, on_bad: OnBad = lambda line, what: None
-) -> Iterator[Row]:
+def rows(trace: Trace, tenants: frozenset[str] | None = None) -> Iterator[Row]:
     """The trace's requests in the run's time. ``tenants``: those that rows must name, None if they need not.
 
     Raises TraceError where the file as a whole is not what its format says.
     """
-    return _in_range(_read(trace, tenants, on_bad), trace)
+    return _in_range(_read(trace, tenants, lambda line, what: None), trace)
 
 
 def scan(trace: Trace, tenants: frozenset[str] | None = None) -> Summary:
