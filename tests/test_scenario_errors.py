@@ -54,6 +54,7 @@ ADDED = [
     ("seed: 010", "7: seed: 010 is octal", "leading zero"),
     ("speed: 0", "7: speed: must be above 0, got 0", ""),
     ("name: again", "7: name: the key is here twice", "first in line 1"),
+    ("policy: 5", "7: policy: must be a policy's name, or {name: aging, rate: 0.01}", ""),
     ("policy: sjff", "7: policy: unknown policy 'sjff'", "did you mean 'sjf'"),
     ("policy: {name: aging, rat: 1}", "7: policy: policy aging: unknown parameter 'rat'", "it takes rate"),
     ("estimator: {kind: papr}", "7: estimator: unknown estimator 'papr'", "did you mean 'paper'"),
@@ -196,6 +197,7 @@ TENANTS = [
     ("{name: b, weight: 0}", "4: tenants.1.weight: must be at least 1e-06", ""),
     ("{name: b, slo: {ttfb: 1s}}", "4: tenants.1.slo.ttfb: unknown key; allowed: ttft, e2e, tpot", ""),
     ('{name: "b\\e[31m"}', "4: tenants.1.name: holds a control or invisible character", ""),
+    ("{name: ' b'}", "4: tenants.1.name: must be 1 to 64 characters", "no space at the ends"),
     ("{tier: batch}", "4: tenants.1.name: is required", ""),
     ("b", "4: tenants.1: must be a mapping, got 'b'", ""),
 ]
