@@ -22,12 +22,14 @@ class Sharing(Policy):
     """
 
     inside: Policy = field(default_factory=Fifo)
+    tenants: Mapping[str, Tenant] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def name(self) -> str:
         return self.kind if type(self.inside) is Fifo else f"{self.kind}+{self.inside.name}"
 
     def bind(self, tenants: Mapping[str, Tenant]) -> None:
+        self.tenants = tenants
         self.inside.bind(tenants)
 
     @property
@@ -106,15 +108,10 @@ class Fair(Sharing):
     credit: float = 2000.0  # tokens by weight
     counters: dict[str, float] = field(default_factory=dict, init=False, compare=False, repr=False)
     floor: float = field(default=0.0, init=False, compare=False, repr=False)
-    tenants: Mapping[str, Tenant] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.credit < inf:
             raise ValueError(f"credit: {self.credit!r} is not allowed; tokens by weight, 0 or more")
-
-    def bind(self, tenants: Mapping[str, Tenant]) -> None:
-        self.tenants = tenants
-        self.inside.bind(tenants)
 
     def group(self, request: Request) -> str:
         return request.tenant
@@ -154,17 +151,12 @@ class Lottery(Sharing):
     seed: float = 0
     rng: Random = field(init=False, compare=False, repr=False)
     draw: float = field(init=False, compare=False, repr=False)
-    tenants: Mapping[str, Tenant] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isfinite(self.seed):
             raise ValueError(f"seed: {self.seed} is not allowed; any finite number")
         self.rng = Random(self.seed)
         self.draw = self.rng.random()
-
-    def bind(self, tenants: Mapping[str, Tenant]) -> None:
-        self.tenants = tenants
-        self.inside.bind(tenants)
 
     def group(self, request: Request) -> str:
         return request.tenant
