@@ -64,9 +64,9 @@ def bar(share: float, width: int) -> str:
     return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(width)
 
 
-def _graded(value: float, warn: float, bad: float, neutral: str = palette.TEXT) -> str:
+def _graded(value: float, warn: float, bad: float) -> str:
     if isnan(value) or value < warn:
-        return neutral
+        return palette.TEXT
     return palette.WARN if value < bad else palette.BAD
 
 
