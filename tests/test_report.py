@@ -225,7 +225,7 @@ def test_each_folder_once_under_a_name_that_tells_it_apart(folder: Path, tmp_pat
 
 def test_figures_show_the_regime_that_has_more_policies() -> None:
     def ran(policy: str, dispatch: str) -> RunFolder:
-        row = Row("acme", "premium", "", "short_qa", 1.0, 1.0, 1.0, 9.0, 9, 5.0, 1.0)
+        row = Row("acme", "premium", "short_qa", 1.0, 1.0, 1.0, 9.0, 9, 5.0, 1.0)
         return RunFolder(policy, {"policy": policy, "dispatch": dispatch}, [row], {})
 
     micro = [ran(policy, "microbatch 32/10ms") for policy in ("sjf", "fifo")]

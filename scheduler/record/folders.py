@@ -48,7 +48,6 @@ class Row:
 
     tenant: str
     tier: str
-    label: str  # the load's own category
     category: str  # the estimator's
     ended_s: float
     e2e_s: float
@@ -171,7 +170,6 @@ def _rows(lines: Iterable[dict[str, str]]) -> Iterable[Row]:
             yield Row(
                 line["tenant_id"],
                 line["priority_tier"],
-                line["job_type"],
                 line["workload_category"],
                 _finite(line["worker_finish_time"]),
                 _finite(line["end_to_end_seconds"]),
