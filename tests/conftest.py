@@ -15,6 +15,11 @@ settings.register_profile("driftsched", deadline=None)
 settings.load_profile("driftsched")
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Where a test's parameter is a whole file, its name says how long it is: it would fill the terminal."""
+    return f"{argname} of {len(val)}" if isinstance(val, str | bytes) and len(val) > 100 else None
+
+
 @pytest.fixture
 def hangups_heard() -> Iterator[None]:
     """A child hears SIGHUP as on a terminal, also where the tests run under nohup."""
