@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scheduler.bench.estimate_drift import feed
-from scheduler.core.conformal import Margin
+from scheduler.core.conformal import MOST, Margin
 from scheduler.core.features import BUCKETS, DENSE, MAX_CHARS, read
 from scheduler.core.learned import CLIP, LearnedEstimator
 from scheduler.core.prior import MOST_BEYOND, NO_PRIOR, TERMS, Prior, PromptReader
@@ -171,6 +171,16 @@ def test_the_margin_covers_nine_in_ten_through_drift() -> None:
         hits += actual <= upper
         margin.observe(upper, actual, censored=False)
     assert hits / 6000 == pytest.approx(0.9, abs=0.01)
+
+
+def test_the_margin_stays_between_nothing_and_its_most() -> None:
+    margin = Margin(start=99.0)
+    assert margin.factor == pytest.approx(math.exp(MOST))
+    margin.observe(1.0, 2.0, censored=False)
+    assert margin.factor == pytest.approx(math.exp(MOST))
+    for _ in range(1000):
+        margin.observe(2.0, 1.0, censored=False)
+    assert margin.factor == 1.0
 
 
 def test_a_bound_that_was_not_reached_by_a_broken_stream_is_no_hit() -> None:

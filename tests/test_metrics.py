@@ -204,6 +204,13 @@ def tenant(snapshot: Snapshot, name: str) -> TenantSnapshot:
     return next(t for t in snapshot.tenants if t.name == name)
 
 
+def test_the_oldest_wait_is_of_what_waits() -> None:
+    scheduler = measured(capacities=(1,))
+    submit_all(scheduler, [make_request("runs"), make_request("waits", arrival_s=3.0)], now=3.0)
+    dispatch_all(scheduler, 3.0)
+    assert tenant(take_snapshot(scheduler, 10.0), "acme").oldest_wait_s == 7.0
+
+
 def test_snapshot_of_a_run_by_hand() -> None:
     slow = dataclasses.replace(TENANTS[0], slo=Slo(e2e_s=5.0), limits=Limits(max_queued=3))
     scheduler = measured(tenants=(slow, *TENANTS[1:]), estimator=Guess(20), capacities=(2,))
