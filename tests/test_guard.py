@@ -107,6 +107,12 @@ def forecast(p50_s: float, p99_s: float = 5.0, cautious_p99_s: float | None = No
     return Forecast(usual, premium(p99_s if cautious_p99_s is None else cautious_p99_s, p50_s))
 
 
+@pytest.mark.parametrize(("limit", "excess"), [(10.0, 0.5), (0.0, 15.0), (15.0, 0.0), (20.0, 0.0)])
+def test_the_excess_is_a_share_of_the_limit(limit: float, excess: float) -> None:
+    assert Bound("e2e.p50", "<=", limit).excess({"e2e.p50": 15.0}) == excess
+    assert Bound("e2e.p50", "<=", limit).excess({}) == 0.0, "a figure that is not there"
+
+
 def test_best_is_the_least_within_the_bounds_or_the_least_beyond_them() -> None:
     assert best({"fifo": forecast(9.0), "sjf": forecast(4.0, 20.0), "fair": forecast(6.0)}, GOAL) == "fair"
     assert best({"fifo": forecast(9.0, 14.0), "sjf": forecast(4.0, 20.0)}, GOAL) == "fifo"

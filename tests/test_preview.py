@@ -15,7 +15,7 @@ import pytest
 from scheduler.bench.preview import Case, Found, judge
 from scheduler.core.guard import Beside
 from scheduler.core.slots import MicroBatch
-from scheduler.core.types import Estimate, Limits, Request, State, Tenant
+from scheduler.core.types import Estimate, Limits, Request, Slo, State, Tenant
 from scheduler.load.scenario import load_scenario
 from scheduler.plan import make_plan
 from scheduler.twin.future import POINT_SEED, AnswerLengths, as_before, draw_future
@@ -122,8 +122,11 @@ def test_the_requests_of_a_future_serve_one_play_after_another(changes: dict[str
 
 
 def test_policies_do_what_they_are_known_for() -> None:
-    fifo, sjf, priority = (played(picture(), policy) for policy in ("fifo", "sjf", "priority"))
+    fifo, sjf, priority, fair = (
+        played(picture(), policy) for policy in ("fifo", "sjf", "priority", "fair credit=0")
+    )
     assert sjf["e2e.p50"] < fifo["e2e.p50"]
+    assert 0.5 < fifo["fairness.jain"] < fair["fairness.jain"] <= 1.0
     assert priority["tiers.premium.e2e.p99"] < fifo["tiers.premium.e2e.p99"]
     assert who_waits_longer(priority, fifo) == ("lab",)
 
@@ -253,6 +256,13 @@ def test_who_is_still_here_counts_with_its_age() -> None:
     assert (figures["e2e.p50"], figures["e2e.p99"], figures["tiers.batch.e2e.p50"]) == (5.0, 60.0, 60.0)
     assert (figures["longest_wait_s"], figures["ended"], figures["here"]) == (60.0, 1.0, 1.0)
     assert figures["goodput.requests_per_s"] == 1 / 50
+
+
+def test_goodput_counts_what_met_its_objectives() -> None:
+    outlook = Outlook([Tenant("acme", "premium", slo=Slo(e2e_s=4.0))], 100.0, 50.0)
+    outlook.ended([ended(110.0, 105.0), ended(111.0, 108.0), ended(112.0, 108.0)])
+    figures = outlook.figures()
+    assert (figures["ended"], figures["goodput.requests_per_s"]) == (3.0, 2 / 50)
 
 
 def test_what_is_observed_so_far_is_held_against_as_long_a_span() -> None:
