@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, NamedTuple
 
-from scheduler.bench.calibrate import FORCED, TENANTS
 from scheduler.bench.result import BenchError, Claim, Result
 from scheduler.core.types import CATEGORIES, Request
 from scheduler.engines.engine import EngineLost
@@ -22,6 +21,9 @@ from scheduler.plan import Plan, make_plan
 
 PAIRS = 5
 SHARE = 0.95
+
+TENANTS = {"bench-premium": "premium", "bench-standard": "standard", "bench-batch": "batch"}  # with tiers
+FORCED = ({"at": 0, "drift": {"output_scale": 1, "force": True}},)  # answers as long as drawn
 
 PROTOCOL = (
     "One process, one event loop, one engine for both sides; its start is not counted. A half answers "

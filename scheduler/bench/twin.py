@@ -13,10 +13,10 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Protocol
 
-from scheduler.bench.calibrate import TENANTS, answers, handover_s, scenario, sweep
-from scheduler.bench.engine import SharedEngine, play_out, shared_engine
-from scheduler.bench.prediction import GAPS, claims, compare, predict
+from scheduler.bench.engine import TENANTS, SharedEngine, play_out, shared_engine
 from scheduler.bench.result import Result
+from scheduler.bench.twin_calibration import answers, handover_s, scenario, sweep
+from scheduler.bench.twin_prediction import GAPS, claims, compare, predict
 from scheduler.core.types import Request
 from scheduler.engines.vllm_setup import preflight
 from scheduler.live.run import LiveRun

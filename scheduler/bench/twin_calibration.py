@@ -9,15 +9,13 @@ from random import Random
 from statistics import median
 from typing import Any
 
+from scheduler.bench.engine import FORCED, TENANTS
 from scheduler.core.types import CATEGORIES, Request
 from scheduler.load.prompts import TOPICS
 from scheduler.load.scenario import Scenario
 from scheduler.twin.profile import Profile
 
-TENANTS = {"bench-premium": "premium", "bench-standard": "standard", "bench-batch": "batch"}
 ALONE = "alone"  # the stream of a single client
-FORCED = ({"at": 0, "drift": {"output_scale": 1, "force": True}},)
-
 SHORT, LONG = (3, 12), (120, 200)  # words of a prompt
 
 
