@@ -18,8 +18,10 @@ COMPARE: Mapping[str, Callable[[float, float], bool]] = {
 }
 
 PERCENTILES = ("p50", "p95", "p99")
-LATENCIES = tuple(f"{group}e2e.{p}" for group in ("", *(f"tiers.{t}." for t in TIERS)) for p in PERCENTILES)
-COSTS = (*LATENCIES, "longest_wait_s")
+COSTS = (
+    *(f"{group}e2e.{p}" for group in ("", *(f"tiers.{tier}." for tier in TIERS)) for p in PERCENTILES),
+    "longest_wait_s",
+)
 FIGURES = (*COSTS, "goodput.requests_per_s")
 """What a rule may name: figures over a span of time, see ``twin.outlook``. Of ``COSTS`` less is better."""
 
