@@ -18,6 +18,8 @@ REASONS = (
 )
 """Every reason for which a request is turned away."""
 
+_TURNOVER_SPAN_S = 60.0
+
 
 def admit(request: Request, tenant: TenantBooks, totals: Counts, limits: Limits, now: float) -> str:
     """The limit that turns this request away, one of REASONS, or "" to let it wait."""
@@ -72,9 +74,6 @@ class Turnover:
             (since_s, before), (_, left) = marks[0], marks[-1]
             if left > before:
                 self.interval_s = (now - since_s) / (left - before)
-
-
-_TURNOVER_SPAN_S = 60.0
 
 
 def rejection(reason: str, tenant: TenantBooks, queued: int, interval_s: float) -> Rejected:
