@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from math import isfinite
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from scheduler.live.view import Notice, Preview, View
+from scheduler.record.run import finite
 
 T = TypeVar("T")
 _VIEW = TypeAdapter(View)
@@ -23,12 +23,12 @@ class WireError(ValueError):
 
 def to_json(told: View | Preview) -> dict[str, Any]:
     """Numbers that JSON does not have (NaN, infinity) become the strings "nan", "inf", "-inf"."""
-    plain: dict[str, Any] = _finite(asdict(told))
+    plain: dict[str, Any] = finite(asdict(told), str)
     return plain
 
 
 def notices_to_json(notices: Iterable[Notice]) -> list[dict[str, Any]]:
-    return [_finite(notice._asdict()) for notice in notices]
+    return [finite(notice._asdict(), str) for notice in notices]
 
 
 def view_from_json(data: object) -> View:
@@ -51,15 +51,3 @@ def _read(kind: TypeAdapter[T], data: object) -> T:
         return kind.validate_python(data)
     except ValidationError as error:
         raise WireError(f"of another version: {error.error_count()} fields do not fit") from None
-
-
-def _finite(value: Any) -> Any:
-    match value:
-        case float():
-            return value if isfinite(value) else str(value)
-        case dict():
-            return {key: _finite(each) for key, each in value.items()}
-        case tuple() | list():
-            return [_finite(each) for each in value]
-        case _:
-            return value

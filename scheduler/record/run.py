@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -49,12 +49,12 @@ def run_document(
     return result
 
 
-def finite(value: Any) -> Any:
-    """The same document with every number that JSON cannot hold (NaN, infinity) as null."""
+def finite(value: Any, word: Callable[[float], str | None] = lambda number: None) -> Any:
+    """The same document with every number that JSON cannot hold (NaN, infinity) as null, or its ``word``."""
     if isinstance(value, float):
-        return value if isfinite(value) else None
+        return value if isfinite(value) else word(value)
     if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
+        return {str(key): finite(item, word) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
+        return [finite(item, word) for item in value]
     return value
