@@ -45,7 +45,7 @@ def admit(request: Request, tenant: TenantBooks, totals: Counts, limits: Limits,
 
 
 def is_full(tenant: TenantBooks, totals: Counts, limits: Limits, now: float) -> bool:
-    """Whether whatever this tenant sends would be turned away now. Nothing counts."""
+    """Whether anything that this tenant sends now would be turned away. Asking takes nothing."""
     own = tenant.config.limits
     return _no_room(totals, limits) or _no_room(tenant, own) or tenant.pace.is_full(own, now)
 

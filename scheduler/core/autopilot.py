@@ -1,7 +1,7 @@
-"""The autopilot: which policy should order, by previews of several, and when that is clear enough to swap.
+"""The autopilot: previews several policies and says when one is clearly enough better to swap to it.
 
-It does not soon go back to what has been left: near a bound two policies may each look better while the other
-one orders, and what a guard rolls back may look better to previews for ever.
+It does not soon return to a policy that was left: near a bound two policies may each look better while the
+other one orders, and what a guard rolls back may look better to previews for ever.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from scheduler.core.bounds import Bound, Figures
 
 BAR_S = 120.0
-"""So long it does not go back to a policy that has been left, whoever left it; twice as long each time."""
+"""How long it does not return to a policy that was left, whoever left it; twice as long each time."""
 
 MAX_BAR_S = 3600.0
 

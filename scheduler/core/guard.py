@@ -32,9 +32,9 @@ class GuardRule:
 
     when: Bound | None = None  # holds for what must not be
     worse_than_predicted: float | None = None  # share by which the P50 of E2E may exceed its prediction
-    over_s: float = 60.0  # figures are over so long, and never from before the last switch
-    hold_s: float = 30.0  # so long a violation must last
-    cooldown_s: float = 120.0  # at least so long between two roll backs
+    over_s: float = 60.0  # figures are over this span, and never from before the last switch
+    hold_s: float = 30.0  # a violation must last this long
+    cooldown_s: float = 120.0  # shortest time between two roll backs
     roll_back: str = ""  # to this policy; "" is the one before the switch
 
 

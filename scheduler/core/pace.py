@@ -32,7 +32,7 @@ class Pace:
     _tokens: Bucket = field(default_factory=Bucket)
 
     def is_full(self, limits: Limits, now: float) -> bool:
-        """Whether even a request of one token would be turned away. Nothing counts."""
+        """Whether even a request of one token would be turned away. Nothing is taken."""
         requests, tokens = limits.requests_per_minute, limits.tokens_per_minute
         return (requests is not None and self._requests.wait_s(requests, 1, now) > 0) or (
             tokens is not None and self._tokens.wait_s(tokens, 1, now) > 0

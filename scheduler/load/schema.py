@@ -279,9 +279,9 @@ class GuardSection(Section):
     worse_than_predicted: Share | None = None
     """The P50 of E2E is this much above what was predicted at the switch."""
     over_s: Duration = Field(default=60.0, alias="over")
-    """Figures are over so long."""
+    """Figures are over this span."""
     hold_s: Seconds = Field(default=30.0, alias="hold")
-    """It must have lasted so long."""
+    """How long a violation must last."""
     cooldown_s: Duration = Field(default=120.0, alias="cooldown")
     """Shortest time between two roll backs."""
     roll_back: Annotated[Literal["previous"] | PolicySpec, BeforeValidator(_previous)] = "previous"
