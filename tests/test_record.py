@@ -22,6 +22,7 @@ from scheduler.load.scenario import Scenario, load_scenario
 from scheduler.plan import make_plan
 from scheduler.record.expect import _leaves, valid_paths
 from scheduler.record.recorder import DEPTH_COLUMNS, METRICS_COLUMNS, Recorder
+from scheduler.record.summary import summary
 from scheduler.record.tally import Tally
 from scheduler.record.writer import FileWriter
 from scheduler.virtual import VirtualRun
@@ -382,3 +383,41 @@ def test_a_full_disk_stops_the_recording_and_says_so(tmp_path: Path) -> None:
     assert len(said) == 1
     assert "events.jsonl" in said[0]
     assert writer.error == said[0]
+
+
+def test_the_summary_that_a_run_ends_with() -> None:
+    six = dict.fromkeys(("p50", "p90", "p95", "p99"), 1.23456)
+    nobody = dict.fromkeys(("p50", "p90", "p95", "p99"))
+    switch = {"at_s": 20.0, "from": "fifo", "to": "sjf", "queued": 12, "took_ms": 0.5}
+    document = {
+        "scenario": "small",
+        "policy": "fifo",
+        "engine_detail": "simulated L4",
+        "dispatch": "continuous",
+        "capacity": 32,
+        "clock": "virtual",
+        "requests": {"submitted": 60, "finished": 0, "failed": 0, "cancelled": 60},
+        "tokens": {"output": 4321, "output_per_s": 1234.5},
+        "duration_s": 3.5,
+        "estimate": {"mae": None, "uncorrected_mae": 80.04},
+        "fairness": {"jain": 0.9876},
+        "goodput": {"slo_share": None},
+        "latency_s": {
+            "all": {"e2e": six, "ttft": six},
+            "tiers": {"premium": {"e2e": nobody, "ttft": nobody}},
+        },
+        "switches": [switch],
+    }
+    assert summary(document).splitlines() == [
+        "small: fifo on simulated L4, continuous, capacity 32, virtual time",
+        "requests   60 submitted, 0 finished, 60 cancelled",
+        "tokens     4321 out, 1234/s over 3.5 s",
+        "estimate   mean absolute error - tokens (uncorrected 80)",
+        "fairness   Jain 0.988, SLOs met by -",
+        "",
+        "seconds      e2e p50       p95       p99  ttft p50       p95       p99",
+        "all             1.23      1.23      1.23      1.23      1.23      1.23",
+        "premium            -         -         -         -         -         -",
+        "switch     at 20 s: fifo → sjf, 12 queued, 0.5 ms",
+    ]
+    assert "SLOs met by 95%" in summary({**document, "goodput": {"slo_share": 0.949}})
