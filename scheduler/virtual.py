@@ -16,6 +16,7 @@ from scheduler.plan import Plan, run_header
 from scheduler.record.expect import evaluate
 from scheduler.record.recorder import Recorder
 from scheduler.record.run import run_document
+from scheduler.record.summary import how_requests_ended
 from scheduler.record.tally import Tally
 from scheduler.twin.gpu import Gpu
 from scheduler.twin.simulate import Load, Simulation
@@ -115,15 +116,20 @@ class VirtualRun:
             self.recorder.on_event(change)
             self._on_change(change)
 
+    def _mark(self, at_s: float, what: str) -> None:
+        if self.recorder is not None:
+            self.recorder.on_event(Event(at_s, Kind.SCENARIO, None, {"what": what}))
+
     def run(self) -> dict[str, Any]:
         """To the end, or to ``stop``; returns run.json."""
         assert self.plan.profile is not None
         started = time.perf_counter()
-        if self.recorder is not None:
-            detail = {"what": f"{self.plan.scenario.name} started"}
-            self.recorder.on_event(Event(0.0, Kind.SCENARIO, None, detail))
+        self._mark(0.0, f"{self.plan.scenario.name} started")
         with _no_cycle_collector():
             self.simulation.run()
+        if self.simulation.failure is None and not self.simulation.stopped:
+            ends = how_requests_ended(self.scheduler.books.counts())
+            self._mark(self.simulation.now, f"all load has ended: {ends}")
         if self._log is not None:
             for group, gaps in self._log.histograms().items():
                 self.tally.add_gaps(group, gaps)

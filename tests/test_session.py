@@ -71,6 +71,8 @@ async def test_everything_finishes_once(tmp_path: Path) -> None:
     assert document["requests"]["finished"] == 40
     assert len({request.id for request in bench.ended}) == len(bench.ended) == 40
     assert bench.feed.view().scenario_done
+    texts = [notice.text for notice in bench.feed.notices()]
+    assert texts.count("all load has ended: 40 submitted, 40 finished") == 1
 
 
 async def test_a_policy_may_be_switched_before_the_engine_is_up(tmp_path: Path) -> None:

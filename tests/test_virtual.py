@@ -192,7 +192,9 @@ timeline: [{at: 100s, drift: {output_scale: 2.5}}]
     told: list[Event] = []
     plan = make_plan(scenario(tmp_path, text), clock="virtual")
     VirtualRun(plan, out=tmp_path / "run", on_change=told.append).run()
-    lines = map(json.loads, (tmp_path / "run" / "events.jsonl").read_text(encoding="utf-8").splitlines())
+    text = (tmp_path / "run" / "events.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert lines[-1]["what"].startswith("all load has ended: ")
     (line,) = (line for line in lines if line["e"] == "drift")
     (change,) = told
     assert line["tenant"] == "acme"

@@ -26,6 +26,7 @@ from scheduler.plan import Plan, make_engine, run_header
 from scheduler.record.expect import evaluate
 from scheduler.record.recorder import Recorder
 from scheduler.record.run import run_document
+from scheduler.record.summary import how_requests_ended
 from scheduler.record.tally import Tally
 
 TELEMETRY_S = 0.2
@@ -89,6 +90,7 @@ class LiveRun:
             on_ended=self._on_ended,
             on_event=self.on_event,
             on_switch=self._on_switch,
+            on_loads_ended=self._on_loads_ended,
         )
         self.steering = Steering(self.session, self.clock, self.previewer, plan.guard, plan.goal)
         self.load = plan.workload()
@@ -177,6 +179,11 @@ class LiveRun:
                 self.left.append(source)
             self.steering.on_switch(source, by, now)
             self.previewer.on_switch(source, target, now)
+
+    def _on_loads_ended(self, now: float) -> None:
+        if not self._endless:
+            ends = how_requests_ended(self.scheduler.books.counts())
+            self.on_event(Event(now, Kind.SCENARIO, None, {"what": f"all load has ended: {ends}"}))
 
     def _recording_failed(self, why: str) -> None:
         """May be called from the writer's thread."""

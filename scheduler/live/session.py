@@ -53,7 +53,8 @@ log = logging.getLogger(__name__)
 
 class Session:
     """Owns the tasks of a run. ``on_event`` gets every event, ``on_ended`` every request that has ended,
-    ``on_switch`` each switch: from which policy, to which, by whose wish, and when.
+    ``on_switch`` each switch: from which policy, to which, by whose wish, and when. ``on_loads_ended`` is
+    told when all that the loads had to give has come and ended.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Session:
         on_ended: Callable[[Request], None],
         on_event: Callable[[Event], None],
         on_switch: Callable[[str, str, str, float], None] = lambda source, target, by, now: None,
+        on_loads_ended: Callable[[float], None] = lambda now: None,
     ) -> None:
         self.scheduler = scheduler
         self.engine = engine
@@ -78,6 +80,7 @@ class Session:
         self._on_ended = on_ended
         self._on_event = on_event
         self._on_switch = on_switch
+        self._on_loads_ended = on_loads_ended
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = inf  # when it goes off
         self._pumping = False
@@ -173,6 +176,8 @@ class Session:
             for load in self.loads:
                 load.on_drained(now)
             if all(load.exhausted for load in self.loads):
+                if self.loads:
+                    self._on_loads_ended(now)
                 self.loads.clear()
                 self.drained.set()
 
