@@ -46,15 +46,14 @@ from scheduler.load.workload import (
     SwitchPolicy,
     Workload,
 )
-from scheduler.record.run import finite
+from scheduler.record.document import finite
 
 log = logging.getLogger(__name__)
 
 
 class Session:
     """Owns the tasks of a run. ``on_event`` gets every event, ``on_ended`` every request that has ended,
-    ``on_switch`` each switch: from which policy, to which, by whose wish, and when. ``on_loads_ended`` is
-    told when all that the loads had to give has come and ended.
+    ``on_switch`` each switch (from, to, by whom, when), ``on_loads_ended`` when all load has come and ended.
     """
 
     def __init__(
@@ -132,8 +131,7 @@ class Session:
         for request in list(self.scheduler.active()):
             if request.state not in ENDED:  # as one is that a mistake left half settled
                 self.cancel(request.id)
-        streams = list(self._streams.values())
-        if streams:
+        if streams := list(self._streams.values()):
             await asyncio.wait(streams, timeout=10.0)
         for task in (*self._streams.values(), *self._tasks):
             task.cancel()
@@ -322,8 +320,7 @@ class Session:
         if chunk.gaps is not None:
             request.gaps = dict(chunk.gaps)
         del self._streams[request.id]
-        outcome = Outcome(chunk.finish, request.output_tokens)
-        for ended in scheduler.on_complete(request.id, at_s, outcome):
+        for ended in scheduler.on_complete(request.id, at_s, Outcome(chunk.finish, request.output_tokens)):
             self._ended(ended)
         if scheduler.books.totals.queued or scheduler.idle or self.loads:
             self.pump()  # else there is nothing that could take the slot
@@ -342,9 +339,8 @@ class Session:
         now = self.clock.now()
         lost = list(self._streams.values())
         self._streams.clear()
-        for task in lost:
-            if task is not asyncio.current_task():
-                task.cancel()
+        for task in {*lost} - {asyncio.current_task()}:
+            task.cancel()
         self._tell(Kind.ENGINE, {"what": "crashed", "lost": len(lost)})
         for request in self.scheduler.on_engine_lost(0, now):
             self._ended(request)
