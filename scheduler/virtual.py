@@ -13,9 +13,9 @@ from scheduler.core.events import Event, Kind
 from scheduler.core.types import Request
 from scheduler.core.watch import Watch
 from scheduler.plan import Plan, run_header
+from scheduler.record.document import run_document
 from scheduler.record.expect import evaluate
 from scheduler.record.recorder import Recorder
-from scheduler.record.run import run_document
 from scheduler.record.summary import how_requests_ended
 from scheduler.record.tally import Tally
 from scheduler.twin.gpu import Gpu

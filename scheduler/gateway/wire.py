@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from scheduler.live.view import Notice, Preview, View
-from scheduler.record.run import finite
+from scheduler.record.document import finite
 
 T = TypeVar("T")
 _VIEW = TypeAdapter(View)

@@ -23,9 +23,9 @@ from scheduler.live.telemetry import LoopLag, Machine, Sample, Summary, health
 from scheduler.live.view import Health
 from scheduler.load.schema import EstimatorOptions
 from scheduler.plan import Plan, make_engine, run_header
+from scheduler.record.document import run_document
 from scheduler.record.expect import evaluate
 from scheduler.record.recorder import Recorder
-from scheduler.record.run import run_document
 from scheduler.record.summary import how_requests_ended
 from scheduler.record.tally import Tally
 

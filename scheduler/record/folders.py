@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.core.types import runtime_class
-from scheduler.record.run import SCHEMA
+from scheduler.record.document import SCHEMA
 
 # What a file that is not what it should be makes its reader raise: int() of an infinity overflows; lines
 # nested a thousand deep do, too, in their way.
