@@ -48,7 +48,7 @@ def add_benches(commands: Any) -> None:
     twin.add_argument("--requests", type=_whole, metavar="N", help="of each scenario; default: 300")
     twin.add_argument("--tokens", type=_whole, metavar="N", help="median answer; default: 16")
     twin.add_argument("--concurrency", type=_whole, metavar="N", help="the engine's batch; default: 16")
-    twin.add_argument("--repeats", type=_whole, metavar="N", help="runs of each scenario; default: 2")
+    twin.add_argument("--repeats", type=_whole, metavar="N", help="runs of each scenario; default: 3")
     twin.set_defaults(measure=_bench_twin)
 
     paper = add_command(benches, "paper", "the paper's whole experiment on the simulated GPU; minutes")

@@ -59,11 +59,14 @@ class Hidden:
     def __init__(self, folder: Path, capacity: int) -> None:
         self.capacity = capacity + 2
         self.blank = load_profile("cpu", "smollm2")  # not the one that it runs
+        self.slower = 1.0  # times, in what is no calibration
         self._file = folder / "hidden.yaml"
-        self._file.write_text(profile_text(HIDDEN), encoding="utf-8")
 
     def plan(self, scenario: Scenario) -> Plan:
-        engine = scenario.engine.model_copy(update={"kind": "sim", "gpu": str(self._file)})
+        times = 1.0 if scenario.name.startswith("calibration") else self.slower
+        file = self._file.with_stem(f"hidden-{times}")
+        file.write_text(profile_text(HIDDEN.slower(times)), encoding="utf-8")
+        engine = scenario.engine.model_copy(update={"kind": "sim", "gpu": str(file)})
         return make_plan(scenario.model_copy(update={"engine": engine, "speed": 200.0}))
 
     async def play(self, plan: Plan) -> Played:
@@ -85,7 +88,7 @@ def hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hidden:
 
 async def test_an_engine_that_it_does_not_know_is_predicted(hidden: Hidden) -> None:
     said: list[str] = []
-    sizes = Sizes(requests=60, concurrency=8)
+    sizes = Sizes(requests=60, concurrency=8, repeats=2)
     result, profile = await judge(hidden, sizes, said.append)
     fit, prompts, *rows = result.rows
     assert profile.per_sequence_s == pytest.approx(HIDDEN.per_sequence_s, rel=0.02)
@@ -100,3 +103,15 @@ async def test_an_engine_that_it_does_not_know_is_predicted(hidden: Hidden) -> N
     assert len(result.claims) == 10
     assert {(row["scenario"], row["policy"]) for row in rows} == {("steady", "fifo"), ("rush", "weighted")}
     assert "rush, run 2 of 2" in said
+
+
+async def test_a_machine_that_has_become_slower_is_told_from_a_wrong_model(hidden: Hidden) -> None:
+    hidden.slower = 1.25
+    result, _ = await judge(hidden, Sizes(requests=60, concurrency=8, repeats=1), lambda line: None)
+    rows = [row for row in result.rows if row.get("tolerance") is not None]
+    assert all(abs(row["error_at_own_pace"]) < 0.02 for row in rows)
+    (missed,) = (row for row in rows if (row["scenario"], row["figure"]) == ("rush", "output_per_s"))
+    assert missed["error"] == pytest.approx(0.25, abs=0.03)
+    assert any(not claim.ok for claim in result.claims), (
+        "they are on what was predicted from the calibrations"
+    )

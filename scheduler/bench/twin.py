@@ -22,7 +22,7 @@ from scheduler.engines.vllm_setup import preflight
 from scheduler.live.run import LiveRun
 from scheduler.load.scenario import Scenario
 from scheduler.plan import Plan, make_plan
-from scheduler.twin.fit import Fit, StepSample, fit_profile
+from scheduler.twin.fit import Fit, StepSample, at_pace_of, fit_profile
 from scheduler.twin.profile import Profile
 from scheduler.twin.profile_file import profile_text
 
@@ -38,7 +38,9 @@ PROTOCOL = (
     "calibrations alone and given each scenario's arrivals, prompt and answer lengths; the same scheduler, "
     "policy and estimates run in virtual time. Error: predicted against the mean of the repeats. Gap: "
     "largest against smallest repeat, as a share of the mean. A figure is allowed its tolerance, or {gaps} "
-    "times its gap if that is more."
+    "times its gap if that is more. Error at own pace, which no claim is on: of the same profile, scaled so "
+    "that the steps of each run add up to the time that they took. It tells a wrong model from a machine "
+    "whose pace has changed since the calibrations."
 )
 
 
@@ -77,7 +79,7 @@ class Sizes:
     requests: int = 300  # of each scenario
     tokens: int = 16  # median answer
     concurrency: int = 16  # the engine's batch
-    repeats: int = 2
+    repeats: int = 3
     steady: float = 0.6
     rush: float = 3.0
 
@@ -179,8 +181,13 @@ async def judge(subject: Subject, sizes: Sizes, tell: Callable[[str], None]) -> 
     protocol = PROTOCOL.format(**asdict(sizes), more=subject.capacity, gaps=GAPS)
     result = Result("twin", protocol, [_fit_row(fit, delay_s), _prompts_row(calibrations, runs.values())])
     for name, plan in plans.items():
-        predicted = predict(plan, runs[name][0].requests, fit.profile, subject.capacity, delay_s)
-        rows = compare(predicted, [run.document for run in runs[name]])
+        played = runs[name]
+        predicted = predict(plan, played[0].requests, fit.profile, subject.capacity, delay_s)
+        at_own_pace = [
+            predict(plan, run.requests, at_pace_of(run.steps, fit.profile), subject.capacity, delay_s)
+            for run in played
+        ]
+        rows = compare(predicted, at_own_pace, [run.document for run in played])
         where = {
             "scenario": name,
             "policy": plan.policy,

@@ -75,7 +75,9 @@ def _again(request: Request) -> Request:
     )
 
 
-def compare(predicted: dict[str, Any], observed: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def compare(
+    predicted: dict[str, Any], at_own_pace: Sequence[dict[str, Any]], observed: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """One row for each figure."""
     rows = []
     names = (
@@ -93,6 +95,7 @@ def compare(predicted: dict[str, Any], observed: Sequence[dict[str, Any]]) -> li
                 "predicted": ours,
                 "observed": mean,
                 "error": ours / mean - 1.0,
+                "error_at_own_pace": fmean(_figure(document, name) for document in at_own_pace) / mean - 1.0,
                 "gap": gap,
                 "tolerance": tolerance,
                 "allowed": None if tolerance is None else max(tolerance, GAPS * gap),

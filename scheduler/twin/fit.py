@@ -144,6 +144,13 @@ def _with_knee(before: _Try, name: str, values: Floats, at: Callable[[_Knees], _
     return best if best.rank() < before.loss - worth else before
 
 
+def at_pace_of(samples: Sequence[StepSample], profile: Profile) -> Profile:
+    """``profile`` at the pace of these steps: they add up to the time that they took, gross ones left out."""
+    pairs = [(step.duration_s, profile.step_s(step.batch, step.context, step.prefill)) for step in samples]
+    kept = [(seconds, predicted) for seconds, predicted in pairs if seconds < _GROSS * predicted]
+    return profile.slower(sum(seconds for seconds, _ in kept) / sum(predicted for _, predicted in kept))
+
+
 class LiveFit:
     """The latest steps of a run. ``add`` costs next to nothing; ``profile`` some milliseconds, but only once
     in ``REFIT_STEPS``.
