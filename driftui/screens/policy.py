@@ -242,10 +242,10 @@ class PolicyScreen(Dialog):
 
 
 def _effect(snapshot: Snapshot) -> str:
+    flying = f"{snapshot.in_flight} in flight {'goes' if snapshot.in_flight == 1 else 'go'} on."
     if not snapshot.queued:
-        return f"nothing is queued; {snapshot.in_flight} in flight go on."
-    queued = figures.number(snapshot.queued, "queued request")
-    return f"{queued} will be re-ranked, none is lost; {snapshot.in_flight} in flight go on."
+        return f"nothing is queued; {flying}"
+    return f"{figures.number(snapshot.queued, 'queued request')} will be re-ranked, none is lost; {flying}"
 
 
 def _full_name(spec: str) -> str:
