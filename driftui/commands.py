@@ -87,8 +87,6 @@ COMMANDS: tuple[Command, ...] = (
         "q,ctrl+c,ctrl+q", "quit", "quit", "Leave; stops the run unless attached.", "main", "app.quit", True
     ),
     Command("enter", "policy_apply", "apply", "Switch to the policy under the cursor.", "policy", "apply"),
-    Command("up", "policy_up", "up", "Move to the policy above.", "policy", "row(-1)"),
-    Command("down", "policy_down", "down", "Move to the policy below.", "policy", "row(1)"),
     Command("escape", "policy_cancel", "cancel", "Leave the policy as it is.", "policy", "dismiss"),
     Command("enter", "estimator_apply", "apply", "Switch to the one under the cursor.", "estimator", "apply"),
     Command("escape", "estimator_cancel", "cancel", "Leave it as it is.", "estimator", "dismiss"),

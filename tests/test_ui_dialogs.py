@@ -63,7 +63,12 @@ async def test_a_typed_policy_is_switched_to(typed: str, expected: str, at_once:
 
 @pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize(
-    ("typed", "expected"), [("ele", ("switch_estimator", "learned")), ("snoi", ("inject", "noisy-neighbour"))]
+    ("typed", "expected"),
+    [
+        ("ele", ("switch_estimator", "learned")),
+        ("snoi", ("inject", "noisy-neighbour")),
+        ("sxnoi", ("inject", "noisy-neighbour")),
+    ],
 )
 async def test_typing_chooses_in_a_list(typed: str, expected: tuple[str, str], at_once: bool) -> None:
     async with running() as (app, pilot, feed):

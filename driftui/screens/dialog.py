@@ -92,11 +92,15 @@ class Choices(OptionList):
             self._typed = ""
 
     def take(self, character: str) -> None:
-        """The cursor goes to the first entry that begins as typed."""
+        """The cursor goes to the first entry that begins as typed; what begins none is forgotten."""
         self._typed += character
         entries = enumerate(self.options)
         found = (index for index, option in entries if str(option.prompt).startswith(self._typed))
-        self.highlighted = next(found, self.highlighted)
+        index = next(found, None)
+        if index is None:
+            self._typed = ""
+        else:
+            self.highlighted = index
 
     def action_select(self) -> None:
         dialog = cast(Dialog, self.screen)

@@ -16,7 +16,7 @@ from textual.widgets.option_list import Option
 
 from driftui import figures, palette
 from driftui.clean import clean, pad
-from driftui.commands import bindings, hints
+from driftui.commands import bindings
 from driftui.screens.dialog import FOLLOW_S, Choices, Dialog, Field, entry, field, plain
 from scheduler.core.policies import policy_from
 from scheduler.core.types import Snapshot
@@ -47,9 +47,6 @@ class PolicyScreen(Dialog):
     BINDINGS = bindings("policy")
     WHERE = "policy"
     HEADING = "Switch policy"
-
-    def hints(self) -> str:
-        return hints(self.WHERE, "policy_up", "policy_down")
 
     def content(self) -> list[Widget]:
         feed = self.drift.feed
