@@ -16,7 +16,7 @@ from scheduler.plan import Plan, run_header
 from scheduler.record.document import run_document
 from scheduler.record.expect import evaluate
 from scheduler.record.recorder import Recorder
-from scheduler.record.summary import how_requests_ended
+from scheduler.record.summary import load_ended
 from scheduler.record.tally import Tally
 from scheduler.twin.gpu import Gpu
 from scheduler.twin.simulate import Load, Simulation
@@ -128,8 +128,7 @@ class VirtualRun:
         with _no_cycle_collector():
             self.simulation.run()
         if self.simulation.failure is None and not self.simulation.stopped:
-            ends = how_requests_ended(self.scheduler.books.counts())
-            self._mark(self.simulation.now, f"all load has ended: {ends}")
+            self._mark(self.simulation.now, load_ended(self.scheduler.books.counts()))
         if self._log is not None:
             for group, gaps in self._log.histograms().items():
                 self.tally.add_gaps(group, gaps)

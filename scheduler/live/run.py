@@ -26,7 +26,7 @@ from scheduler.plan import Plan, make_engine, run_header
 from scheduler.record.document import run_document
 from scheduler.record.expect import evaluate
 from scheduler.record.recorder import Recorder
-from scheduler.record.summary import how_requests_ended
+from scheduler.record.summary import load_ended
 from scheduler.record.tally import Tally
 
 TELEMETRY_S = 0.2
@@ -182,8 +182,8 @@ class LiveRun:
 
     def _on_loads_ended(self, now: float) -> None:
         if not self._endless:
-            ends = how_requests_ended(self.scheduler.books.counts())
-            self.on_event(Event(now, Kind.SCENARIO, None, {"what": f"all load has ended: {ends}"}))
+            what = load_ended(self.scheduler.books.counts())
+            self.on_event(Event(now, Kind.SCENARIO, None, {"what": what}))
 
     def _recording_failed(self, why: str) -> None:
         """May be called from the writer's thread."""

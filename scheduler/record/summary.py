@@ -12,7 +12,7 @@ def summary(document: Mapping[str, Any]) -> str:
     lines = [
         f"{document['scenario']}: {document['policy']} on {document['engine_detail']}, "
         f"{document['dispatch']}, capacity {document['capacity']}, {document['clock']} time",
-        f"requests   {how_requests_ended(requests)}",
+        f"requests   {_counts(requests)}",
         f"tokens     {tokens['output']} out, {_number(tokens['output_per_s'])}/s "
         f"over {_number(document['duration_s'])} s",
         f"estimate   mean absolute error {_number(estimate['mae'])} tokens "
@@ -34,8 +34,12 @@ def summary(document: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def how_requests_ended(requests: Mapping[str, int]) -> str:
-    """Counts as in run.json: "60 submitted, 60 finished"."""
+def load_ended(requests: Mapping[str, int]) -> str:
+    """The last event of a run's load."""
+    return f"all load has ended: {_counts(requests)}"
+
+
+def _counts(requests: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in requests.items() if count or name == "finished")
 
 
