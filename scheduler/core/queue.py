@@ -54,6 +54,7 @@ class ReadyQueue:
         self.hears_settle = kind.on_settle is not Policy.on_settle
         self._hears_backlogged = kind.on_backlogged is not Policy.on_backlogged
         self._grouped = kind.group is not Policy.group
+        self._key = policy.key  # that of a sharing rule is its ordering's
         self._room = room
         self._groups: dict[str, _Group] = {}
         self._firsts: dict[str, Entry] = {}  # group -> its first that may run; what a group has at heads[0]
@@ -64,10 +65,9 @@ class ReadyQueue:
         if request.attempts:
             self.retried.append(request)
             return
-        policy = self.policy
-        major, minor = policy.key(request)
+        major, minor = self._key(request)
         entry = (major, minor, request.ticket, request)
-        name = policy.group(request) if self._grouped else ""
+        name = self.policy.group(request) if self._grouped else ""
         tenant = request.tenant
         try:
             group = self._groups[name]
@@ -79,7 +79,7 @@ class ReadyQueue:
         if heap[0] is entry:
             first = self._firsts.get(name)
             if self._hears_backlogged and first is None and sum(map(len, group.tenants.values())) == 1:
-                policy.on_backlogged(name)
+                self.policy.on_backlogged(name)
             if not self._room or self._room.get(tenant, 1) > 0:
                 heappush(group.heads, entry)
                 if first is None or entry < first:
@@ -107,7 +107,10 @@ class ReadyQueue:
             heapreplace(heads, heap[0])
         else:
             heappop(heads)
-        self._find_first(name, heads)
+        if heads and heads[0][3].ticket == heads[0][2] and not self._room:  # as nearly always
+            firsts[name] = heads[0]
+        else:
+            self._find_first(name, heads)
         return request
 
     def peek(self) -> Request | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import inf, isfinite
@@ -36,8 +36,9 @@ class Sharing(Policy):
     def lapses(self) -> bool:  # type: ignore[override]
         return self.inside.lapses
 
-    def key(self, request: Request) -> Key:
-        return self.inside.key(request)
+    @property
+    def key(self) -> Callable[[Request], Key]:
+        return self.inside.key
 
     def lapsed(self, entry: Entry, now: float) -> bool:
         return self.inside.lapsed(entry, now)
@@ -68,6 +69,7 @@ class StrictTiers(Sharing):
 
 
 TURNS = ("premium",) * 5 + ("standard",) * 3 + ("batch",) * 2
+_TURNS_FROM = [TURNS[turn:] + TURNS[:turn] for turn in range(len(TURNS))]
 
 
 @dataclass(slots=True)
@@ -81,17 +83,12 @@ class Weighted(Sharing):
     def group(self, request: Request) -> str:
         return request.tier
 
-    def _next_turn(self, allowed: Container[str]) -> int:
-        turn = self.turn
-        while TURNS[turn] not in allowed:
-            turn = (turn + 1) % len(TURNS)
-        return turn
-
     def choose(self, heads: Mapping[str, Entry]) -> str:
-        return TURNS[self._next_turn(heads)]
+        return next(filter(heads.__contains__, _TURNS_FROM[self.turn]))
 
     def on_dispatch(self, request: Request, cost: float) -> None:
-        self.turn = (self._next_turn((request.tier,)) + 1) % len(TURNS)
+        skipped = _TURNS_FROM[self.turn].index(request.tier)
+        self.turn = (self.turn + skipped + 1) % len(TURNS)
 
 
 @dataclass(slots=True)
