@@ -34,7 +34,7 @@ class Kind(StrEnum):
     ENGINE = "engine"  # started, crashed, restarted, stopped: detail["what"]
     SCENARIO = "scenario"  # started, ended, timeline items: detail["what"]
     DRIFT = "drift"  # a tenant's answers have become longer or shorter, see core/drift.py
-    SLO = "slo"  # a tenant's window misses its objective
+    SLO = "slo"  # a tenant's window misses its objective, more of it, or meets it again: then with "worst"
 
 
 class Event(NamedTuple):

@@ -68,7 +68,12 @@ def _line(event: Event) -> tuple[str, str, bool] | None:
             ratios = f"actual/uncorrected {before:.2f} → {after:.2f}"
             return "drift", f"{detail['tenant']}: answers ×{after / before:.2f} ({ratios})", False
         case Kind.SLO:
-            return "slo", f"{detail['tenant']}: {detail['share']:.0%} of requests meet their SLO", False
+            again = f" again; {detail['worst']:.0%} at worst" if "worst" in detail else ""
+            return (
+                "slo",
+                f"{detail['tenant']}: {detail['share']:.0%} of requests meet their SLO{again}",
+                False,
+            )
         case _:
             return None
 
