@@ -62,7 +62,7 @@ def _told(error: Exception) -> tuple[int, str] | None:
     from scheduler.engines.engine import EngineConfigError, EngineError
     from scheduler.load.yamlfile import ScenarioError
     from scheduler.plan import PlanError
-    from scheduler.record.folders import FolderError
+    from scheduler.record.errors import FolderError
 
     match error:
         case ScenarioError():

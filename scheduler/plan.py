@@ -27,9 +27,9 @@ from scheduler.core.slots import MicroBatch
 from scheduler.core.types import Tenant
 from scheduler.engines.engine import Engine, EngineConfigError
 from scheduler.engines.models import load_counter, resolve
-from scheduler.load.checks import counts_prompts
 from scheduler.load.scenario import Scenario
 from scheduler.load.schema import EngineSection, EstimatorOptions
+from scheduler.load.traces import scan
 from scheduler.load.yamlfile import Loc, did_you_mean
 from scheduler.record.version import package_version
 from scheduler.twin.profile import Profile
@@ -292,7 +292,7 @@ def _counter(scenario: Scenario, served_model: str | None) -> Counter:
     if scenario.estimator.counter == "whitespace":
         return count_words
     tokenizer = scenario.engine.tokenizer or served_model
-    if tokenizer is None and scenario.load and not counts_prompts(scenario):
+    if tokenizer is None and scenario.load and not _has_uncounted_prompts(scenario):
         return count_words  # of the estimator, should a row have its text besides
     loc = ("engine", "tokenizer") if scenario.engine.tokenizer else ("estimator", "counter")
     with _blaming(scenario, *loc):
@@ -302,6 +302,14 @@ def _counter(scenario: Scenario, served_model: str | None) -> Counter:
                 "by `driftsched models prepare smollm2`), or use `counter: whitespace`"
             )
         return load_counter(tokenizer)
+
+
+def _has_uncounted_prompts(scenario: Scenario) -> bool:
+    tenants = frozenset(tenant.name for tenant in scenario.tenants)
+    return any(item.burst for item in scenario.timeline) or any(
+        stream.trace is None or scan(stream.trace, None if stream.tenant else tenants).uncounted
+        for stream in scenario.load
+    )
 
 
 def make_engine(plan: Plan, clock: Clock, *, text: bool = False) -> Engine:

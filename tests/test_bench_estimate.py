@@ -13,25 +13,26 @@ from scheduler.bench import estimate as bench
 from scheduler.bench.estimate import LEAST_PROMPTS, bench_estimate
 from scheduler.bench.result import BadInput
 from scheduler.core.prior import Embed
-from scheduler.load import prior as load_prior
-from scheduler.load.prior import Lengths, prompt_key, shipped_prior
+from scheduler.load import training
+from scheduler.load.prior import prompt_key, shipped_prior
+from scheduler.load.training import Corpus
 
 np = pytest.importorskip("numpy")
 
 MODELS = ("Qwen1.5-7B-Chat", "Qwen2-72B-Instruct", "Meta-Llama-3-8B-Instruct", "Mistral-7B")
 
 
-def data(start: int, count: int) -> Lengths:
+def data(start: int, count: int) -> Corpus:
     prompts = [f"{('Who', 'Write an essay about')[n % 2]} number{n}?" for n in range(start, start + count)]
     tokens = {model: [(40, 700)[n % 2] + n % 7 for n in range(start, start + count)] for model in MODELS}
-    return Lengths(prompts, [3] * count, tokens)
+    return Corpus(prompts, [3] * count, tokens)
 
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[set[str], set[str]]]:
     """The prompts and the models of each prior that is trained."""
     made: list[tuple[set[str], set[str]]] = []
-    train = load_prior.train
+    train = training.train
 
     def noted(prompts: Sequence[str], lengths: Sequence[dict[str, int]], embed: Embed | None) -> Any:
         made.append((set(prompts), set(lengths[0])))

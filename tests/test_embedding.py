@@ -10,7 +10,8 @@ from scheduler.core.estimators import estimator_from
 from scheduler.core.prior import NO_PRIOR, Meanings
 from scheduler.core.types import Request
 from scheduler.load.embedding import EmbeddingError, Encoder, embedding_model
-from scheduler.load.prior import shipped_prior, train
+from scheduler.load.prior import shipped_prior
+from scheduler.load.training import train
 
 np = pytest.importorskip("numpy")
 

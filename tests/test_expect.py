@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from scheduler.core.types import CATEGORIES, TIERS
-from scheduler.record.expect import evaluate, parse_expect, valid_paths
+from scheduler.core.types import TIERS
+from scheduler.record.expect import evaluate, parse_expect
+from scheduler.record.paths import valid_paths
 
 RUN = {
     "policy": "sjf",
@@ -54,7 +55,7 @@ def test_against_a_run(text: str, ok: bool, value: object) -> None:
     assert evaluate([text], RUN) == [{"text": text, "ok": ok, "value": value}]
 
 
-PATHS = valid_paths(["acme", "a.b"], TIERS, CATEGORIES)
+PATHS = valid_paths(["acme", "a.b"], TIERS)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from scheduler.core.features import BUCKETS, DENSE, MAX_CHARS, read
 from scheduler.core.learned import CLIP, LearnedEstimator
 from scheduler.core.prior import MOST_BEYOND, NO_PRIOR, TERMS, Prior, PromptReader
 from scheduler.core.types import Outcome, Request
-from scheduler.load.prior import read_lengths, shipped_prior, train
+from scheduler.load.prior import shipped_prior
+from scheduler.load.training import read_corpus, train
 from scheduler.record.tally import spearman
 
 np = pytest.importorskip("numpy")
@@ -294,7 +295,7 @@ def test_lengths_that_cannot_be_read_name_the_line(tmp_path: Path) -> None:
     file = tmp_path / "lengths.jsonl"
     file.write_text('{"prompt": "\u2028", "output_tokens": {"m": 3}}\n{"prompt": "b", "output_tokens": 3}\n')
     with pytest.raises(ValueError, match=r"'lengths.jsonl' line 2: output_tokens must be a number, or one"):
-        read_lengths(file)
+        read_corpus(file)
 
 
 def test_training_says_what_it_cannot_leave_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,10 +17,10 @@ from recorded_kit import SCENARIO
 
 from scheduler.core.events import Event, Kind
 from scheduler.core.metrics import gap_value
-from scheduler.core.types import CATEGORIES, Limits, Request, Slo, Tenant
+from scheduler.core.types import Limits, Request, Slo, Tenant
 from scheduler.load.scenario import Scenario, load_scenario
 from scheduler.plan import make_plan
-from scheduler.record.expect import _leaves, valid_paths
+from scheduler.record.paths import leaves, valid_paths
 from scheduler.record.recorder import DEPTH_COLUMNS, METRICS_COLUMNS, Recorder
 from scheduler.record.summary import summary
 from scheduler.record.tally import Tally
@@ -86,8 +86,8 @@ def test_counts_finishes_and_tokens(recorded: tuple[Json, list[Json], Path]) -> 
 def test_expectations_may_be_about_all_that_a_run_tells(recorded: tuple[Json, list[Json], Path]) -> None:
     document = recorded[0]
     open_ended = {"telemetry", "predictions", "expect", "invocation"}
-    told = {path for path, _ in _leaves({k: v for k, v in document.items() if k not in open_ended}, "")}
-    paths = set(valid_paths(document["tenants"], document["latency_s"]["tiers"], CATEGORIES))
+    told = {path for path, _ in leaves({k: v for k, v in document.items() if k not in open_ended})}
+    paths = set(valid_paths(document["tenants"], document["latency_s"]["tiers"]))
     assert [path for path in told ^ paths if not path.startswith("rejections.")] == []
 
 

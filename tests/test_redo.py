@@ -191,8 +191,8 @@ async def test_a_missing_dispatch_is_a_difference(recorded: tuple[Plan, Path]) -
 async def test_what_the_log_does_not_hold_is_said(recorded: tuple[Plan, Path]) -> None:
     _, folder = recorded
     with (folder / "events.jsonl").open("a") as log:
-        log.write('{"t": 99.0, "e": "limits", "by": "operator"}\n')
-    with pytest.raises(NotRedoable, match="limits was changed"):
+        log.write('{"t": 99.0, "e": "estimator", "to": "tenant", "by": "operator"}\n')
+    with pytest.raises(NotRedoable, match="the estimator was changed"):
         check(folder)
 
 

@@ -15,7 +15,8 @@ from scheduler.cli import main
 from scheduler.core.types import RUNTIME_CLASSES, TIERS
 from scheduler.load.scenario import load_scenario
 from scheduler.plan import make_plan
-from scheduler.record.folders import FolderError, Row, RunFolder, read_folders
+from scheduler.record.errors import FolderError
+from scheduler.record.folders import Row, RunFolder, read_folders
 from scheduler.virtual import VirtualRun
 
 pytest.importorskip("matplotlib", reason="the `report` extra is not installed")

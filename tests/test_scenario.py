@@ -106,7 +106,7 @@ def test_a_path_goes_before_a_shipped_name(example: Path, monkeypatch: pytest.Mo
     assert load_scenario("demo").name == "drift-shock"
 
 
-@pytest.mark.parametrize("name", ["demo", "paper", "l4-paper", "noisy-neighbour", "overload", "cpu-real"])
+@pytest.mark.parametrize("name", shipped_scenarios())
 def test_what_ships_loads_and_says_what_it_is(name: str) -> None:
     scenario = load_scenario(name)
     assert scenario.name == name

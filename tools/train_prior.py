@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scheduler.load.embedding import embedding_model
-from scheduler.load.prior import MINILM_PRIOR_FILE, PRIOR_FILE, read_lengths, train
+from scheduler.load.prior import MINILM_PRIOR_FILE, PRIOR_FILE
+from scheduler.load.training import read_corpus, train
 from scheduler.load.yamlfile import did_you_mean
 
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shuffle", action="store_true", help="shuffled labels: a prior that knows nothing")
     options = parser.parse_args(argv)
     try:
-        data = read_lengths(options.lengths)
+        data = read_corpus(options.lengths)
         embed = embedding_model(options.embeddings) if options.embeddings else None
     except ValueError as error:
         parser.error(str(error))

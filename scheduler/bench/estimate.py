@@ -22,7 +22,8 @@ from scheduler.core.metrics import percentiles
 from scheduler.core.prior import NO_PRIOR, Embed, Prior, PromptReader
 from scheduler.core.types import Estimate, Outcome, Request
 from scheduler.load.embedding import EmbeddingError, embedding_model
-from scheduler.load.prior import Lengths, prompt_key, read_lengths, shipped_prior, train, trained_on
+from scheduler.load.prior import prompt_key, shipped_prior, trained_on
+from scheduler.load.training import Corpus, read_corpus, train
 from scheduler.record.tally import mae_rmse, spearman
 
 MAX_TOKENS = 8192  # or the longest answer: none is cut
@@ -127,9 +128,9 @@ def bench_estimate(
     return result
 
 
-def _read(file: Path) -> Lengths:
+def _read(file: Path) -> Corpus:
     try:
-        data = read_lengths(file)
+        data = read_corpus(file)
     except ValueError as error:
         raise BadInput(str(error)) from None
     if len(data.prompts) < LEAST_PROMPTS:
@@ -138,7 +139,7 @@ def _read(file: Path) -> Lengths:
 
 
 def _fair(
-    model: str, data: Lengths, embed: Embed | None, folds: int, known: Lengths | None
+    model: str, data: Corpus, embed: Embed | None, folds: int, known: Corpus | None
 ) -> tuple[list[int], list[Knowing], str]:
     """Which prompts to feed, what ``learned`` may know without and with embeddings, and where it is from.
 
@@ -184,7 +185,7 @@ def _crossed(
     return NO_PRIOR._replace(level=level, spread=spread, embedding=(1.0,)), scores.__getitem__
 
 
-def _of_others(model: str, data: Lengths) -> list[dict[str, int]]:
+def _of_others(model: str, data: Corpus) -> list[dict[str, int]]:
     """The lengths of each prompt's answers by models of other families, if any."""
     return data.of(name for name in data.tokens if _family(name) != _family(model))
 
@@ -208,7 +209,7 @@ def _estimators(knowing: Sequence[Knowing]) -> dict[str, Callable[[], Estimator]
 
 
 def _model_rows(
-    model: str, data: Lengths, embed: Embed | None, folds: int, known: Lengths | None
+    model: str, data: Corpus, embed: Embed | None, folds: int, known: Corpus | None
 ) -> list[dict[str, Any]]:
     fed, knowing, source = _fair(model, data, embed, folds, known)
     answers = [data.tokens[model][at] for at in fed]

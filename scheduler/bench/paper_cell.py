@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from scheduler.core.metrics import percentiles
 from scheduler.core.types import CATEGORIES, RUNTIME_CLASSES, TIERS, Request
 from scheduler.load.scenario import Scenario, load_scenario
 from scheduler.load.schema import Dispatch, PolicySection
 from scheduler.load.stream import Lengths
 from scheduler.plan import make_plan
-from scheduler.record.tally import mae_rmse, six
+from scheduler.record.tally import mae_rmse
 from scheduler.virtual import VirtualRun
 
 STRESS = "stress"  # the stream whose latencies count: the policy has nothing to decide before it
@@ -74,16 +75,15 @@ def run_cell(cell: Cell, out: Path | None = None) -> dict[str, Any]:
     folder = None if out is None else out / cell.folder
     document = VirtualRun(plan, out=folder, on_ended=done.append).run()
     stress = [r for r in done if r.submitted_by == STRESS]
-    e2e = six(np.array([_ended(r) - r.arrival_s for r in stress]))
+    e2e = percentiles(_ended(r) - r.arrival_s for r in stress)
     actual = np.array([r.output_tokens for r in done], dtype=float)
     mae, rmse = mae_rmse(actual - _estimates(done, cell.faithful, corrected=True))
     uncorrected = mae_rmse(actual - _estimates(done, cell.faithful, corrected=False))
     return {
-        "p50_s": e2e["p50"],
-        "p99_s": e2e["p99"],
+        "p50_s": e2e.p50,
+        "p99_s": e2e.p99,
         "tier_p50_s": {
-            tier: six(np.array([_ended(r) - r.arrival_s for r in stress if r.tier == tier]))["p50"]
-            for tier in TIERS
+            tier: percentiles(_ended(r) - r.arrival_s for r in stress if r.tier == tier).p50 for tier in TIERS
         },
         "drain_s": max(map(_ended, stress)) - min(r.arrival_s for r in stress),
         "slot_use": slot_use(stress),

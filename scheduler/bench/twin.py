@@ -24,7 +24,7 @@ from scheduler.load.scenario import Scenario
 from scheduler.plan import Plan, make_plan
 from scheduler.twin.fit import Fit, StepSample, at_pace_of, fit_profile
 from scheduler.twin.profile import Profile
-from scheduler.twin.profile_file import profile_text
+from scheduler.twin.profile_file import profile_text, step_costs
 
 PROTOCOL = (
     "One engine, started once, in the bench's own event loop; every run is a whole headless live run on it, "
@@ -233,21 +233,13 @@ def _plans(subject: Subject, sizes: Sizes, profile: Profile, prompt_tokens: int)
 
 
 def _fit_row(fit: Fit, delay_s: float) -> dict[str, Any]:
-    profile = fit.profile
+    costs = step_costs(fit.profile)
     return {
         "fitted_to": "calibration",
         "steps": fit.steps,
         "dropped": fit.dropped,
         "median_error": fit.median_error,
-        "fixed_ms": profile.fixed_s * 1e3,
-        "floor_ms": profile.floor_s * 1e3,
-        "per_context_token_us": profile.per_context_token_s * 1e6,
-        "per_sequence_us": profile.per_sequence_s * 1e6,
-        "batch_knee": profile.batch_knee if profile.batch_knee < inf else None,
-        "per_sequence_above_us": profile.per_sequence_above_s * 1e6,
-        "per_prefill_token_us": profile.per_prefill_token_s * 1e6,
-        "prefill_knee": profile.prefill_knee if profile.prefill_knee < inf else None,
-        "per_prefill_token_above_us": profile.per_prefill_token_above_s * 1e6,
+        **{name: cost if cost < inf else None for name, cost in costs.items()},
         "handover_ms": delay_s * 1e3,
     }
 

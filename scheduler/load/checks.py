@@ -7,26 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from scheduler.core.types import CATEGORIES, TIERS
+from scheduler.core.types import TIERS
 from scheduler.load.samples import read_samples
-from scheduler.load.schema import Scenario
 from scheduler.load.stream import Stream
 from scheduler.load.traces import TraceError, scan
 from scheduler.load.yamlfile import Loc, did_you_mean
-from scheduler.record.expect import parse_expect, valid_paths
+from scheduler.record.expect import parse_expect
+from scheduler.record.paths import valid_paths
 
 Found = tuple[Loc, str]
-M = TypeVar("M", bound=BaseModel)
 
 
 def cross_check(data: Mapping[str, Any], context: Mapping[str, Any]) -> Iterator[Found]:
     """Everything that is wrong between sections, as (location, what)."""
-    tenants = _names(data, "tenants")
-    streams = list(_valid(Stream, data, "load", context))
+    tenants = _tenants(data)
+    streams = list(_streams(data, context))
     yield from _duplicates(data, "tenants")
     yield from _duplicates(data, "load")
     if tenants:
@@ -42,17 +41,17 @@ def _items(data: Mapping[str, Any], key: str) -> Iterator[tuple[int, Any]]:
     return enumerate(items) if isinstance(items, tuple) else iter(())
 
 
-def _names(data: Mapping[str, Any], key: str) -> list[str]:
-    items = (item for _, item in _items(data, key) if isinstance(item, dict))
+def _tenants(data: Mapping[str, Any]) -> list[str]:
+    """Their names, each once."""
+    items = (item for _, item in _items(data, "tenants") if isinstance(item, dict))
     return list(dict.fromkeys(name for item in items if isinstance(name := item.get("name"), str)))
 
 
-def _valid(
-    model: type[M], data: Mapping[str, Any], key: str, context: Mapping[str, Any]
-) -> Iterator[tuple[int, M]]:
-    for index, item in _items(data, key):
+def _streams(data: Mapping[str, Any], context: Mapping[str, Any]) -> Iterator[tuple[int, Stream]]:
+    """Those that are right in themselves, with their places."""
+    for index, item in _items(data, "load"):
         try:
-            yield index, model.model_validate(item, context=dict(context))
+            yield index, Stream.model_validate(item, context=dict(context))
         except ValidationError:
             continue  # reported with the whole
 
@@ -140,19 +139,10 @@ def _expectations(
     tiers = [item.get("tier", "standard") for _, item in _items(data, "tenants") if isinstance(item, dict)]
     in_rows = any(stream.trace and stream.trace.format == "jsonl" for _, stream in streams)
     known = all(tier in TIERS for tier in tiers) and not in_rows
-    paths = valid_paths(tenants, tiers if known else TIERS, CATEGORIES)
+    paths = valid_paths(tenants, tiers if known else TIERS)
     for index, text in _items(data, "expect"):
         if isinstance(text, str):
             try:
                 parse_expect(text, paths)
             except ValueError as error:
                 yield ("expect", index), str(error)
-
-
-def counts_prompts(scenario: Scenario) -> bool:
-    """Whether the load has prompts whose tokens nobody has counted."""
-    tenants = frozenset(tenant.name for tenant in scenario.tenants)
-    return any(item.burst for item in scenario.timeline) or any(
-        stream.trace is None or scan(stream.trace, None if stream.tenant else tenants).uncounted
-        for stream in scenario.load
-    )

@@ -72,7 +72,10 @@ class Content:
         self._lengths = {str(name): length_table(*values) for name, values in params.items()}
         usual = dict.fromkeys(CATEGORIES, HEAVY_MAX_TOKENS) if lengths.profile == "heavy" else BASE_TOKENS
         self._max_tokens = {str(name): tokens for name, tokens in (stream.max_tokens or usual).items()}
-        self.drafts = self._choose_drafts(lengths)
+        measured = read_samples(lengths.file, "output_tokens", lengths.model) if lengths.file else []
+        self._measured = Shuffled(measured, self._length_rng) if measured else None
+        self._whose = self._tenants()
+        self.drafts = self._choose_drafts(lengths, measured)
 
     def from_row(self, row: Row, cap: int) -> Draft:
         """A trace's request. Where the row has no category, its prompt says, and else it has none; ``cap`` is
@@ -107,14 +110,12 @@ class Content:
             round(length) or 1, forced, self._sampling, False, self._name,
         )  # fmt: skip
 
-    def _choose_drafts(self, lengths: Lengths) -> Iterator[Draft]:
+    def _choose_drafts(self, lengths: Lengths, measured: Sequence[Sample]) -> Iterator[Draft]:
+        """``measured`` is what the file of the lengths holds."""
         stream = self._stream
-        self._whose = self._tenants()
         prompts_file = stream.prompts.file if stream.prompts else None
-        measured = read_samples(lengths.file, "output_tokens", lengths.model) if lengths.file else None
         made = stream.prompts or stream.mix
-        together = not made and measured and all(sample.prompt for sample in measured)
-        self._measured = Shuffled(measured, self._length_rng) if measured else None
+        together = not made and all(sample.prompt for sample in measured)
         if measured and (together or prompts_file == lengths.file):
             return self._from_samples(measured)  # a prompt and its length stay together
         if prompts_file:

@@ -155,7 +155,7 @@ SomeRate = Annotated[float, Field(gt=0, le=MAX_RATE)]
 Portion = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**18)]  # files hold no longer numbers; JSON may, beyond any float
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 PolicySpec = Annotated[str, BeforeValidator(policy_spec)]
 TenantShares = Annotated[

@@ -6,7 +6,6 @@ a number, or an object with one for each model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 from scheduler.core.estimate import classify
 from scheduler.core.types import CATEGORIES
-from scheduler.load.traces import answer_if_known, prompt_if_known, tokens_if_known
+from scheduler.load.jsonrow import answer_if_known, json_object, prompt_if_known, tokens_if_known
 from scheduler.load.yamlfile import did_you_mean
 
 MAX_SAMPLES = 200_000
@@ -44,7 +43,7 @@ def read_samples(file: str, needed: str, model: str | None = None) -> list[Sampl
             if not line.strip():
                 continue
             try:
-                sample = _sample(json.loads(line), needed, model)
+                sample = _sample(json_object(line), needed, model)
                 if not getattr(sample, needed):
                     raise ValueError(f"{needed} is needed")
             except (ValueError, RecursionError) as error:
@@ -57,9 +56,7 @@ def read_samples(file: str, needed: str, model: str | None = None) -> list[Sampl
     return samples
 
 
-def _sample(row: Any, needed: str, model: str | None) -> Sample:
-    if not isinstance(row, dict):
-        raise ValueError("not a JSON object")
+def _sample(row: dict[str, Any], needed: str, model: str | None) -> Sample:
     prompt = prompt_if_known(row)
     category = row.get("category") or classify(prompt)
     if category not in CATEGORIES:

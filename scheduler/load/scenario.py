@@ -77,10 +77,11 @@ def _explain(document: Document, details: ErrorDetails, model: type[Scenario]) -
     loc: Loc = tuple(part for part in details["loc"] if part != "[key]")
     if document.is_suspect(loc):
         return None
-    return document.problem(loc, _what(details, loc, model))
+    return document.problem(loc, in_words(details, loc, model))
 
 
-def _what(details: ErrorDetails, loc: Loc, model: type[Scenario]) -> str:
+def in_words(details: ErrorDetails, loc: Loc, model: type[BaseModel]) -> str:
+    """What pydantic found at ``loc`` of ``model``: what is wrong, and what is allowed."""
     ctx, given = details.get("ctx", {}), kind_of(details["input"])
     match details["type"]:
         case "extra_forbidden":

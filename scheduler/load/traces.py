@@ -7,22 +7,21 @@ up from the output length, since an estimator that saw it would know the answer.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from scheduler.core.durations import LONGEST_S
 from scheduler.core.types import CATEGORIES, TIERS
+from scheduler.load.jsonrow import as_tokens, json_object, prompt_if_known, tokens_if_known
 from scheduler.load.stream import Trace
 
 MAX_LINE = 1 << 20  # bytes
 NAMED_ROWS = 3  # malformed rows that a message shows
-MAX_ROW_TOKENS = 10_000_000
 _MOST = 1e300  # a number in JSON may have more digits than a float can hold
 
 
@@ -214,7 +213,7 @@ def _csv_parser(format_: str, header: str, name: str) -> Parse:
             origin = clock_s if origin is None else origin
             at_s = clock_s - origin
         prompt_tokens, output_tokens = (
-            _tokens(_whole(cells[place]), found[place]) for place in (prompt, output)
+            as_tokens(_whole(cells[place]), found[place]) for place in (prompt, output)
         )
         return Row(at_s, prompt_tokens, output_tokens)
 
@@ -222,15 +221,15 @@ def _csv_parser(format_: str, header: str, name: str) -> Parse:
 
 
 def _mooncake(line: str) -> Row:
-    row = _object(line)
+    row = json_object(line)
     at_ms = _time(row.get("timestamp"), "timestamp")
-    prompt_tokens, output_tokens = (_tokens(row.get(key), key) for key in ("input_length", "output_length"))
+    prompt_tokens, output_tokens = (as_tokens(row.get(key), key) for key in ("input_length", "output_length"))
     return Row(at_ms / 1000.0, prompt_tokens, output_tokens)
 
 
 def _ours(tenants: frozenset[str] | None) -> Parse:
     def parse(line: str) -> Row:
-        row = _object(line)
+        row = json_object(line)
         prompt, tier, category = prompt_if_known(row), row.get("tier"), row.get("category")
         prompt_tokens = tokens_if_known(row, "prompt_tokens")
         if not prompt and prompt_tokens is None:
@@ -247,13 +246,6 @@ def _ours(tenants: frozenset[str] | None) -> Parse:
         )
 
     return parse
-
-
-def _object(line: str) -> dict[str, Any]:
-    row = json.loads(line)
-    if not isinstance(row, dict):
-        raise ValueError("not a JSON object")
-    return row
 
 
 def _one_of(value: object, what: str, allowed: frozenset[str] | tuple[str, ...]) -> str:
@@ -285,32 +277,3 @@ def _time(value: object, what: str = "time") -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST:
         raise ValueError(f"{what} {value!r:.40} is not a number of at least 0")
     return float(value)
-
-
-def prompt_if_known(row: Mapping[str, object]) -> str:
-    """Of a row in JSON, where null is as good as nothing. JSON can spell half a surrogate pair, which no
-    tokenizer takes: here it becomes a "?". Raises ValueError.
-    """
-    prompt = row.get("prompt") or ""
-    if not isinstance(prompt, str):
-        raise ValueError("prompt is not text")
-    return prompt.encode("utf-8", "replace").decode()
-
-
-def tokens_if_known(row: Mapping[str, object], key: str) -> int | None:
-    """Of a row in JSON, where null is as good as nothing, and 10.0 as good as 10. Raises ValueError."""
-    value = row.get(key)
-    return None if value is None else _tokens(value, key)
-
-
-def answer_if_known(row: Mapping[str, object], key: str) -> int | None:
-    """The same of a model's answer: where it said nothing the end was a token, too."""
-    return 1 if row.get(key) == 0 else tokens_if_known(row, key)
-
-
-def _tokens(value: object, what: str) -> int:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_ROW_TOKENS:
-        raise ValueError(f"{what} {value!r:.40} is not a number of tokens from 1 to {MAX_ROW_TOKENS}")
-    return value

@@ -49,6 +49,15 @@ def run_document(
     return result
 
 
+def run_json(value: object) -> dict[str, Any]:
+    """A run.json as one that we know how to read. Raises ValueError."""
+    if not isinstance(value, dict):
+        raise ValueError("run.json is no object")
+    if (schema := value.get("schema")) != SCHEMA:
+        raise ValueError(f"run.json has schema {schema!r:.40}, this version reads {SCHEMA}")
+    return value
+
+
 def finite(value: Any, word: Callable[[float], str | None] = lambda number: None) -> Any:
     """The same document with every number that JSON cannot hold (NaN, infinity) as null, or its ``word``."""
     if isinstance(value, float):

@@ -5,15 +5,12 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
 from math import isfinite
 from typing import Any, NamedTuple
 
-from scheduler.core.admission import REASONS
 from scheduler.core.bounds import COMPARE
 from scheduler.core.durations import parse_duration
 from scheduler.core.text import hint
-from scheduler.core.types import RUNTIME_CLASSES, Limits, Percentiles, Slo
 
 Value = float | str | bool | None
 
@@ -47,7 +44,8 @@ def evaluate(texts: Iterable[str], document: Mapping[str, Any]) -> list[dict[str
 
 
 def parse_expect(text: str, paths: Mapping[str, object] | None = None) -> Expectation:
-    """Read one line; with ``paths`` (see ``valid_paths``) its path and the kind of its value are checked too.
+    """Read one line; with ``paths`` (of ``paths.valid_paths``) its path and the kind of its value are
+    checked too.
 
     Raises ValueError with what is allowed.
     """
@@ -107,78 +105,3 @@ def _sort(value: object) -> type:
     if isinstance(value, bool):
         return bool
     return float if isinstance(value, int | float) else type(value)
-
-
-def valid_paths(
-    tenants: Iterable[str], tiers: Iterable[str], categories: Iterable[str]
-) -> Mapping[str, float | str | bool]:
-    """Every path that ends in a value of run.json, with an example of its kind; a list is shown by item 0."""
-    six = dict.fromkeys(Percentiles._fields, 0.0)
-    latency = dict.fromkeys(("e2e", "ttft", "engine_ttft", "queue_wait", "tpot", "itl"), six)
-    counts = ("submitted", "finished", "failed", "cancelled", "rejected", "expired", "retried")
-    requests = dict.fromkeys(counts, 0.0)
-    tokens = dict.fromkeys(("prompt", "output", "output_per_s"), 0.0)
-    tenant = {**latency, "requests": requests, "tokens": tokens}
-    errors = (
-        "mae",
-        "rmse",
-        "uncorrected_mae",
-        "uncorrected_rmse",
-        "spearman",
-        "coverage",
-        "capped_share",
-        "class_accuracy",
-    )
-    limits = {field.name: 0.0 for field in fields(Limits)}
-    slo = {field.name: 0.0 for field in fields(Slo)}
-    configured = {"tier": "", "weight": 0.0, "slo": slo, "limits": limits}
-    classes = dict.fromkeys(RUNTIME_CLASSES, 0.0)
-    words = (
-        "version",
-        "scenario",
-        "engine",
-        "engine_detail",
-        "dispatch",
-        "clock",
-        "failure",
-        "policy",
-        "estimator",
-        "counter",
-    )
-    switch = {"at_s": 0.0, "from": "", "to": "", "queued": 0.0, "took_ms": 0.0, "by": ""}
-    run: dict[str, Any] = {
-        **dict.fromkeys(words, ""),
-        **dict.fromkeys(("schema", "capacity", "seed", "duration_s", "wall_s"), 0.0),
-        **dict.fromkeys(("paper", "interrupted", "calibrated"), False),
-        "tenants": dict.fromkeys(tenants, configured),
-        "limits": limits,
-        **dict.fromkeys(("max_inflight_tokens", "max_model_len"), 0.0),
-        "requests": requests,
-        "finish": {"stop": 0.0, "length": 0.0},
-        "tokens": tokens,
-        "latency_s": {
-            "all": latency,
-            "tiers": dict.fromkeys(tiers, latency),
-            "tenants": dict.fromkeys(tenants, tenant),
-        },
-        "estimate": {
-            **dict.fromkeys(errors, 0.0),
-            "class_confusion": dict.fromkeys(classes, classes),
-            "bias": dict.fromkeys(categories, 0.0),
-        },
-        "fairness": {"jain": 0.0},
-        "goodput": {"requests_per_s": 0.0, "slo_share": 0.0},
-        "rejections": dict.fromkeys(REASONS, 0.0),
-        "switches": [switch],
-        "loop_lag_ms": dict.fromkeys(("p50", "p99", "max"), 0.0),
-    }
-    return dict(_leaves(run, ""))
-
-
-def _leaves(node: Any, path: str) -> Iterable[tuple[str, Any]]:
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else None
-    if items is None:
-        yield path, node
-        return
-    for key, value in items:
-        yield from _leaves(value, f"{path}.{key}" if path else str(key))

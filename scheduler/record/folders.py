@@ -11,35 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.core.types import runtime_class
-from scheduler.record.document import SCHEMA
-
-# What a file that is not what it should be makes its reader raise: int() of an infinity overflows; lines
-# nested a thousand deep do, too, in their way.
-MALFORMED = (ValueError, KeyError, TypeError, OverflowError, RecursionError, csv.Error)
-
-
-def why(error: Exception) -> str:
-    """What one of them, or an OSError, says of the file."""
-    match error:
-        case OSError(filename=file, strerror=what) if file:
-            return f"{Path(file).name}: {what}"
-        case KeyError(args=(key, *_)):
-            return f"{key!r:.40} is missing"
-        case TypeError() | AttributeError():
-            return "a value of another kind is needed"
-        case UnicodeDecodeError():
-            return "it is no text in UTF-8"
-        case RecursionError():
-            return "it is nested too deep"
-        case _:
-            return f"{error!s:.200}"
-
+from scheduler.record.document import run_json
+from scheduler.record.errors import MALFORMED, FolderError, why
 
 _MOST = 1e300  # a number in JSON may have more digits than a float can hold
-
-
-class FolderError(ValueError):
-    """A folder is no run folder, or a file in it cannot be read; says which."""
 
 
 @dataclass(frozen=True)
@@ -109,24 +84,15 @@ class RunFolder:
 
     @property
     def counter(self) -> str:
-        return str(self.document.get("counter", "whitespace"))
+        return str(self.told("counter"))
 
     @property
     def calibrated(self) -> bool:
-        return bool(self.document.get("calibrated", True))
+        return bool(self.told("calibrated"))
 
     @property
     def simulated(self) -> bool:
         return bool(self.told("engine") == "sim")
-
-
-def run_json(value: object) -> dict[str, Any]:
-    """A run.json as one that we know how to read. Raises ValueError."""
-    if not isinstance(value, dict):
-        raise ValueError("run.json is no object")
-    if (schema := value.get("schema")) != SCHEMA:
-        raise ValueError(f"run.json has schema {schema!r:.40}, this version reads {SCHEMA}")
-    return value
 
 
 def read_folders(paths: Sequence[Path]) -> list[RunFolder]:

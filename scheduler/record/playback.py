@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
-from math import isnan, nan
 from typing import NamedTuple
 
 from scheduler.core.books import Books, TenantBooks, estimated_cost
@@ -55,8 +54,6 @@ class Playback:
         self.recording = recording
         self._emit = emit
         self._window_s = window_s
-        uppers = [step.data["estimate"].upper for step in recording.steps if step.kind is Kind.QUEUED]
-        self._has_uppers = not all(map(isnan, uppers))  # earlier versions wrote none
         self.restart()
 
     def restart(self) -> None:
@@ -90,11 +87,7 @@ class Playback:
         self.now = max(self.now, at_s)
 
     def snapshot(self) -> Snapshot:
-        snapshot = take_snapshot(self, self.now)
-        if self._has_uppers:
-            return snapshot
-        tenants = tuple(replace(tenant, coverage=nan) for tenant in snapshot.tenants)
-        return replace(snapshot, coverage=nan, tenants=tenants)
+        return take_snapshot(self, self.now)
 
     def _add(self, tenant: Tenant) -> None:
         self.books.add_tenant(tenant)
@@ -139,7 +132,7 @@ class Playback:
                 self._add(told["added"])
             case Kind.TENANT if told["tenant"] in self.books.tenants:
                 config = self.books.tenant(told["tenant"]).config
-                self.books.set_tenant(config.changed(told["weight"], told.get("limits")))
+                self.books.set_tenant(config.changed(told["weight"], told["limits"]))
         self._emit(Event(step.at_s, kind, None, told))
 
     def _arrived(self, step: Step) -> None:

@@ -10,13 +10,14 @@ import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from math import floor, inf, nan
+from math import floor, inf
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from scheduler.core.events import Kind
 from scheduler.core.types import ENDED, TIERS, Estimate, Limits, Slo, State, Tenant
-from scheduler.record.folders import MALFORMED, FolderError, run_json, why
+from scheduler.record.document import run_json
+from scheduler.record.errors import MALFORMED, FolderError, why
 
 ENDINGS: Mapping[Kind, State] = {Kind(state.value): state for state in ENDED}
 _OF_REQUESTS = {*ENDINGS, Kind.QUEUED, Kind.DISPATCHED, Kind.FIRST_TOKEN, Kind.ABORTING, Kind.RETRIED}
@@ -80,7 +81,7 @@ def read_document(folder: Path) -> tuple[dict[str, Any], tuple[Tenant, ...]]:
         document = run_json(_json(document_file.read_text(encoding="utf-8")))
         document["capacity"] = int(document["capacity"])
         document |= {key: str(document[key]) for key in ("scenario", "engine", "engine_detail", "policy")}
-        tenants = tuple(as_tenant(name, told) for name, told in document.get("tenants", {}).items())
+        tenants = tuple(as_tenant(name, told) for name, told in document["tenants"].items())
     except (OSError, AttributeError, *MALFORMED) as error:
         raise FolderError(f"{document_file}: not a run document: {why(error)}") from error
     return document, tenants
@@ -153,7 +154,7 @@ def as_step(line: Mapping[str, Any]) -> Step:
         _ = [data[key] for key in _NEEDS.get(kind, ())]
         if kind is Kind.TENANT and "tier" in data:
             data["added"] = as_tenant(data["tenant"], data)
-        elif kind is Kind.TENANT and "limits" in data:  # earlier versions wrote none
+        elif kind is Kind.TENANT:
             data["limits"] = Limits(**data["limits"])
     else:
         data = _arrival(line) if kind in (Kind.QUEUED, Kind.REJECTED) else {}
@@ -167,7 +168,8 @@ _NEEDS: Mapping[Kind, tuple[str, ...]] = {
     Kind.SWAP_REQUESTED: ("to", "by"),
     Kind.SWAP_APPLIED: ("from", "to", "queued", "by"),
     Kind.SWITCHED: ("from", "to", "queued", "took_ms"),
-    Kind.TENANT: ("tenant", "weight"),
+    Kind.TENANT: ("tenant", "weight", "limits"),
+    Kind.LIMITS: ("limits",),
     Kind.ENGINE: ("what",),
     Kind.SCENARIO: ("what",),
     Kind.SLO: ("tenant", "share"),
@@ -195,7 +197,7 @@ def _arrival(line: Mapping[str, Any]) -> dict[str, Any]:
     estimate = Estimate(
         input_tokens=int(line["input_tokens"]),
         point=float(line["estimate"]),
-        upper=float(line.get("upper", nan)),  # not in the logs of earlier versions
+        upper=float(line["upper"]),
         category=str(line["category"]),
         uncorrected=float(line["uncorrected"]),
     )
@@ -224,8 +226,8 @@ def _ending(line: Mapping[str, Any]) -> dict[str, Any]:
         "bias_after": float(line["bias_after"]),
         "estimated": {
             "point": float(line["estimate"]),
+            "upper": float(line["upper"]),
             "uncorrected": float(line["uncorrected"]),
-            **({"upper": float(line["upper"])} if "upper" in line else {}),  # not in earlier versions' logs
         },
     }
 

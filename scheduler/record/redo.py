@@ -25,7 +25,7 @@ from scheduler.core.policies import Policy, policy_from
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.slots import MicroBatch
 from scheduler.core.types import Estimate, Limits, Outcome, Request, Tenant
-from scheduler.record.folders import MALFORMED, why
+from scheduler.record.errors import MALFORMED, why
 from scheduler.record.recording import as_step, as_tenant, read_document, read_log
 
 _EVERYTHING = 1 << 62
@@ -177,16 +177,14 @@ class _Redo:
                 scheduler.on_engine_up(event.get("replica", 0))
             case Kind.TENANT if "tier" in event:
                 scheduler.add_tenant(as_tenant(event["tenant"], event))
-            case Kind.TENANT if "limits" in event:
+            case Kind.TENANT:
                 tenant = scheduler.books.tenant(event["tenant"]).config
                 scheduler.set_tenant(tenant.changed(event["weight"], Limits(**event["limits"])), now)
-            case Kind.LIMITS if "limits" in event:
+            case Kind.LIMITS:
                 scheduler.set_limits(Limits(**event["limits"]), now)
             case Kind.ESTIMATOR:
                 what = "what was waiting was estimated anew, which the log does not hold"
                 raise NotRedoable(f"at {now:.6f} s the estimator was changed: {what}")
-            case Kind.TENANT | Kind.LIMITS as kind:  # by an earlier version
-                raise NotRedoable(f"at {now:.6f} s the {kind} was changed; the log does not say to what")
         return ""
 
     def _end(self, event: Mapping[str, Any]) -> None:
@@ -218,7 +216,7 @@ def _request(event: Mapping[str, Any]) -> Request:
     request.estimate = Estimate(
         input_tokens=event["input_tokens"],
         point=event["estimate"],
-        upper=event.get("upper", event["estimate"]),  # logs made before it was kept
+        upper=event["upper"],
         category=event["category"],
         uncorrected=event["uncorrected"],
     )

@@ -105,9 +105,9 @@ class Tally:
 
     def _columns(self, books: Books) -> dict[str, Column]:
         """The numbers of all finished requests, and what follows from them."""
-        copy = bytes(self._numbers)  # a bytearray that is looked into cannot grow
-        table = np.frombuffer(copy).reshape(-1, len(NUMBERS))
-        n = dict(zip(NUMBERS, table.T, strict=True))
+        table = np.frombuffer(self._numbers).reshape(-1, len(NUMBERS))
+        # A copy, each column in one piece: a bytearray that is looked into cannot grow.
+        n = dict(zip(NUMBERS, table.T.copy(), strict=True))
         output, cap = n["output_tokens"], n["max_tokens"]
         e2e, ttft = n["ended"] - n["arrival"], n["first"] - n["arrival"]
         tpot = (e2e - ttft) / np.where(output > 1, output - 1, nan)
@@ -179,7 +179,7 @@ class Tally:
 
     def _latencies(self, column: Mapping[str, Column], groups: Collection[Group]) -> dict[str, Any]:
         mask = self._mask(column, groups)
-        figures = {name: six(column[name][mask]) for name in LATENCIES}
+        figures = {name: _six(column[name][mask]) for name in LATENCIES}
         gaps: dict[int, int] = {}
         for group in groups:
             for bucket, count in self._gaps.get(group, {}).items():
@@ -193,7 +193,7 @@ def _classes(budget: Column) -> Column:
     return (budget > SHORT_TOKENS).astype(np.float64) + (budget > MEDIUM_TOKENS)
 
 
-def six(values: Column) -> dict[str, float]:
+def _six(values: Column) -> dict[str, float]:
     """p50, p90, p95, p99 (nearest rank), mean and max; NaN values are left out."""
     ordered = np.sort(values[~np.isnan(values)])
     if not len(ordered):

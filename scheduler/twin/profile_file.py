@@ -48,11 +48,11 @@ class _File(BaseModel):
     gpu: str
     model: str
     detail: str
-    provenance: str
     step: _Step
     kv_tokens: _AtLeastOne
     max_model_len: _AtLeastOne
     max_num_batched_tokens: _AtLeastOne
+    provenance: str
 
 
 def load_profile(gpu: str, model: str = "") -> Profile:
@@ -73,30 +73,22 @@ def load_profile(gpu: str, model: str = "") -> Profile:
 
 def profile_text(profile: Profile) -> str:
     """The profile as a file that ``load_profile`` reads."""
-    step = {
-        "floor_ms": profile.floor_s * 1e3,
-        "fixed_ms": profile.fixed_s * 1e3,
-        "per_context_token_us": profile.per_context_token_s * 1e6,
-        "per_sequence_us": profile.per_sequence_s * 1e6,
-        "per_prefill_token_us": profile.per_prefill_token_s * 1e6,
-    }
-    if profile.batch_knee < inf:
-        above_us = profile.per_sequence_above_s * 1e6
-        step |= {"batch_knee": profile.batch_knee, "per_sequence_above_us": above_us}
-    if profile.prefill_knee < inf:
-        above_us = profile.per_prefill_token_above_s * 1e6
-        step |= {"prefill_knee": profile.prefill_knee, "per_prefill_token_above_us": above_us}
-    document = {
-        "gpu": profile.gpu,
-        "model": profile.model,
-        "detail": profile.detail,
-        "step": step,
-        "kv_tokens": profile.kv_tokens,
-        "max_model_len": profile.max_model_len,
-        "max_num_batched_tokens": profile.max_num_batched_tokens,
-        "provenance": profile.provenance,
-    }
+    document = {name: getattr(profile, name, None) for name in _File.model_fields}
+    document["step"] = {name: cost for name, cost in step_costs(profile).items() if cost < inf}
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+
+
+def step_costs(profile: Profile) -> dict[str, float]:
+    """What a step costs, by the names and in the units of the file; a knee that is none is inf."""
+    names = ((name, *_in_profile(name)) for name in _Step.model_fields)
+    return {name: getattr(profile, seconds) * per_s for name, seconds, per_s in names}
+
+
+def _in_profile(name: str) -> tuple[str, float]:
+    """What a Profile calls a field of ``_Step``, and how many of the file's units are one of its own."""
+    stem, _, unit = name.rpartition("_")
+    per_s = {"ms": 1e3, "us": 1e6}.get(unit)
+    return (name, 1.0) if per_s is None else (f"{stem}_s", per_s)
 
 
 def profiles() -> list[str]:
@@ -121,22 +113,8 @@ def _read(path: Path, shown: str) -> Profile:
         problems += [document.problem(loc, what) for loc, what in found if not document.is_suspect(loc)]
     if problems or file is None:
         raise ValueError("; ".join(map(str, problems)))
-    step = file.step
-    return Profile(
-        gpu=file.gpu,
-        model=file.model,
-        detail=file.detail,
-        provenance=file.provenance,
-        kv_tokens=file.kv_tokens,
-        max_model_len=file.max_model_len,
-        max_num_batched_tokens=file.max_num_batched_tokens,
-        fixed_s=step.fixed_ms / 1e3,
-        floor_s=step.floor_ms / 1e3,
-        per_context_token_s=step.per_context_token_us / 1e6,
-        per_sequence_s=step.per_sequence_us / 1e6,
-        batch_knee=step.batch_knee,
-        per_sequence_above_s=step.per_sequence_above_us / 1e6,
-        per_prefill_token_s=step.per_prefill_token_us / 1e6,
-        prefill_knee=step.prefill_knee,
-        per_prefill_token_above_s=step.per_prefill_token_above_us / 1e6,
-    )
+    fields = file.model_dump(exclude={"step"})
+    for name, value in file.step:
+        seconds, per_s = _in_profile(name)
+        fields[seconds] = value / per_s
+    return Profile(**fields)
