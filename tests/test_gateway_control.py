@@ -122,6 +122,35 @@ async def test_pause_resume_limits_tenants_drain(served: Served) -> None:
     assert (await served.post("/v1/completions", completion(), ACME))[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "told"),
+    [
+        (
+            "/control/tenants/acme",
+            {"wight": 2},
+            "wight: unknown key; allowed: by, weight, limits; did you mean",
+        ),
+        ("/control/tenants/acme", {"limits": {"ttl": 1e300}}, "limits.ttl: too long a time"),
+        ("/control/tenants/acme", {"\x1b[2J": 2}, "'\\x1b[2J': unknown key"),
+        (
+            "/control/tenants/acme",
+            {"limits": {"tokens_per_minute": 10**400}},
+            "limits.tokens_per_minute: must be at most 1e+18",
+        ),
+        ("/control/limits", {"max_queued": -1}, "max_queued: must be at least 0, got -1"),
+        ("/control/estimator", {}, "estimator: is required"),
+    ],
+)
+async def test_a_refusal_says_what_is_allowed(
+    served: Served, path: str, body: dict[str, object], told: str
+) -> None:
+    method = "PATCH" if "tenants" in path else "PUT"
+    async with served.http.request(method, served.url + path, json=body, headers=bearer(OPERATOR)) as answer:
+        error = (await answer.json())["error"]
+    assert (answer.status, error["param"]) == (400, told.split(": ")[0])
+    assert error["message"].startswith(told)
+
+
 async def test_a_scenario_is_started_and_stopped(served: Served) -> None:
     assert await ask(served, "POST", "/control/scenario", {"scenario": "demo", "by": "bob"}) == 200
     assert served.run.session.loads

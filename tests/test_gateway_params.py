@@ -150,6 +150,18 @@ def test_senseless_messages(messages: Any) -> None:
     assert (error.param or "").startswith("messages")
 
 
+def test_a_developer_speaks_as_the_system_does() -> None:
+    ask = read_ask(chat(messages=[{"role": "developer", "content": "short"}]), chat=True)
+    assert ask.messages == ({"role": "system", "content": "short"},)
+
+
+def test_what_is_wrong_with_a_message_is_named() -> None:
+    error = refusal(chat(messages=[{"role": "tool", "content": "x", "tool_call_id": "a"}]), is_chat=True)
+    assert error.param == "messages[0].role"
+    error = refusal(chat(messages=[{"role": "user", "content": "x", "\x1b[2J": "x"}]), is_chat=True)
+    assert error.message == "messages[0] may have role and content only, not '\\x1b[2J'"
+
+
 def test_a_whole_number_may_be_written_with_a_point() -> None:
     ask = read_ask(completion(max_tokens=5.0, n=1.0, seed=-3.0), chat=False)
     assert (ask.max_tokens, ask.sampling.seed) == (5, -3)
@@ -246,7 +258,10 @@ async def test_the_context_is_that_of_the_engines_arguments() -> None:
 async def test_unknown_model_address_and_method(served: Served) -> None:
     status, body, _ = await served.post("/v1/completions", completion(model="gpt-4"))
     assert (status, body["error"]["code"]) == (404, "model_not_found")
-    assert (await served.get("/v1/nothing"))[0] == 404
+    for address in ("/v1/embeddings", "/chat/completions"):
+        status, body, _ = await served.post(address, {})
+        assert (status, body["error"]["code"]) == (404, "not_found")
+        assert "/v1/chat/completions" in body["error"]["message"], "what there is"
     async with served.http.get(served.url + "/v1/completions") as answer:
         assert (answer.status, answer.headers["Allow"]) == (405, "POST")
 

@@ -85,7 +85,8 @@ def _refused(error: web.HTTPException) -> ApiError:
     """aiohttp's own refusals in our shape."""
     match error.status:
         case 404:
-            return ApiError(404, "there is nothing at this address", code="not_found")
+            there = "/v1/chat/completions, /v1/completions and /v1/models"
+            return ApiError(404, f"there is nothing at this address; there are {there}", code="not_found")
         case 405:
             return ApiError(
                 405,

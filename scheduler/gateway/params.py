@@ -35,7 +35,13 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 """Parameters that are not supported, but whose values here ask for what happens anyway."""
 
-ROLES = ("system", "user", "assistant")
+ROLES: Mapping[str, str] = {
+    "system": "system",
+    "developer": "system",  # as OpenAI calls it since 2024; chat templates do not know the word
+    "user": "user",
+    "assistant": "assistant",
+}
+"""Roles of messages, and what the model's chat template calls them."""
 MAX_STOPS, MAX_STOP_CHARS = 16, 256
 COMPLETION_TOKENS = 16
 """max_tokens of a completion where none is given, as OpenAI has it."""
@@ -111,12 +117,16 @@ _NOT_GIVEN: Mapping[str, Any] = {
 
 def _refuse_unsupported(name: str, value: object) -> None:
     """Unless the value asks for what happens anyway."""
-    shown = name if name.isascii() and name.isidentifier() and len(name) <= 64 else ascii(name[:64])
+    shown = _shown(name)
     if name not in NEUTRAL:
         raise bad(f"{shown} is not supported here", shown, "unsupported_parameter")
     if not any(type(value) is type(each) and value == each for each in _with_floats(NEUTRAL[name])):
         allowed = " or ".join(json.dumps(each) for each in NEUTRAL[name])
         raise bad(f"{shown} is not supported here beyond {allowed}", shown, "unsupported_parameter")
+
+
+def _shown(name: str) -> str:
+    return name if name.isascii() and name.isidentifier() and len(name) <= 64 else ascii(name[:64])
 
 
 def _with_floats(values: tuple[Any, ...]) -> list[Any]:
@@ -228,13 +238,14 @@ def _messages(value: Any, name: str) -> tuple[dict[str, str], ...]:
 def _message(message: object, where: str) -> dict[str, str]:
     if not isinstance(message, dict):
         raise bad(f"{where} must be an object with role and content", where)
+    role = message.get("role")
+    if not isinstance(role, str) or role not in ROLES:
+        raise bad(f"{where}.role must be one of {', '.join(ROLES)}", f"{where}.role")
     for name, value in message.items():
         if name not in ("role", "content") and value is not None:
-            raise bad(f"{where} may have role and content only", where, "unsupported_parameter")
-    role = message.get("role")
-    if role not in ROLES:
-        raise bad(f"{where}.role must be one of {', '.join(ROLES)}", f"{where}.role")
-    return {"role": role, "content": _content(message.get("content"), f"{where}.content")}
+            what = f"{where} may have role and content only, not {_shown(name)}"
+            raise bad(what, where, "unsupported_parameter")
+    return {"role": ROLES[role], "content": _content(message.get("content"), f"{where}.content")}
 
 
 def _content(content: object, where: str) -> str:
