@@ -66,6 +66,7 @@ def test_a_recorded_server_from_ready_to_sigterm(tmp_path: Path) -> None:
         finally:
             process.kill()
     assert said.endswith(f"stopping\nengine: engine stopped\nrecorded in {folder}\nstopped\n")
+    assert "load has ended" not in said, "clients may always come"
     document = json.loads((folder / "run.json").read_text())
     assert document["requests"]["submitted"] == document["requests"]["finished"] == 1
     assert document["latency_s"]["tenants"]["acme"]["e2e"]["p50"] > 0

@@ -181,7 +181,7 @@ class LiveRun:
             self.previewer.on_switch(source, target, now)
 
     def _on_loads_ended(self, now: float) -> None:
-        if not self._endless:
+        if self.plan.scenario.load and not self._endless:  # what clients send does not end
             what = load_ended(self.scheduler.books.counts())
             self.on_event(Event(now, Kind.SCENARIO, None, {"what": what}))
 
