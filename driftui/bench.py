@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from scheduler.bench.engine import PAIRS, Work, share_claim
+from scheduler.bench.engine import PAIRED, PAIRS, Work, share_claim
 from scheduler.bench.result import BenchError, Claim, Result
 from scheduler.engines.engine import EngineConfigError, EngineError
 from scheduler.engines.models import resolve
@@ -46,10 +46,8 @@ PROTOCOL = (
 )
 PROTOCOL_THROUGHPUT = (
     " throughput: in another such process one engine, whose start is not counted, answers the same {work}, "
-    "once headless, once with the dashboard up; both are whole live runs. Time runs from the start of the "
-    "run, with the screen standing already, to the last token. The prefix cache is emptied before each "
-    "half. After a short warm-up of both, {pairs} pairs of halves; the side that goes first alternates. "
-    "The claim is the median of the pairs' ratios."
+    "in turns headless and with the dashboard up; both are whole live runs. Time runs from the start of the "
+    "run, with the screen standing already, to the last token. " + PAIRED
 )
 
 

@@ -22,7 +22,7 @@ from typing import TypeVarTuple
 
 from driftui.app import run_dashboard
 from driftui.terminal import own_terminal
-from scheduler.bench.engine import Half, Side, Work, compare, shared_engine, through
+from scheduler.bench.engine import Side, Turn, Work, compare, shared_engine, through
 from scheduler.bench.result import BenchError
 from scheduler.core.metrics import nearest_rank
 from scheduler.engines.engine import EngineConfigError, EngineError
@@ -224,10 +224,10 @@ async def measure_throughput(report: Report, work: Work, model: str, pairs: int)
     """The real engine with the dashboard beside headless."""
     async with shared_engine(work.plan(model), report.tell) as engine:
 
-        async def headless(plan: Plan) -> Half:
+        async def headless(plan: Plan) -> Turn:
             return await through(LiveRun(plan, engine=engine))
 
-        async def with_screen(plan: Plan) -> Half:
+        async def with_screen(plan: Plan) -> Turn:
             run = LiveRun(plan, engine=engine)
             async with dashboard(run):
                 return await through(run)

@@ -29,18 +29,18 @@ def add_benches(commands: Any) -> None:
     bench = add_command(commands, "bench", "measure: every performance claim, with its protocol")
     benches = bench.add_subparsers(title="benches", metavar="BENCH", required=True)
 
-    core = add_command(benches, "core", "the scheduler alone, beside a bare heapq; a minute")
+    core = add_command(benches, "core", "the scheduler alone, beside a bare heapq; two minutes")
     core.set_defaults(measure=_bench_core)
 
     engine = add_command(benches, "engine", "tokens/s beside the same prompts straight to vLLM; minutes")
     engine.add_argument("--model", default="smollm2", metavar="M", help="default: smollm2")
-    _add_work_options(engine, requests=64)
+    _add_work_options(engine)
     engine.set_defaults(measure=_bench_engine)
 
     screen = add_command(benches, "screen", "what the dashboard costs, on a pseudo-terminal; minutes")
     screen.add_argument("--refreshes", type=_whole, metavar="N", help="default: 480, the demo once")
     screen.add_argument("--model", metavar="M", help="also tokens/s of this model's engine, beside headless")
-    _add_work_options(screen, requests=40)  # ten halves beside the rest: ten minutes at 120 tokens/s
+    _add_work_options(screen)
     screen.set_defaults(measure=_bench_screen)
 
     twin = add_command(benches, "twin", "the twin, fitted to a real engine, beside runs of it; minutes")
@@ -86,11 +86,11 @@ def add_benches(commands: Any) -> None:
         parser.add_argument("--json", action="store_true", help="the document on stdout, and nothing else")
 
 
-def _add_work_options(parser: argparse.ArgumentParser, *, requests: int) -> None:
-    parser.add_argument("--pairs", type=_whole, default=5, metavar="N", help="of halves; default: 5")
+def _add_work_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--requests", type=_whole, default=requests, metavar="N", help="of each half; default: %(default)s"
+        "--pairs", type=_whole, default=5, metavar="N", help="of two turns a side; default: 5"
     )
+    parser.add_argument("--requests", type=_whole, metavar="N", help="of each turn; default: 40")
     parser.add_argument("--tokens", type=_whole, metavar="N", help="median answer; default: 96")
     parser.add_argument("--concurrency", type=_whole, metavar="N", help="the engine's batch; default: 16")
 

@@ -17,7 +17,7 @@ import pytest
 from driftui.bench import Child, bench_screen
 from driftui.bench_child import IN_SCREEN, MeteredLoop
 from scheduler.bench import core
-from scheduler.bench.engine import Half, Side, Work, compare, requests_of, share_claim, through
+from scheduler.bench.engine import Side, Turn, Work, compare, requests_of, share_claim, through
 from scheduler.bench.result import BenchError, Claim, Result
 from scheduler.cli import main
 from scheduler.engines.engine import EngineConfigError, EngineError
@@ -80,8 +80,8 @@ def test_both_sides_get_the_same_prompts_with_forced_lengths(model: str) -> None
     assert len({request.forced_tokens for request in first}) > 1
 
 
-class Halves:
-    """Stands in for the engine and for both sides; ``tokens`` and speed of a half are given."""
+class Turns:
+    """Stands in for the engine and for both sides; tokens and seconds of a turn are given."""
 
     def __init__(self, ours_tokens: int = 100) -> None:
         self.llm = self
@@ -91,13 +91,17 @@ class Halves:
     async def reset_prefix_cache(self) -> None:
         self.played.append("-")
 
-    async def base(self, plan: Any) -> Half:
-        self.played.append(f"base {plan.scenario.load[0].count}")
-        return Half(100, 50.0)
+    async def base(self, plan: Any) -> Turn:
+        return self._play("base", plan, Turn(100, 2.0))
 
-    async def ours(self, plan: Any) -> Half:
-        self.played.append(f"ours {plan.scenario.load[0].count}")
-        return Half(self._ours_tokens, 49.0, 3.0)
+    async def ours(self, plan: Any) -> Turn:
+        return self._play("ours", plan, Turn(self._ours_tokens, 2.5, float(len(self.played))))
+
+    def _play(self, side: str, plan: Any, turn: Turn) -> Turn:
+        """The engine slows down by 0.1 s a turn."""
+        slower_s = 0.1 * self.played.count("-")
+        self.played.append(f"{side} {plan.scenario.load[0].count}")
+        return turn._replace(took_s=turn.took_s + slower_s)
 
     async def compare(self, model: str, pairs: int) -> list[dict[str, Any]]:
         sides = Side("base", self.base), Side("ours", self.ours)
@@ -105,29 +109,27 @@ class Halves:
 
 
 async def test_pairs_alternate_after_a_warm_up(model: str) -> None:
-    halves = Halves()
-    rows = await halves.compare(model, 3)
-    warm_up, first, then = (
-        ["base 2", "ours 2"],
-        ["-", "base 6", "-", "ours 6"],
-        ["-", "ours 6", "-", "base 6"],
-    )
-    assert halves.played == [*warm_up, *first, *then, *first]
+    turns = Turns()
+    rows = await turns.compare(model, 3)
+    base, ours = ["-", "base 6"], ["-", "ours 6"]
+    first, then = [*base, *ours, *ours, *base], [*ours, *base, *base, *ours]
+    assert turns.played == ["base 2", "ours 2", *first, *then, *first]
     assert [row["first"] for row in rows] == ["base", "ours", "base"]
+    # Turns 1 and 4 of four, or 2 and 3: what the machine does meanwhile is the same for both sides.
     assert rows[1] == {
         "pair": 2,
         "first": "ours",
-        "tokens": 100,
-        "base_tokens_per_s": 50.0,
-        "ours_tokens_per_s": 49.0,
-        "ratio": 0.98,
-        "loop_lag_p99_ms": 3.0,
+        "tokens": 200,
+        "base_tokens_per_s": pytest.approx(200 / (4.0 + 0.6 + 0.7)),
+        "ours_tokens_per_s": pytest.approx(200 / (5.0 + 0.5 + 0.8)),
+        "ratio": pytest.approx(5.3 / 6.3),
+        "loop_lag_p99_ms": 17.0,
     }
 
 
 async def test_sides_that_did_not_do_the_same_work_are_not_compared(model: str) -> None:
-    with pytest.raises(BenchError, match="base made 100 tokens and ours 99"):
-        await Halves(ours_tokens=99).compare(model, 1)
+    with pytest.raises(BenchError, match="base made 200 tokens and ours 198"):
+        await Turns(ours_tokens=99).compare(model, 1)
 
 
 @pytest.mark.parametrize(("ratios", "share", "ok"), [((0.9, 0.96, 1.0), 0.96, True), ((0.94,), 0.94, False)])
@@ -147,13 +149,13 @@ def simulated(**stream: Any) -> LiveRun:
     return LiveRun(make_plan(scenario))
 
 
-async def test_a_half_is_a_whole_run() -> None:
-    half = await through(simulated())
-    assert half.tokens > 3
-    assert half.tokens_per_s > 0
+async def test_a_turn_is_a_whole_run() -> None:
+    turn = await through(simulated())
+    assert turn.tokens > 3
+    assert turn.took_s > 0
 
 
-async def test_a_run_that_loses_requests_is_no_half() -> None:
+async def test_a_run_that_loses_requests_is_no_turn() -> None:
     with pytest.raises(BenchError, match="0 of 3 requests finished"):
         await through(simulated(patience="10ms"))
 
@@ -304,7 +306,7 @@ def test_bench_engine_on_the_real_engine(
     document = json.loads(shown.out)
     assert [row["first"] for row in document["rows"]] == ["direct", "ours"]
     tokens = sum(request.forced_tokens or 0 for request in requests_of(SMALL.plan("smollm2")))
-    assert {row["tokens"] for row in document["rows"]} == {tokens}
+    assert {row["tokens"] for row in document["rows"]} == {2 * tokens}
     assert all(row["ratio"] > 0 and row["loop_lag_p99_ms"] > 0 for row in document["rows"])
     assert document["claims"][0]["id"] == "throughput_share"
     assert "pair 2 of 2" in shown.err

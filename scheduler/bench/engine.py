@@ -25,22 +25,26 @@ SHARE = 0.95
 TENANTS = {"bench-premium": "premium", "bench-standard": "standard", "bench-batch": "batch"}  # with tiers
 FORCED = ({"at": 0, "drift": {"output_scale": 1, "force": True}},)  # answers as long as drawn
 
+PAIRED = (
+    "The prefix cache is emptied before each turn. After a short warm-up of both, {pairs} pairs of two turns "
+    "for each side, in the order one, other, other, one: a machine whose pace changes steadily favours "
+    "neither. The side that goes first alternates. The claim is the median of the pairs' ratios."
+)
 PROTOCOL = (
-    "One process, one event loop, one engine for both sides; its start is not counted. A half answers "
-    "the same {work}, once straight: as many clients as DriftSched keeps requests in flight, each "
-    "rendering a prompt, calling AsyncLLM.generate and counting tokens until none is left; and once "
+    "One process, one event loop, one engine for both sides; its start is not counted. A turn answers "
+    "the same {work}, either straight: as many clients as DriftSched keeps requests in flight, each "
+    "rendering a prompt, calling AsyncLLM.generate and counting tokens until none is left; or "
     "through a whole headless live run: load, estimates, scheduler, session, telemetry every 200 ms, "
     "figures of run.json. Same sampling and output options. Time runs from the first call to the last "
-    "token. The prefix cache is emptied before each half. After a short warm-up of both, {pairs} pairs "
-    "of halves; the side that goes first alternates. The claim is the median of the pairs' ratios."
+    "token. " + PAIRED
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What each half does. Lengths are forced, so both sides generate the same number of tokens."""
+    """What is done in each turn. Lengths are forced, so both sides generate the same number of tokens."""
 
-    requests: int = 64  # all at once
+    requests: int = 40  # all at once
     tokens: int = 96  # median answer; log-normal, sigma 0.4, cut at twice the median
     concurrency: int = 16  # vLLM's batch; two more requests are in flight
 
@@ -72,11 +76,11 @@ class Work:
         return make_plan(scenario, engine="vllm", model=model)
 
 
-class Half(NamedTuple):
-    """One side of one pair."""
+class Turn(NamedTuple):
+    """One side's way through the work, once."""
 
     tokens: int
-    tokens_per_s: float
+    took_s: float
     loop_lag_p99_ms: float | None = None
 
 
@@ -84,7 +88,7 @@ class Side(NamedTuple):
     """A way to do the work."""
 
     name: str
-    play: Callable[[Plan], Awaitable[Half]]
+    play: Callable[[Plan], Awaitable[Turn]]
 
 
 def bench_engine(
@@ -109,10 +113,10 @@ async def _compare_engine(
 ) -> list[dict[str, Any]]:
     async with shared_engine(work.plan(model), tell) as engine:
 
-        async def direct(plan: Plan) -> Half:
+        async def direct(plan: Plan) -> Turn:
             return await straight(engine, requests_of(plan))
 
-        async def ours(plan: Plan) -> Half:
+        async def ours(plan: Plan) -> Turn:
             return await through(LiveRun(plan, engine=engine))
 
         sides = Side("direct", direct), Side("ours", ours)
@@ -155,7 +159,7 @@ async def compare(
     pairs: int,
     sides: tuple[Side, Side],
 ) -> list[dict[str, Any]]:
-    """One row for each pair of halves. Raises BenchError when the sides did not do the same work."""
+    """One row for each pair. Raises BenchError when the sides did not do the same work."""
     base, ours = sides
     warm_up = replace(work, requests=work.concurrency, tokens=8).plan(model)
     for side in sides:
@@ -163,24 +167,28 @@ async def compare(
         await side.play(warm_up)
     plan, rows = work.plan(model), []
     for number in range(1, pairs + 1):
-        order = sides if number % 2 else (ours, base)
-        halves = {}
-        for side in order:
+        one, other = sides if number % 2 else (ours, base)
+        turns: dict[str, list[Turn]] = {base.name: [], ours.name: []}
+        for side in (one, other, other, one):
             await engine.llm.reset_prefix_cache()
-            halves[side.name] = half = await side.play(plan)
-            tell(f"pair {number} of {pairs}, {side.name}: {half.tokens_per_s:.1f} tokens/s")
-        one, other = halves[base.name], halves[ours.name]
-        if one.tokens != other.tokens:
-            raise BenchError(f"{base.name} made {one.tokens} tokens and {ours.name} {other.tokens}")
+            turn = await side.play(plan)
+            turns[side.name].append(turn)
+            tell(f"pair {number} of {pairs}, {side.name}: {turn.tokens / turn.took_s:.1f} tokens/s")
+        tokens = {name: sum(turn.tokens for turn in mine) for name, mine in turns.items()}
+        if tokens[base.name] != tokens[ours.name]:
+            raise BenchError(
+                f"{base.name} made {tokens[base.name]} tokens and {ours.name} {tokens[ours.name]}"
+            )
+        lags_ms = [turn.loop_lag_p99_ms for turn in turns[ours.name] if turn.loop_lag_p99_ms is not None]
+        per_s = {name: tokens[name] / sum(turn.took_s for turn in mine) for name, mine in turns.items()}
         rows.append(
             {
                 "pair": number,
-                "first": order[0].name,
-                "tokens": one.tokens,
-                f"{base.name}_tokens_per_s": one.tokens_per_s,
-                f"{ours.name}_tokens_per_s": other.tokens_per_s,
-                "ratio": other.tokens_per_s / one.tokens_per_s,
-                "loop_lag_p99_ms": other.loop_lag_p99_ms,
+                "first": one.name,
+                "tokens": tokens[base.name],
+                **{f"{name}_tokens_per_s": figure for name, figure in per_s.items()},
+                "ratio": per_s[ours.name] / per_s[base.name],
+                "loop_lag_p99_ms": max(lags_ms, default=None),
             }
         )
     return rows
@@ -191,11 +199,10 @@ def share_claim(name: str, rows: Sequence[dict[str, Any]]) -> Claim:
     return Claim.at_least(name, SHARE, median(row["ratio"] for row in rows))
 
 
-async def through(run: LiveRun) -> Half:
+async def through(run: LiveRun) -> Turn:
     """Play a run to its end. Raises EngineError, BenchError."""
     document, took_s = await play_out(run)
-    tokens = document["tokens"]["output"]
-    return Half(tokens, tokens / took_s, document["loop_lag_ms"]["p99"])
+    return Turn(document["tokens"]["output"], took_s, document["loop_lag_ms"]["p99"])
 
 
 async def play_out(run: LiveRun) -> tuple[dict[str, Any], float]:
@@ -216,7 +223,7 @@ async def play_out(run: LiveRun) -> tuple[dict[str, Any], float]:
     return document, took_s
 
 
-async def straight(engine: SharedEngine, requests: Sequence[Request]) -> Half:
+async def straight(engine: SharedEngine, requests: Sequence[Request]) -> Turn:
     """The same prompts without DriftSched, by as many clients as it keeps in flight. Raises EngineLost."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -234,7 +241,7 @@ async def straight(engine: SharedEngine, requests: Sequence[Request]) -> Half:
         tokens = sum(await asyncio.gather(*(client() for _ in range(engine.capacity))))
     except EngineDeadError as error:
         raise EngineLost("the engine died") from error
-    return Half(tokens, tokens / (time.perf_counter() - began_s))
+    return Turn(tokens, time.perf_counter() - began_s)
 
 
 def requests_of(plan: Plan) -> list[Request]:

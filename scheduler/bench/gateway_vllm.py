@@ -23,7 +23,7 @@ from scheduler.bench.engine import Work, requests_of
 from scheduler.bench.result import BenchError, Claim, Result
 from scheduler.engines.vllm_setup import engine_args, engine_env, omp_threads, preflight, quiet_env
 
-WORK = Work(requests=48, tokens=48, concurrency=16)
+WORK = Work(requests=36, tokens=48, concurrency=16)
 CLIENTS = 24
 SINGLES, SINGLE_TOKENS = 80, 8
 THROUGHPUT_SHARE, ADDED_TTFT_MS = 0.98, 2.0
@@ -34,9 +34,10 @@ PROTOCOL = (
     "Beside vLLM's own server: `driftsched serve` and `vllm serve` (as the module that it runs) are both up "
     "on loopback with the same model and the same engine arguments and environment, those of `driftsched`; "
     "while one is asked, the other is idle. throughput: {clients} streaming clients share {work}; the time "
-    "is from the first request to the last token, tokens are as the servers count them. {pairs} pairs, the "
-    "side that goes first alternates, prompts differ from pair to pair; the claim is the median of the "
-    "pairs' ratios. TTFT: then {singles} times a single request of {tokens} tokens to each, in turn, nothing "
+    "is from the first request to the last token, tokens are as the servers count them. {pairs} pairs of two "
+    "turns for each side, in the order one, other, other, one; the side that goes first alternates, no side "
+    "is asked a prompt twice; the claim is the median of the pairs' ratios. TTFT: then {singles} times a "
+    "single request of {tokens} tokens to each, in turn, nothing "
     "else running; from sending it to the first text. The claim is the difference of the medians."
 )
 
@@ -81,19 +82,23 @@ def _pair(
     number: int,
     pairs: int,
 ) -> dict[str, Any]:
-    order = sides if number % 2 else sides[::-1]
-    # Another beginning, so that no half finds its prompts in the prefix cache.
-    asked = [(f"{number}. {prompt}", tokens) for prompt, tokens in requests]
-    per_s = {side.name: asyncio.run(_share(side, asked)) for side in order}
-    row: dict[str, Any] = {"pair": number, "first": order[0].name}
-    row |= {f"{side.name}_tokens_per_s": per_s[side.name] for side in sides}
-    row["share"] = per_s["gateway"] / per_s["vllm"]
+    one, other = sides if number % 2 else sides[::-1]
+    took_s = {side.name: 0.0 for side in sides}
+    for half, order in enumerate(((one, other), (other, one))):
+        # Another beginning, so that no prompt is in the prefix cache.
+        asked = [(f"{number}.{half} {prompt}", tokens) for prompt, tokens in requests]
+        for side in order:
+            took_s[side.name] += asyncio.run(_share(side, asked))
+    made = 2 * sum(tokens for _, tokens in requests)
+    row: dict[str, Any] = {"pair": number, "first": one.name}
+    row |= {f"{side.name}_tokens_per_s": made / took_s[side.name] for side in sides}
+    row["share"] = took_s["vllm"] / took_s["gateway"]
     tell(f"pair {number} of {pairs}: {row['share']:.1%} of vllm serve")
     return row
 
 
 async def _share(side: _Served, requests: Sequence[tuple[str, int]]) -> float:
-    """Tokens per second of all the requests, shared by the clients. Raises BenchError."""
+    """Seconds for all the requests, shared by the clients. Raises BenchError."""
     waiting = iter(requests)
     async with _session() as http:
 
@@ -105,7 +110,7 @@ async def _share(side: _Served, requests: Sequence[tuple[str, int]]) -> float:
         took_s = time.perf_counter() - began_s
     if sum(counts) != sum(tokens for _, tokens in requests):
         raise BenchError(f"{side.name} made {sum(counts)} tokens, not as many as it was asked for")
-    return sum(counts) / took_s
+    return took_s
 
 
 async def _one_at_a_time(sides: tuple[_Served, _Served], prompts: Sequence[str]) -> dict[str, Any]:

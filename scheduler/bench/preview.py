@@ -1,4 +1,4 @@
-"""``driftsched bench preview``: are previews right, and are they there in time?
+"""``driftsched bench preview``: are previews right?
 
 Switches at random moments of random loads. What a preview says, knowing what a scheduler can know then, is
 held against what really follows each alternative: the same run once more in the twin, with the same arrivals
@@ -8,33 +8,29 @@ and true lengths, switched to that policy at that moment.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from math import inf
 from random import Random
 from statistics import median
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from scheduler.bench.policies import BUSY_IDLE, one_stream
+from scheduler.bench.preview_speed import SPEED_PROTOCOL, speed_claims
 from scheduler.bench.result import Claim, Result
 from scheduler.core.autopilot import Forecast, Goal, best
 from scheduler.core.bounds import Bound, Figures
 from scheduler.core.policies import policy_from
 from scheduler.core.types import Request
-from scheduler.live.players import Packed, Players, longest_first, pack
 from scheduler.load.schema import Scenario
 from scheduler.load.workload import Action, SwitchPolicy
 from scheduler.plan import make_plan
 from scheduler.twin.future import POINT_SEED, draw_future
 from scheduler.twin.gpu import Gpu
 from scheduler.twin.outlook import Outlook
-from scheduler.twin.packing import SLICE
-from scheduler.twin.picture import Exposure, Picture, Recent
-from scheduler.twin.preview import Played, band, forecast, horizon_of, play
+from scheduler.twin.picture import Picture
+from scheduler.twin.preview import band, forecast, horizon_of, play
 from scheduler.twin.simulate import Simulation
 from scheduler.twin.steering import FUTURES, Watched
-
-T = TypeVar("T")
 
 SWITCHES = 40
 NEAR = 0.05  # so close to the best is as good
@@ -48,10 +44,6 @@ CANDIDATES = tuple(
 )
 GOAL = Goal("e2e.p50", (Bound("tiers.premium.e2e.p99", "<=", LIMIT_S),), CANDIDATES)
 
-DEEP = 5000
-SPEED_FUTURES = 4
-TURN_MS, POINTS_S, BANDS_S = 20.0, 1.0, 5.0
-
 PROTOCOL = (
     "Virtual time, simulated L4 with Qwen1.5-1.8B, 32 slots, the paper's estimator without its quirks. {n} "
     "switches, each at a random moment (130 to 400 s) of a load in turn: Poisson 7/s and 9/s, gamma 6.5/s "
@@ -61,8 +53,7 @@ PROTOCOL = (
     "by the first future alone. Observed best: "
     f"by what came, the same rule. Good: P50 within {NEAR:.0%} of the best's and premium's P99 within "
     f"{NEAR:.0%} of the limit; where no policy keeps it, P99 within as much of the least. E2E of what ended "
-    f"in the horizon or was still there. Speed: {DEEP} queued, 8 policies, two processes that are up; "
-    "the longest turn of the loop while the picture is taken and packed, in slices; seconds from then on."
+    f"in the horizon or was still there. {SPEED_PROTOCOL}"
 )
 
 
@@ -97,7 +88,7 @@ def bench_preview(tell: Callable[[str], None], *, switches: int = SWITCHES) -> R
         result.rows.append(row := judge(found[-1]))
         tell(f"{index + 1} of {switches}: {name}, predicted {row['predicted']}, best {row['best']}")
     result.claims.extend(_claims(found, result.rows))
-    result.claims.extend(asyncio.run(_speed()))
+    result.claims.extend(asyncio.run(speed_claims(loads["poisson_9"], CANDIDATES)))
     return result
 
 
@@ -162,9 +153,6 @@ def _loads() -> dict[str, Scenario]:
     return {name: one_stream(arrivals, lengths, 1200.0) for name, (arrivals, lengths) in given.items()}
 
 
-# -- one switch, every way --------------------------------------------------------------------------------
-
-
 def _one(what: Scenario, case: Case) -> Found:
     observed: dict[str, Figures] = {}
     picture: Picture | None = None
@@ -221,60 +209,3 @@ class _Switched(Watched):
         super().on_ended(request, now)
         if self._outlook is not None and self._due_s < inf:
             self._outlook.ended((request,))
-
-
-# -- how fast ---------------------------------------------------------------------------------------------
-
-
-async def _speed() -> list[Claim]:
-    """A deep queue: how long the loop is held up, and how long an operator waits."""
-    rush = _loads()["poisson_9"]
-    plan = make_plan(rush, engine="sim", policy="fifo", clock="virtual")
-    assert plan.profile is not None
-    scheduler, recent, workload = plan.scheduler(), Recent(), plan.workload()
-    now = 0.0
-    while scheduler.books.totals.queued < DEEP:
-        now = workload.next_time()
-        for action in workload.take(now):
-            if type(action) is Request:
-                scheduler.submit(action, now)
-                recent.arrived(action)
-    while scheduler.next_dispatch(now) is not None:
-        pass
-
-    async def taken() -> Packed:
-        exposure = Exposure(scheduler, recent, profile, now)
-        return await pack(exposure.picture, exposure.queued(SLICE))
-
-    profile = plan.profile
-    players = Players()
-    seeds = range(POINT_SEED, POINT_SEED + SPEED_FUTURES)
-    jobs = [(policy, seed) for seed in seeds for policy in longest_first(CANDIDATES)]
-    done_s: dict[int, float] = {}  # by future, when its last policy is played
-    try:
-        warm = await pack(Exposure(scheduler, Recent(), profile, now).picture, ())
-        await players.play(warm, [("fifo", POINT_SEED)] * 2, lambda *_: None)
-        began = time.perf_counter()
-        packed, turn_s = await _longest_turn(taken())
-
-        def keep(policy: str, seed: int, played: Played) -> None:
-            done_s[seed] = time.perf_counter() - began
-
-        await players.play(packed, jobs, keep)
-    finally:
-        await players.stop()
-    return [
-        Claim.at_most("picture of 5,000 queued, longest turn of the loop, ms", TURN_MS, turn_s * 1e3),
-        Claim.at_most("point table, 5,000 queued, 8 policies, s", POINTS_S, done_s[POINT_SEED]),
-        Claim.at_most("the same with bands of 4 futures, s", BANDS_S, max(done_s.values())),
-    ]
-
-
-async def _longest_turn(work: Coroutine[Any, Any, T]) -> tuple[T, float]:
-    """What comes of it, and for how long (s) it kept everybody else from the loop at most, at a time."""
-    doing, longest_s = asyncio.ensure_future(work), 0.0
-    while not doing.done():
-        began = time.perf_counter()
-        await asyncio.sleep(0)
-        longest_s = max(longest_s, time.perf_counter() - began)
-    return await doing, longest_s
