@@ -86,5 +86,5 @@ def span(value_s: float) -> str:
 def plain(value: float) -> str:
     """A number on an axis, without needless digits: 0, 2.5, 40, 1.2k."""
     if abs(value) >= 1000:
-        return count(value)
+        return count(value).replace(".0", "")
     return f"{value:.3f}".rstrip("0").rstrip(".") or "0"

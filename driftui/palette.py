@@ -46,6 +46,11 @@ def tenant(place: int) -> str:
     return TENANTS[place % len(TENANTS)]
 
 
+def dashed(place: int) -> bool:
+    """The second ten have the colours of the first, so their lines are dashed."""
+    return place // len(TENANTS) % 2 == 1
+
+
 # Symbol and colour of each kind of notice.
 KINDS: dict[str, tuple[str, str]] = {
     "policy": ("◆", ORANGE),

@@ -93,6 +93,8 @@ def test_clean_keeps_what_is_harmless() -> None:
         (figures.span(3600), "1h"),
         (figures.span(6300), "1h45"),
         (figures.plain(2.5), "2.5"),
+        (figures.plain(1000.0), "1k"),
+        (figures.plain(2500.0), "2.5k"),
         (figures.plain(0.0), "0"),
     ],
 )
@@ -334,6 +336,14 @@ def test_who_gets_no_answer_is_counted(width: int, said: str) -> None:
     counts = {**view.snapshot.counts, "rejected": 1234, "expired": 7, "failed": 1}
     view = replace(view, snapshot=replace(view.snapshot, counts=counts))
     assert said in status_text(fields(view, False, "", Cost(6, 0.02)), width)
+
+
+@pytest.mark.parametrize(
+    ("total_s", "shown"), [(120.0, " 0:24/2:00"), (20.0, " 0:20/0:20"), (0.0, " 0:24 "), (None, " 0:24 ")]
+)
+def test_a_run_s_time_goes_on_where_its_load_came_at_once(total_s: float | None, shown: str) -> None:
+    view = replace(FakeFeed().view(), scenario_elapsed_s=24.0, scenario_total_s=total_s)
+    assert shown in status_text(fields(view, False, "", Cost(6, 0.02)), 160) + " "
 
 
 def test_a_policy_s_parameters_give_way_before_figures_do() -> None:

@@ -61,7 +61,7 @@ class MainScreen(Screen[None]):
         self._view: View | None = None
         self._arranged: object = None
         self.charts = (
-            Chart("Queue depth by tenant", "1", 0.0, 4.0, figures.count, id="chart-queue"),
+            Chart("Queue depth by tenant", "1", 0.0, 4.0, figures.count, decades=True, id="chart-queue"),
             Chart("Latency", "2", 0.0, 0.05, _latency, id="chart-latency"),
             Chart("Drift: actual / estimated", "3", 0.5, 1.5, figures.ratio, id="chart-drift"),
             Chart("Bias: learned multiplier", "4", 0.5, 1.5, figures.ratio, id="chart-bias"),
@@ -160,7 +160,10 @@ class MainScreen(Screen[None]):
         if selected is not None and all(tenant.name != selected.name for tenant in tenants):
             tenants = [*tenants[: MOST_LINES - 1], selected]
         # The line drawn last lies on top: the tenant under the cursor.
-        tenants.sort(key=lambda tenant: (tenant is selected, history.colour_index(tenant.name)))
+        places = sorted(
+            [(tenant is selected, history.colour_index(tenant.name), tenant.name) for tenant in tenants]
+        )
+        lines = [(name, name, palette.tenant(at), palette.dashed(at), strong) for strong, at, name in places]
         markers = tuple(
             Marker(notice.at_s, palette.KINDS.get(notice.kind, palette.OTHER_KIND)[1])
             for notice in history.notices
@@ -169,24 +172,11 @@ class MainScreen(Screen[None]):
         moment = Moment(view.snapshot.now, self.window_s, markers)
         for chart, key in zip(self.charts, ("queue", "", "drift", "bias"), strict=True):
             if key:
-                chart.show(
-                    history,
-                    [
-                        Series(
-                            key,
-                            tenant.name,
-                            tenant.name,
-                            palette.tenant(history.colour_index(tenant.name)),
-                            tenant is selected,
-                        )
-                        for tenant in tenants
-                    ],
-                    moment,
-                )
+                chart.show(history, [Series(key, *line) for line in lines], moment)
         latency = self.shown.latency
         self.charts[1].title = f"Latency, all tenants ({latency.upper()}, s)"
-        lines = (("p50", palette.GREEN), ("p95", palette.YELLOW), ("p99", palette.RED))
-        series = [Series(f"{latency}_{name}", None, name, colour) for name, colour in lines]
+        colours = (("p50", palette.GREEN), ("p95", palette.YELLOW), ("p99", palette.RED))
+        series = [Series(f"{latency}_{name}", None, name, colour) for name, colour in colours]
         self.charts[1].show(history, series, moment)
 
     async def action_policy(self) -> None:

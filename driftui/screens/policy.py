@@ -25,9 +25,18 @@ from scheduler.live.view import CommandError, Predicted, Preview
 LOOK_S = 0.25  # between two looks at the preview
 OLD_S = 5.0  # from this age on a preview says how old it is
 AGAIN_S = 15.0  # after so long it is asked anew
-WIDE = 100  # columns of the terminal from which on there is room for the bands
-NAME, FIGURE, BAND = 18, 9, 12  # columns
-MARK = "● now"
+NAME = 18  # cells
+WIDTHS = {"p50": 9, "change": 8, "p10-p90": 12, "p99": 9, "prem p99": 9, "max wait": 9}  # as they stand
+DEAREST = ("p50", "change", "prem p99", "p99", "max wait", "p10-p90")  # first; the others give way to them
+FIGURES = {
+    "p50": "e2e.p50",
+    "p99": "e2e.p99",
+    "prem p99": "tiers.premium.e2e.p99",
+    "max wait": "longest_wait_s",
+}
+NOTICED = 0.015  # change that is shown in colour; smaller ones are none
+MARK = " ● now"
+AROUND = 5  # cells of the box beside a line of the list: frame, padding, scroll bar
 PREDICTING = "predicting what each policy would do to the requests of now ..."
 LINES_AROUND = 11  # of the dialog, beside the list: frame, heading, input, what it does, error, effect
 
@@ -53,6 +62,7 @@ class PolicyScreen(Dialog):
         snapshot = feed.view().snapshot
         self._list(snapshot.policy)
         self._shown: Preview | None = None
+        self._moot = False
         self._refusal = ""  # why there is no preview
         self._now_s = snapshot.now
         self.header = plain(PREDICTING, id="header")
@@ -120,8 +130,12 @@ class PolicyScreen(Dialog):
         ):
             return
         self._shown = preview
+        self._moot = self._is_moot(preview)
         if preview.error or (before is not None and before.error):
             self.complain(preview.error)
+        self._show(preview)
+
+    def _show(self, preview: Preview) -> None:
         self.header.update(Content(self._heading(preview)))
         for index, name in enumerate(self._names):
             self.options.replace_option_prompt_at_index(index, self._line(name))
@@ -143,26 +157,47 @@ class PolicyScreen(Dialog):
     def on_resize(self) -> None:
         """The list takes what the other lines leave."""
         self.options.styles.max_height = max(3, self.app.size.height * 92 // 100 - LINES_AROUND)
+        if self._shown is not None:
+            self._show(self._shown)
 
     # -- the table -----------------------------------------------------------------------------------
 
     @property
-    def _wide(self) -> bool:
-        return self.app.size.width >= WIDE
+    def _columns(self) -> list[str]:
+        """Those that there is room for, in the order they stand in."""
+        room = min(92, self.app.size.width * 96 // 100) - AROUND - NAME - len(MARK)
+        shown = []
+        for title in DEAREST:
+            room -= WIDTHS[title]
+            if room >= 0:
+                shown.append(title)
+        return [title for title in WIDTHS if title in shown]
+
+    def _is_moot(self, preview: Preview) -> bool:
+        """More waits than ends within the span, under all policies alike so far: figures are but its age."""
+        rows, today = preview.policies, preview.policies.get(preview.today)
+        return today is not None and all(
+            not row.longer
+            and row.figures.get("here", 0.0) > row.figures.get("ended", 0.0)
+            and not any(abs(_change(row, today, figure)) >= NOTICED for figure in FIGURES.values())
+            for row in rows.values()
+        )
 
     def _heading(self, preview: Preview) -> str:
         if not preview.policies:
             return "" if preview.error else PREDICTING
         if all(isnan(row.figures.get("e2e.p50", nan)) for row in preview.policies.values()):
             return "nothing to predict: no request waits, and none came lately"
-        columns = ["p50".rjust(FIGURE), "change".rjust(FIGURE - 1)]
-        if self._wide:
-            columns.append("p10-p90".rjust(BAND))
-        columns += [name.rjust(FIGURE) for name in ("p99", "prem p99", "max wait")]
-        what = f"E2E predicted for the next {preview.horizon_s:.0f} s (simulated)"
-        if self._now_s - preview.at_s >= OLD_S:
-            what += f", as of {self._now_s - preview.at_s:.0f} s ago"
-        return f"{what}\n{'':{NAME}}{''.join(columns)}"
+        age_s = self._now_s - preview.at_s
+        span = f"the next {preview.horizon_s:.0f} s (simulated)"
+        if age_s >= OLD_S:
+            span += f", as of {age_s:.0f} s ago"
+        if self._moot and not set(self._specs.values()) <= preview.policies.keys():
+            return PREDICTING
+        if self._moot:
+            return f"no difference within {span}:\nmost of what waits will still wait then, under any policy"
+        titles = "".join(title.rjust(WIDTHS[title]) for title in self._columns)
+        return f"E2E predicted for {span}\n{'':{NAME}}{titles}"
 
     def _row(self, name: str) -> Predicted | None:
         return None if self._shown is None else self._shown.policies.get(self._specs[name])
@@ -173,27 +208,24 @@ class PolicyScreen(Dialog):
     def _line(self, name: str) -> Text:
         mark = MARK if self._specs[name] == self._today else ""
         row = self._row(name)
-        if row is None:
-            return entry(name, self._summaries[name], mark)
+        if row is None or self._moot:
+            return entry(name, self._summaries[name], mark.strip())
         preview = self._shown
         assert preview is not None
         today = preview.policies.get(preview.today)
-        p50 = row.figures.get("e2e.p50", nan)
-        before = today.figures.get("e2e.p50", nan) if today is not None else nan
         line = Text(pad(name, NAME), no_wrap=True, overflow="ellipsis", end="")
-        line.append(_seconds(p50))
-        change = (p50 / before - 1) * 100 if before else nan
-        style = (
-            palette.GOOD if change <= -1.5 else palette.BAD if change >= 1.5 else palette.TITLE
-        )  # from 2 % on
-        text = "" if mark or change != change else f"{change:+.0f}%" if abs(change) >= 0.5 else "0%"
-        line.append(text.rjust(FIGURE - 1), style=style)
-        if self._wide:
-            line.append(_band(row, "e2e.p50"), style=palette.TITLE)
-        for figure in ("e2e.p99", "tiers.premium.e2e.p99", "longest_wait_s"):
-            line.append(_seconds(row.figures.get(figure, nan)))
-        if mark:
-            line.append(f" {mark}", style=palette.GOOD)
+        for title in self._columns:
+            text, style = "", palette.TITLE
+            if title in FIGURES:
+                text, style = _seconds(row.figures.get(FIGURES[title], nan)), ""
+            elif title == "p10-p90":
+                text = _band(row, "e2e.p50")
+            elif today is not None and not mark:
+                change = _change(row, today, "e2e.p50")
+                style = palette.GOOD if change <= -NOTICED else palette.BAD if change >= NOTICED else style
+                text = _percent(change)
+            line.append(text.rjust(WIDTHS[title]), style=style)
+        line.append(mark, style=palette.GOOD)
         return line
 
     # -- what the operator does ----------------------------------------------------------------------
@@ -242,7 +274,7 @@ def _effect(snapshot: Snapshot) -> str:
     flying = f"{snapshot.in_flight} in flight {'goes' if snapshot.in_flight == 1 else 'go'} on."
     if not snapshot.queued:
         return f"nothing is queued; {flying}"
-    return f"{figures.number(snapshot.queued, 'queued request')} will be re-ranked, none is lost; {flying}"
+    return f"re-ranks {figures.number(snapshot.queued, 'queued request')}, none is lost; {flying}"
 
 
 def _full_name(spec: str) -> str:
@@ -253,17 +285,26 @@ def _full_name(spec: str) -> str:
         return spec
 
 
+def _change(row: Predicted, today: Predicted, figure: str) -> float:
+    """Of one figure against today's, as a share of that; NaN where one is not known."""
+    before = today.figures.get(figure, nan)
+    return row.figures.get(figure, nan) / before - 1 if before else nan
+
+
+def _percent(change: float) -> str:
+    return "" if isnan(change) else f"{change:+.0%}" if abs(change) >= 0.005 else "0%"
+
+
 def _seconds(value: float) -> str:
-    text = figures.NOTHING if value != value else f"{value:.{_digits(value)}f} s"
-    return text.rjust(FIGURE)
+    return figures.NOTHING if isnan(value) else f"{value:.{_digits(value)}f} s"
 
 
 def _band(row: Predicted, figure: str) -> str:
     if figure not in row.low:
-        return " " * BAND
+        return ""
     low, high = row.low[figure], row.high[figure]
     digits = _digits(high)
-    return f"{low:.{digits}f}-{high:.{digits}f}".rjust(BAND)
+    return f"{low:.{digits}f}-{high:.{digits}f}"
 
 
 def _digits(value_s: float) -> int:

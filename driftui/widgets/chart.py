@@ -22,7 +22,9 @@ LABEL_CELLS = 5  # of the vertical axis
 _LINES_AROUND = 2  # legend above, time axis below
 _LEGEND_INDENT = LABEL_CELLS - 2
 _LEGEND_GAP = 2
-_LEGEND_MARK = "━ "
+_LEGEND_MARK, _LEGEND_DASHED = "━ ", "╍ "
+_DASH = 4  # dot columns drawn, and as many left out
+_UNSEEN = 50  # a line so many times lower than the highest is not to be told from the axis
 _SHORTEST_NAME, _LONGEST_NAME = 9, 18  # rather than cut names further, a legend leaves some tenants out
 
 
@@ -33,6 +35,7 @@ class Series(NamedTuple):
     tenant: str | None
     name: str  # as in the legend
     colour: str
+    dashed: bool = False
     strong: bool = False  # of the tenant under the cursor
 
 
@@ -65,10 +68,20 @@ class Chart(Panel):
     """One pane. ``show`` compares what is asked with what is drawn, and redraws only for a new dot column."""
 
     def __init__(
-        self, title: str, hotkey: str, low: float, high: float, unit: Callable[[float], str], *, id: str
+        self,
+        title: str,
+        hotkey: str,
+        low: float,
+        high: float,
+        unit: Callable[[float], str],
+        *,
+        decades: bool = False,
+        id: str,
     ) -> None:
+        """``decades``: a logarithmic axis where one line would flatten the others."""
         super().__init__(id=id)
-        self.title = title
+        self.title = self._what = title
+        self._may_be_log, self._log = decades, False
         self.hotkey, self.click = hotkey, f"chart({int(hotkey) - 1})"
         self._least = (low, high)  # the axis never spans less
         self._unit = unit
@@ -115,6 +128,9 @@ class Chart(Panel):
         height = max(0, self.inner_height - _LINES_AROUND)
         values = np.array([history.buckets(s.key, grid, s.tenant) for s in self._series])
         values = values.reshape(len(self._series), grid.buckets)  # also of no series
+        if self._may_be_log:
+            self._log = _flattens(values, 0.5 if self._log else 1.0)  # or it would go back and forth
+            self.title = self._what + ", log scale" * self._log
         lines = [self._legend(history.latest([(s.key, s.tenant) for s in self._series], grid))]
         if height:
             lines += self._plot(values, grid, width, height)
@@ -129,13 +145,21 @@ class Chart(Panel):
         self.redraw(changed)
 
     def _plot(self, values: Floats, grid: Grid, width: int, height: int) -> list[list[Segment]]:
-        low, high, ticks = scale(values, *self._least, rows=height)
+        if self._log:
+            values = 1 + np.log10(np.maximum(values, 0.1))  # 0 and 1 lie as far apart as 1 and 10
+            low, high, ticks = scale(values, 0.0, 1.0, rows=height, whole=True)
+        else:
+            low, high, ticks = scale(values, *self._least, rows=height)
+        dashed = [series.dashed for series in self._series]
+        if True in dashed:
+            gaps = np.arange(grid.first, grid.first + grid.buckets) // _DASH % 2 == 1
+            values[np.outer(dashed, gaps)] = np.nan
         raster = Raster(width, height)
         raster.plot(values, low, high)
         labels: dict[int, str] = {}
         for tick in ticks:
             row = round((high - tick) / (high - low) * (4 * height - 1)) // 4
-            labels[row] = figures.plain(tick)
+            labels[row] = figures.plain(tick if not self._log else 10 ** (tick - 1) if tick else 0.0)
         places = [(grid.place(marker.at_s), marker.colour) for marker in self._moment.markers]
         colours = list(dict.fromkeys(colour for _, colour in places))
         markers = {place // 2: colours.index(colour) for place, colour in places if place is not None}
@@ -179,7 +203,8 @@ class Chart(Panel):
                 line.append(Segment(more, ink(palette.FAINT)))
                 used += len(more)
                 break
-            line.append(Segment(" " * gap + _LEGEND_MARK, ink(series.colour)))
+            mark = _LEGEND_DASHED if series.dashed else _LEGEND_MARK
+            line.append(Segment(" " * gap + mark, ink(series.colour)))
             line.append(Segment(text, ink(palette.BRIGHT if series.strong else palette.FAINT)))
             used, gap = used + cells, _LEGEND_GAP
         line.append(Segment(" " * (width - used), ink(palette.FAINT)))
@@ -198,3 +223,9 @@ class Chart(Panel):
         text[width - 3 : width] = "now"
         axis = " " * LABEL_CELLS + "└"
         return [Segment(axis, ink(palette.GRID)), Segment("".join(text)[: width + 1], ink(palette.FAINT))]
+
+
+def _flattens(values: Floats, ease: float) -> bool:
+    """Whether one line is so high that another, of ten or more, lies on the axis."""
+    peaks = np.fmax.reduce(values, axis=1, initial=0.0)
+    return bool(((peaks >= 10 * ease) & (peaks * _UNSEEN * ease < peaks.max(initial=0.0))).any())

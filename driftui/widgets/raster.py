@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from math import floor, log10
+from math import ceil, floor, log10
 
 import numpy as np
 import numpy.typing as npt
@@ -103,10 +103,13 @@ def nice_step(span: float, parts: int) -> float:
     return next(power * step for step in (1, 2, 2.5, 5, 10) if power * step >= raw * 0.999)
 
 
-def scale(values: Floats, low: float, high: float, rows: int) -> tuple[float, float, list[float]]:
+def scale(
+    values: Floats, low: float, high: float, rows: int, *, whole: bool = False
+) -> tuple[float, float, list[float]]:
     """Bottom, top and ticks of an axis that holds all values and at least ``low`` to ``high``.
 
     Ticks lie a whole number of ``rows`` apart; of such axes it is the one that leaves least room unused.
+    ``whole``: at whole numbers only.
     """
     finite = values[np.isfinite(values)]
     if len(finite):
@@ -117,7 +120,8 @@ def scale(values: Floats, low: float, high: float, rows: int) -> tuple[float, fl
     for apart in range(closest, closest + 3):
         step = bottom = span = 0.0
         while bottom + span < low + least:
-            step = nice_step(max(least * apart / span_rows, step * 1.01), 1)
+            raw = max(least * apart / span_rows, step * 1.01)
+            step = ceil(raw) if whole else nice_step(raw, 1)
             bottom = floor(low / step + 1e-9) * step
             span = step * span_rows / apart
         axes.append((span, bottom, step, 0.25 * step / apart))

@@ -169,11 +169,12 @@ def _lost(counts: Mapping[str, int]) -> list[Field]:
 def _scenario(view: View) -> Field:
     if not view.scenario:
         return Field([(0, ())])
-    total = "" if view.scenario_total_s is None else f"/{figures.clock(view.scenario_total_s)}"
+    total_s = view.scenario_total_s or None  # a load that comes all at once takes no time
+    total = "" if total_s is None else f"/{figures.clock(total_s)}"
     speed = "" if view.speed == 1 else f" ×{figures.plain(view.speed)}"
     elapsed_s = view.scenario_elapsed_s  # the run goes on when its load is over
-    if view.scenario_total_s is not None:
-        elapsed_s = min(elapsed_s, view.scenario_total_s)
+    if total_s is not None:
+        elapsed_s = min(elapsed_s, total_s)
     elapsed = Part(f"{figures.clock(elapsed_s)}{total}{speed}", palette.TEXT)
     name = Part(clean(view.scenario, 20) + " ", palette.BRIGHT)
     variants = [(14, (Part("scenario "), name, elapsed)), (36, (name, elapsed))]
