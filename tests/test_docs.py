@@ -18,6 +18,7 @@ EXAMPLES = [
     for page in PAGES
     for number, block in enumerate(re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.M | re.S))
 ]
+REQUESTS = "".join(re.findall(r"^```jsonl\n(.*?)^```", (ROOT / "docs/scenarios.md").read_text(), re.M | re.S))
 REST = """\
 name: the-rest
 tenants: [{name: a, tier: premium}]
@@ -28,6 +29,7 @@ load: [{tenant: a, arrivals: at-once, count: 3}]
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_an_example_does_what_it_expects(example: str, tmp_path: Path) -> None:
     """One that shows some keys only is given the others."""
+    (tmp_path / "requests.jsonl").write_text(REQUESTS)
     path = tmp_path / "example.yaml"
     path.write_text(example if example.startswith("name:") else REST + example)
     document = VirtualRun(make_plan(load_scenario(str(path)), clock="virtual")).run()
