@@ -67,7 +67,7 @@ def test_no_child_outlives_a_kill(tmp_path: Path) -> None:
             if "engine started" in line:
                 break
         children = psutil.Process(run.pid).children(recursive=True)
-        assert any("EngineCore" in " ".join(child.cmdline()) or child.name() for child in children)
+        assert children
         run.send_signal(signal.SIGKILL)
         run.wait(10)
     _, alive = psutil.wait_procs(children, timeout=30)

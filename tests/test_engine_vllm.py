@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 import pytest_asyncio
+from processes import running_children
 from waiting import until
 
 from scheduler.core.types import Request, Sampling
@@ -67,10 +68,9 @@ def tokens(chunks: list[Chunk]) -> int:
     return sum(chunk.tokens for chunk in chunks)
 
 
-def engine_children(pid: int | None = None) -> list[psutil.Process]:
+def engine_children() -> list[psutil.Process]:
     """Children that hold an engine; the resource tracker is Python's own and ends with us."""
-    children = psutil.Process(pid).children(recursive=True)
-    return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
+    return [child for child, line in running_children() if "resource_tracker" not in line]
 
 
 async def test_a_stream_counts_its_tokens_and_ends_by_length(engine: VllmEngine) -> None:
@@ -261,7 +261,7 @@ async def test_kill_9_takes_the_engine_with_it(tmp_path: Path) -> None:
 
     def spawned() -> list[psutil.Process]:
         assert victim.returncode is None
-        return [child for child in engine_children(victim.pid) if "spawn_main" in str(child.cmdline())]
+        return [child for child, line in running_children(victim.pid) if "spawn_main" in line]
 
     await until(spawned, SPAWN_S)
     children = spawned()

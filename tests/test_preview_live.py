@@ -7,13 +7,14 @@ import pickle
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from math import ceil, inf
 from pathlib import Path
 
 import psutil
 import pytest
 from gateway_kit import serving
+from processes import running_children
 from test_preview import packed_whole, picture
 from waiting import until
 
@@ -58,8 +59,7 @@ async def running(folder: Path, text: str = SCENARIO) -> AsyncIterator[LiveRun]:
 
 
 def children() -> list[psutil.Process]:
-    mine = psutil.Process().children(recursive=True)
-    return [child for child in mine if "preview_child" in " ".join(child.cmdline())]
+    return [child for child, line in running_children() if "preview_child" in line]
 
 
 async def test_what_the_processes_play_is_what_the_twin_plays() -> None:
@@ -115,7 +115,7 @@ async def test_a_play_that_is_cancelled_waits_for_nothing() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await playing
     finally:
-        if child.is_running():
+        with suppress(psutil.NoSuchProcess):
             child.resume()
         await players.stop()
 
@@ -148,7 +148,7 @@ async def test_a_process_ends_with_its_stdin_in_the_middle_of_a_job() -> None:
             process.stdin.write(LENGTH.pack(len(data)) + data)
         await process.stdin.drain()
         process.stdin.close()
-        await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 10.0)
+        await until(lambda: child not in children(), 10.0)
     finally:
         await players.stop()
 
