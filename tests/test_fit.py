@@ -92,7 +92,7 @@ def test_the_fitted_steps_take_as_long_in_all() -> None:
         for n, step in enumerate(steps(CPU, 500))
     ]
     profile = fit_profile(seen, CPU).profile
-    expected_s = sum(profile.step_s(step.batch, step.context, step.prefill) for step in seen)
+    expected_s = sum(step.expected_s(profile) for step in seen)
     assert expected_s == pytest.approx(sum(step.duration_s for step in seen), rel=0.001)
 
 

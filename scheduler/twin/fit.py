@@ -44,6 +44,10 @@ class StepSample(NamedTuple):
     context: int  # tokens in their KV cache once it is done
     prefill: int  # prompt tokens computed in it
 
+    def expected_s(self, profile: Profile) -> float:
+        """How long it takes by a profile."""
+        return profile.step_s(self.batch, self.context, self.prefill)
+
 
 @dataclass(frozen=True, slots=True)
 class Fit:
@@ -86,7 +90,7 @@ def fit_profile(samples: Sequence[StepSample], base: Profile, *, find_knees: boo
     if len(samples) < MIN_STEPS:
         raise ValueError(f"{len(samples)} engine steps were seen; at least {MIN_STEPS} are needed for a fit")
     seconds, batch, context, prefill = np.array(samples, dtype=np.float64).T
-    roughly = np.array([base.step_s(step.batch, step.context, step.prefill) for step in samples])
+    roughly = np.array([step.expected_s(base) for step in samples])
 
     def at(knees: _Knees) -> _Try:
         features = np.stack(
@@ -146,7 +150,7 @@ def _with_knee(before: _Try, name: str, values: Floats, at: Callable[[_Knees], _
 
 def at_pace_of(samples: Sequence[StepSample], profile: Profile) -> Profile:
     """``profile`` at the pace of these steps: they add up to the time that they took, gross ones left out."""
-    pairs = [(step.duration_s, profile.step_s(step.batch, step.context, step.prefill)) for step in samples]
+    pairs = [(step.duration_s, step.expected_s(profile)) for step in samples]
     kept = [(seconds, predicted) for seconds, predicted in pairs if seconds < _GROSS * predicted]
     return profile.slower(sum(seconds for seconds, _ in kept) / sum(predicted for _, predicted in kept))
 
@@ -181,7 +185,7 @@ def _anchors(base: Profile, steps: Collection[StepSample]) -> list[StepSample]:
     """A few steps far apart as ``base`` has them, at the pace of those seen: they hold down the costs that a
     run does not vary.
     """
-    expected_s = sum(base.step_s(step.batch, step.context, step.prefill) for step in steps)
+    expected_s = sum(step.expected_s(base) for step in steps)
     pace = sum(step.duration_s for step in steps) / expected_s
     kinds = ((1, 64, 0), (1, 64, 64), (8, 1024, 0), (8, 1024, 256), (32, 8192, 0), (32, 8192, 512))
     return [StepSample(pace * base.step_s(*kind), *kind) for kind in kinds]

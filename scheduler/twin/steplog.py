@@ -8,7 +8,7 @@ of counting gap by gap (``Gpu(track_gaps=True)``), which a run that records ever
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -70,17 +70,20 @@ class StepLog:
         batch, context, prefill, steps = table.T
         phase = np.repeat(np.arange(len(table)), steps)
         step = np.arange(1, len(phase) + 1) - np.repeat(np.cumsum(steps) - steps, steps)
-        sequences_s = profile.per_sequence_s * batch
-        sequences_s += profile.per_sequence_above_s * np.maximum(batch - profile.batch_knee, 0.0)
+        sequences_s = _costs(profile.sequences_s, batch)
         start_s = profile.fixed_s + profile.per_context_token_s * context + sequences_s
         slope_s = profile.per_context_token_s * batch
         floor_s = profile.floor_s + sequences_s
         duration_s = np.maximum(floor_s[phase], start_s[phase] + slope_s[phase] * step)
-        duration_s[step == 1] += profile.per_prefill_token_s * prefill
-        duration_s[step == 1] += profile.per_prefill_token_above_s * np.maximum(
-            prefill - profile.prefill_knee, 0.0
-        )
+        duration_s[step == 1] += _costs(profile.prefill_s, prefill)
         return phase, step, _buckets(duration_s)
+
+
+def _costs(cost_s: Callable[[int], float], counts: Ints) -> NDArray[np.float64]:
+    """What each of so many costs."""
+    table = np.array([cost_s(count) for count in range(counts.max(initial=0) + 1)])
+    costs: NDArray[np.float64] = table[counts]
+    return costs
 
 
 def _buckets(gap_s: NDArray[np.float64]) -> Ints:
