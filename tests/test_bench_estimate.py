@@ -167,8 +167,8 @@ def test_any_text_may_be_in_a_prompt(tmp_path: Path) -> None:
         ({"prompt": "Why?"}, "line 2: output_tokens of 'model' must be a number"),
         ({"prompt": "Why?", "output_tokens": 1, "prompt_tokens": 60_000}, "allowed: 1 to 32768"),
         ({"prompt": "Why?", "output_tokens": 1, "prompt_tokens": -1}, "prompt_tokens -1 is not a number"),
-        ({"prompt": 7, "output_tokens": 1}, "line 2: an object with prompt .text. and output_tokens"),
-        ([], "line 2: an object with prompt"),
+        ({"prompt": 7, "output_tokens": 1}, "line 2: prompt .text. is needed"),
+        ([], "line 2: not a JSON object"),
     ],
 )
 def test_a_line_that_is_no_use_is_named(tmp_path: Path, row: object, says: str) -> None:

@@ -135,7 +135,7 @@ def test_a_quick_command_does_not_wait_for_what_it_does_not_use(
         (("check", "nowhere"), "allowed"),
         (("models", "prepare", "nothing"), "smollm2"),
         (("bench", "estimate", "--lengths", "nowhere.jsonl"), "cannot be read"),
-        (("bench", "estimate", "--lengths", __file__), "line 1: no object in JSON"),
+        (("bench", "estimate", "--lengths", __file__), "line 1: not a JSON object: Extra data"),
         (("bench", "policies", "--trace", "nowhere.csv"), "no such file"),
         (("bench", "policies", "--trace", __file__), "test_cli.py"),
     ],

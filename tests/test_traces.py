@@ -100,7 +100,7 @@ BAD_ROWS = [
     (b'{"arrival_s": 1, "prompt_tokens": 1, "category": "poem"}', "category 'poem' is not one of"),
     (b'{"arrival_s": 1, "prompt_tokens": 1, "tier": "gold"}', "tier 'gold' is not one of"),
     (b"\xff\xfe", "not UTF-8"),
-    (b"[" * 100_000, ""),
+    (b"[" * 100_000, "nested too deep"),
     (b"x" * (MAX_LINE + 10), "longer than"),
 ]
 

@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 MAX_ROW_TOKENS = 10_000_000
+MAX_LINE = 1 << 20  # characters
+
+T = TypeVar("T")
+
+
+def read_rows(file: Path, read: Callable[[dict[str, Any]], T]) -> Iterator[T]:
+    """What ``read`` makes of each line's object; lines without anything in them are left out.
+
+    Raises OSError, and ValueError naming the line that is none or for which ``read`` raises one.
+    """
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
+        for number, line in enumerate(iter(partial(lines.readline, MAX_LINE), ""), start=1):
+            if not line.strip():
+                continue
+            try:
+                row = read(json_object(line))
+            except ValueError as error:
+                raise ValueError(f"{file.name!r} line {number}: {error!s:.200}") from None
+            yield row
 
 
 def json_object(line: str) -> dict[str, Any]:
-    """Raises ValueError, RecursionError."""
-    row = json.loads(line)
+    """Raises ValueError."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not a JSON object: {error.msg} (column {error.colno})") from None
+    except RecursionError:
+        raise ValueError("not a JSON object: nested too deep") from None
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
     return row

@@ -7,17 +7,18 @@ a number, or an object with one for each model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
 from scheduler.core.estimate import classify
 from scheduler.core.types import CATEGORIES
-from scheduler.load.jsonrow import answer_if_known, json_object, prompt_if_known, tokens_if_known
+from scheduler.load.jsonrow import answer_if_known, prompt_if_known, read_rows, tokens_if_known
 from scheduler.load.yamlfile import did_you_mean
 
 MAX_SAMPLES = 200_000
-MAX_LINE = 1 << 20  # characters
 
 
 class Sample(NamedTuple):
@@ -34,36 +35,27 @@ def read_samples(file: str, needed: str, model: str | None = None) -> list[Sampl
 
     Raises ValueError naming the line that cannot be used.
     """
-    samples: list[Sample] = []
+    rows = read_rows(Path(file), partial(_sample, needed=needed, model=model))
+    samples = list(islice(rows, MAX_SAMPLES + 1))
     name = Path(file).name
-    with open(file, encoding="utf-8-sig", errors="replace") as lines:
-        number = 0
-        while line := lines.readline(MAX_LINE):
-            number += 1
-            if not line.strip():
-                continue
-            try:
-                sample = _sample(json_object(line), needed, model)
-                if not getattr(sample, needed):
-                    raise ValueError(f"{needed} is needed")
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{name!r} line {number}: {error!s:.200}") from None
-            samples.append(sample)
-            if len(samples) > MAX_SAMPLES:
-                raise ValueError(f"{name!r}: more than {MAX_SAMPLES} lines, the most allowed")
+    if len(samples) > MAX_SAMPLES:
+        raise ValueError(f"{name!r}: more than {MAX_SAMPLES} lines, the most allowed")
     if not samples:
         raise ValueError(f"{name!r} holds no lines")
     return samples
 
 
-def _sample(row: dict[str, Any], needed: str, model: str | None) -> Sample:
+def _sample(row: dict[str, Any], *, needed: str, model: str | None) -> Sample:
     prompt = prompt_if_known(row)
     category = row.get("category") or classify(prompt)
     if category not in CATEGORIES:
         raise ValueError(f"unknown category {category!r:.40}; {did_you_mean(category, CATEGORIES)}")
     prompt_tokens = tokens_if_known(row, "prompt_tokens")
     output_tokens = answer_if_known(_by_model(row, needed, model), "output_tokens")
-    return Sample(prompt, category, prompt_tokens, output_tokens)
+    sample = Sample(prompt, category, prompt_tokens, output_tokens)
+    if not getattr(sample, needed):
+        raise ValueError(f"{needed} is needed")
+    return sample
 
 
 def _by_model(row: dict[str, Any], needed: str, model: str | None) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def _parsed(
                 raise ValueError(
                     f"arrives {row.at_s:g} s after the start, allowed are 10 years: subtract the first time"
                 )
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             on_bad(number, f"{error!s:.120}")
             continue
         if row is not None:

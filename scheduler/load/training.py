@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scheduler.core.features import BUCKETS, DENSE, read
 from scheduler.core.learned import CLIP
 from scheduler.core.prior import BOUND, LEAST_TOKENS, MOST_BEYOND, SHORT_TOKENS, Embed
-from scheduler.load.jsonrow import answer_if_known, prompt_if_known, tokens_if_known
+from scheduler.load.jsonrow import answer_if_known, prompt_if_known, read_rows, tokens_if_known
 from scheduler.load.prior import prompt_key
 
 MOST_PROMPT_TOKENS = 32_768  # fits the twin's KV cache beside the longest answer
@@ -44,26 +44,19 @@ def read_corpus(file: Path) -> Corpus:
     """Of JSON lines with ``prompt`` and ``output_tokens``: a number, or one for each model. Raises ValueError
     naming the line.
     """
-    data, number = Corpus([], [], {}), 0
+    data = Corpus([], [], {})
     try:
-        with file.open(encoding="utf-8-sig") as lines:
-            for line in lines:
-                number += 1
-                if line.strip():
-                    _add(json.loads(line), data)
-    except (OSError, UnicodeDecodeError) as error:
+        for _ in read_rows(file, partial(_add, data)):
+            pass
+    except OSError as error:
         raise ValueError(f"{file.name!r} cannot be read: {error}") from None
-    except (json.JSONDecodeError, RecursionError):
-        raise ValueError(f"{file.name!r} line {number}: no object in JSON") from None
-    except ValueError as error:
-        raise ValueError(f"{file.name!r} line {number}: {error!s:.200}") from None
     return data
 
 
-def _add(row: object, data: Corpus) -> None:
+def _add(data: Corpus, row: dict[str, Any]) -> None:
     """Raises ValueError that says what is wrong with the row."""
-    if not isinstance(row, dict) or not isinstance(prompt := row.get("prompt"), str):
-        raise ValueError("an object with prompt (text) and output_tokens is needed")
+    if not isinstance(prompt := row.get("prompt"), str):
+        raise ValueError("prompt (text) is needed")
     answers = row.get("output_tokens")
     by_model = answers if isinstance(answers, dict) else {"model": answers}
     if not by_model or (data.prompts and by_model.keys() != data.tokens.keys()):
