@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 from scheduler.gateway.keys import DEFAULT_TENANT, BadKey, digest
 from scheduler.load.fields import beside
-from scheduler.load.scenario import Problem, ScenarioError, read_scenario
+from scheduler.load.scenario import ScenarioError, read_scenario
 from scheduler.load.schema import EngineSection, Scenario, TenantSection
 from scheduler.load.stream import Stream
 from scheduler.load.yamlfile import did_you_mean
@@ -62,7 +62,7 @@ def load_config(path: str) -> ServeConfig:
     if not Path(path).is_file():
         shown = path if path.isprintable() else ascii(path)
         what = "is a folder" if Path(path).is_dir() else "no such file"
-        raise ScenarioError([Problem(shown, 1, "", what)])
+        raise ScenarioError.of_file(shown, what)
     config = read_scenario(Path(path), path, ServeConfig)
     names = [tenant.name for tenant in config.tenants]
     for name in config.keys:

@@ -25,9 +25,8 @@ from scheduler.live.feed import LocalFeed
 from scheduler.live.run import LiveRun
 from scheduler.live.view import CommandError, Notice, NotNow
 from scheduler.load.fields import Positive, Section, Weight
-from scheduler.load.scenario import in_words
+from scheduler.load.scenario import first_fault
 from scheduler.load.schema import LimitsSection, TenantLimits
-from scheduler.load.yamlfile import dotted
 
 KEEP_ALIVE_S = 15.0
 """An event stream says something at least so often, so that a dead connection is noticed."""
@@ -266,9 +265,8 @@ class Control:
             raw = await bodies.read(http, NO_TENANT) if http.can_read_body else b"{}"
             return model.model_validate(read_json(raw))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = dotted(first["loc"])
-            raise bad(f"{where}: {in_words(first, first['loc'], model)}", where) from None
+            where, what = first_fault(error, model)
+            raise bad(f"{where}: {what}", where) from None
 
     def _do(self, verb: Callable[[], None], *, not_now: str | None = None) -> web.Response:
         """``not_now`` is the code of a 409, for a verb that may come too early: nothing is wrong with it."""

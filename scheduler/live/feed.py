@@ -16,7 +16,7 @@ from scheduler.core.snapshot import take_snapshot
 from scheduler.core.types import Limits
 from scheduler.live.run import UNDO, LiveRun
 from scheduler.live.view import CommandError, Notice, NotNow, Preview, View
-from scheduler.load.scenario import ScenarioError, in_words, load_scenario, shipped_scenarios
+from scheduler.load.scenario import ScenarioError, first_fault, load_scenario, shipped_scenarios
 from scheduler.load.schema import EstimatorOptions, TenantChange
 from scheduler.load.workload import Workload
 
@@ -158,5 +158,4 @@ def _check_bounds(tenant: str, weight: float | None, limits: Limits | None) -> N
     try:
         TenantChange.model_validate(change)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise CommandError(f"{first['loc'][0]}: {in_words(first, first['loc'], TenantChange)}") from error
+        raise CommandError(": ".join(first_fault(error, TenantChange))) from error

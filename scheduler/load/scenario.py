@@ -13,9 +13,18 @@ from pydantic_core import ErrorDetails
 
 from scheduler.load.checks import cross_check
 from scheduler.load.schema import Scenario
-from scheduler.load.yamlfile import Document, Loc, Problem, ScenarioError, did_you_mean, kind_of, read_yaml
+from scheduler.load.yamlfile import (
+    Document,
+    Loc,
+    Problem,
+    ScenarioError,
+    did_you_mean,
+    dotted,
+    kind_of,
+    read_yaml,
+)
 
-__all__ = ["Problem", "Scenario", "ScenarioError", "load_scenario", "read_scenario", "shipped_scenarios"]
+__all__ = ["Scenario", "ScenarioError", "load_scenario", "read_scenario", "shipped_scenarios"]
 
 _SHIPPED = files("scheduler") / "scenarios"
 
@@ -34,7 +43,7 @@ def load_scenario(path_or_name: str) -> Scenario:
             return read_scenario(folder / f"{path_or_name}.yaml", f"{path_or_name}.yaml", Scenario)
     what = "is a folder" if path.is_dir() else "no such file and no shipped scenario of this name"
     shown = path_or_name if path_or_name.isprintable() else ascii(path_or_name)
-    raise ScenarioError([Problem(shown, 1, "", f"{what}; {did_you_mean(path_or_name, names)}")])
+    raise ScenarioError.of_file(shown, f"{what}; {did_you_mean(path_or_name, names)}")
 
 
 def shipped_scenarios() -> dict[str, str]:
@@ -77,10 +86,16 @@ def _explain(document: Document, details: ErrorDetails, model: type[Scenario]) -
     loc: Loc = tuple(part for part in details["loc"] if part != "[key]")
     if document.is_suspect(loc):
         return None
-    return document.problem(loc, in_words(details, loc, model))
+    return document.problem(loc, _in_words(details, loc, model))
 
 
-def in_words(details: ErrorDetails, loc: Loc, model: type[BaseModel]) -> str:
+def first_fault(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
+    """Of what pydantic found in a ``model``: where, and what is wrong."""
+    details = error.errors(include_url=False)[0]
+    return dotted(details["loc"]), _in_words(details, details["loc"], model)
+
+
+def _in_words(details: ErrorDetails, loc: Loc, model: type[BaseModel]) -> str:
     """What pydantic found at ``loc`` of ``model``: what is wrong, and what is allowed."""
     ctx, given = details.get("ctx", {}), kind_of(details["input"])
     match details["type"]:

@@ -6,7 +6,7 @@ Where a run has a class for the same thing (``Tenant``, ``Guard``), the section 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields
 from math import inf
 from typing import Annotated, Any, Literal, Self
 
@@ -131,7 +131,8 @@ class LimitsSection(Section):
 
     @property
     def limits(self) -> Limits:
-        return Limits(self.max_queued, self.max_queued_tokens, self.max_in_flight, self.ttl_s)
+        """Those that the section does not have are unbounded, too: the rates, over all tenants."""
+        return Limits(**{field.name: getattr(self, field.name, None) for field in fields(Limits)})
 
 
 class TenantLimits(LimitsSection):
@@ -140,14 +141,6 @@ class TenantLimits(LimitsSection):
     requests_per_minute: Count | None = None
     tokens_per_minute: Count | None = None
     """Prompt tokens and estimated output tokens."""
-
-    @property
-    def limits(self) -> Limits:
-        return replace(
-            super().limits,
-            requests_per_minute=self.requests_per_minute,
-            tokens_per_minute=self.tokens_per_minute,
-        )
 
     @property
     def named(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import yaml
 
@@ -44,6 +44,11 @@ class ScenarioError(ValueError):
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = sorted(set(problems), key=lambda problem: (problem.line, problem.path))
         super().__init__("\n".join(map(str, self.problems)))
+
+    @classmethod
+    def of_file(cls, file: str, what: str, line: int = 1) -> Self:
+        """Of one that is not there or no YAML, so that nothing else can be said of it."""
+        return cls([Problem(file, line, "", what)])
 
 
 def did_you_mean(word: object, allowed: Iterable[str]) -> str:
@@ -115,27 +120,27 @@ def read_yaml(path: Path, file: str) -> Document:
         with path.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ScenarioError([Problem(file, 1, "", f"cannot be read: {error.strerror}")]) from None
+        raise ScenarioError.of_file(file, f"cannot be read: {error.strerror}") from None
     if len(raw) > MAX_BYTES:
-        raise ScenarioError([Problem(file, 1, "", f"larger than {MAX_BYTES} bytes, the most allowed")])
+        raise ScenarioError.of_file(file, f"larger than {MAX_BYTES} bytes, the most allowed")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise ScenarioError([Problem(file, line, "", "not UTF-8 text")]) from None
+        raise ScenarioError.of_file(file, "not UTF-8 text", line) from None
     try:
         node = _Loader(text).get_single_node()
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         what = f"control character U+{int(error.character):04X} is not allowed"
-        raise ScenarioError([Problem(file, line, "", what)]) from None
+        raise ScenarioError.of_file(file, what, line) from None
     except yaml.MarkedYAMLError as error:
         raise ScenarioError([_syntax_problem(file, error)]) from None
     except RecursionError:
         what = f"nested too deeply, at most {MAX_DEPTH} levels are allowed"
-        raise ScenarioError([Problem(file, 1, "", what)]) from None
+        raise ScenarioError.of_file(file, what) from None
     if node is None:
-        raise ScenarioError([Problem(file, 1, "", "the file is empty, a mapping is needed")])
+        raise ScenarioError.of_file(file, "the file is empty, a mapping is needed")
     try:
         document.data = _Builder(document).build(node, (), 0)
     except _TooBigError as error:
@@ -160,6 +165,14 @@ class _TooBigError(Exception):
         self.problem = problem
 
 
+_TAGS = {
+    yaml.MappingNode: "tag:yaml.org,2002:map",
+    yaml.SequenceNode: "tag:yaml.org,2002:seq",
+    yaml.ScalarNode: "tag:yaml.org,2002:str",
+}
+"""What a node has that was given none."""
+
+
 class _Builder:
     """Turns nodes into data, noting lines and problems in the document."""
 
@@ -176,16 +189,12 @@ class _Builder:
         if depth > MAX_DEPTH:
             what = f"nested too deeply, or inside itself: at most {MAX_DEPTH} levels are allowed"
             raise _TooBigError(self._doc.problem(loc, what))
+        if node.tag != _TAGS[type(node)]:
+            self._add(loc, f"the tag {node.tag!r:.60} is not allowed, leave it out")
         if isinstance(node, yaml.MappingNode):
-            if node.tag != "tag:yaml.org,2002:map":
-                self._refuse_tag(node, loc)
             return self._mapping(node, loc, depth)
         if isinstance(node, yaml.SequenceNode):
-            if node.tag != "tag:yaml.org,2002:seq":
-                self._refuse_tag(node, loc)
             return tuple(self.build(item, (*loc, i), depth + 1) for i, item in enumerate(node.value))
-        if node.tag != "tag:yaml.org,2002:str":
-            self._refuse_tag(node, loc)
         assert isinstance(node, yaml.ScalarNode), "a node is a mapping, a sequence or a scalar"
         return node.value if node.style else self._scalar(node.value, loc)
 
@@ -193,9 +202,6 @@ class _Builder:
         problem = self._doc.problem(loc, what)
         self._doc.problems.append(problem if line is None else problem._replace(line=line))
         self._doc.suspect.add(loc)
-
-    def _refuse_tag(self, node: yaml.Node, loc: Loc) -> None:
-        self._add(loc, f"the tag {node.tag!r:.60} is not allowed, leave it out")
 
     def _mapping(self, node: yaml.MappingNode, loc: Loc, depth: int) -> dict[str, Any]:
         result: dict[str, Any] = {}
