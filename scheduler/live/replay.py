@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import nan
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from scheduler.core.types import Limits
 from scheduler.engines.engine import EngineTelemetry
 from scheduler.live.notices import Notices
 from scheduler.live.telemetry import health
@@ -119,34 +118,8 @@ class ReplayFeed:
     def previewed(self) -> Preview | None:
         return None
 
-    def _refuse(self) -> NoReturn:
+    def _refuse(self, *args: Any, **given: Any) -> NoReturn:
         raise CommandError("this run is recorded: it can be watched, not changed")
 
-    def preview(self, specs: Sequence[str] = ()) -> None:
-        self._refuse()
-
-    def switch_policy(self, spec: str, by: str = "operator") -> None:
-        self._refuse()
-
-    def undo_policy(self, by: str = "operator") -> None:
-        self._refuse()
-
-    def switch_estimator(self, kind: str, by: str = "operator") -> None:
-        self._refuse()
-
-    def inject(self, scenario: str, by: str = "operator") -> None:
-        self._refuse()
-
-    def burst(self, tenant: str, rate: float, seconds: float, by: str = "operator") -> None:
-        self._refuse()
-
-    def pause(self, by: str = "operator") -> None:
-        self._refuse()
-
-    def resume(self, by: str = "operator") -> None:
-        self._refuse()
-
-    def set_tenant(
-        self, name: str, *, weight: float | None = None, limits: Limits | None = None, by: str = "operator"
-    ) -> None:
-        self._refuse()
+    preview = switch_policy = undo_policy = switch_estimator = inject = burst = _refuse
+    pause = resume = set_tenant = _refuse
