@@ -26,6 +26,7 @@ from driftui.screens.replay import ReplayScreen
 from driftui.terminal import DriftDriver, kept_signals
 from driftui.widgets.status import Cost
 from scheduler.live.replay import ReplayFeed
+from scheduler.live.signals import heard
 from scheduler.live.view import CommandError, Feed, View
 
 REFRESH_S = 0.25  # nominal, 4 Hz
@@ -205,19 +206,15 @@ async def run_dashboard(
     loop = asyncio.get_running_loop()
     factory = loop.get_task_factory()
     app = DriftApp(feed, on_quit=on_quit, on_hurry=on_hurry, driver_class=DriftDriver)
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    for name in signals:
-        loop.add_signal_handler(name, app.call_later, app.leave)
     # On Python 3.12 and later run_async makes every task of the loop eager, the engine's too, and leaves it
     # so. It does this before it first waits, so this callback comes right after.
     loop.call_soon(loop.set_task_factory, factory)
     try:
-        with kept_signals():
+        leave = partial(app.call_later, app.leave)
+        with heard((signal.SIGTERM, signal.SIGHUP), leave), kept_signals():
             await app.run_async()
     finally:
         loop.set_task_factory(factory)
-        for name in signals:
-            loop.remove_signal_handler(name)
     if app.crash is not None:
         lines = traceback.format_exception(app.crash)
         print(clean_lines(lines), file=sys.stderr)

@@ -14,6 +14,7 @@ from scheduler.live.feed import LocalFeed
 from scheduler.live.heap import calm_collector
 from scheduler.live.output import engine_output_to, log_path, printable
 from scheduler.live.run import LiveRun
+from scheduler.live.tasks import cancel_all
 from scheduler.plan import Plan
 from scheduler.serve import make_gateway
 
@@ -52,8 +53,7 @@ async def _run(plan: Plan, speed: float | None, record: Path | None, listen: tup
         nonlocal left
         if gateway is not None:
             gateway.drain()
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
+        await cancel_all(starting)
         await run.stop(drain_s=DRAIN_S)
         if gateway is not None:
             await gateway.close()

@@ -17,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from scheduler.live.heap import calm_collector
 from scheduler.live.notices import Notices
 from scheduler.live.output import engine_output_to, log_path, printable
-from scheduler.live.signals import endings
+from scheduler.live.signals import endings, heard
+from scheduler.live.tasks import cancel_all
 from scheduler.live.view import Notice
 from scheduler.load.traces import scan
 from scheduler.load.workload import total_s
@@ -88,10 +89,8 @@ async def _run_live(plan: Plan, out: Path | None, text: bool, stderr: TextIO) ->
     run = LiveRun(plan, out=out, text=text)
     calm_collector()
     interrupted = asyncio.Event()
-    names = endings()
-    for name in names:
-        loop.add_signal_handler(name, interrupted.set)
-    with _bar(f"{plan.scenario.name} on {run.engine.detail}", stderr, run.load.total_s) as bar:
+    title = f"{plan.scenario.name} on {run.engine.detail}"
+    with heard(endings(), interrupted.set), _bar(title, stderr, run.load.total_s) as bar:
         run.notices.listeners.append(bar.tell)
         starting = loop.create_task(run.start())
         giving_up = loop.create_task(interrupted.wait())
@@ -101,14 +100,10 @@ async def _run_live(plan: Plan, out: Path | None, text: bool, stderr: TextIO) ->
                 starting.result()
                 await _watch(run, giving_up, bar)
         finally:
-            starting.cancel()
-            giving_up.cancel()
-            await asyncio.gather(starting, giving_up, return_exceptions=True)
+            await cancel_all(starting, giving_up)
             if run.session.failure is not None:
                 run.session.end_waiting()
             document = await run.stop(interrupted=interrupted.is_set())
-            for name in names:
-                loop.remove_signal_handler(name)
     return document
 
 
@@ -118,8 +113,7 @@ async def _watch(run: LiveRun, giving_up: asyncio.Task[Any], bar: _Bar) -> None:
     while not (drained.done() or giving_up.done()):
         await asyncio.wait([drained, giving_up], timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
         bar.advance_to(run.clock.now())
-    drained.cancel()
-    await asyncio.gather(drained, return_exceptions=True)
+    await cancel_all(drained)
 
 
 class _Bar:

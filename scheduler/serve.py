@@ -18,7 +18,8 @@ from scheduler.live.heap import calm_collector
 from scheduler.live.journal import Journal
 from scheduler.live.output import Output, engine_output_to, log_path, telling
 from scheduler.live.run import LiveRun
-from scheduler.live.signals import endings
+from scheduler.live.signals import endings, heard
+from scheduler.live.tasks import cancel_all
 from scheduler.plan import Plan
 
 FILES = 65_536
@@ -86,16 +87,10 @@ async def _serve(
             run.session.skip_drain()
         stopping.set()
 
-    loop, names = asyncio.get_running_loop(), endings()
-    for name in names:
-        loop.add_signal_handler(name, stop)
     shown = f"[{host}]" if ":" in host else host
-    say(f"{gateway.completions.model} on http://{shown}:{port}, the engine is starting")
-    try:
+    with heard(endings(), stop):
+        say(f"{gateway.completions.model} on http://{shown}:{port}, the engine is starting")
         await serve_until(stopping, run, gateway, say)
-    finally:
-        for name in names:
-            loop.remove_signal_handler(name)
 
 
 async def serve_until(
@@ -111,9 +106,7 @@ async def serve_until(
             await given_up
     finally:
         gateway.drain()
-        starting.cancel()
-        given_up.cancel()
-        await asyncio.gather(starting, given_up, return_exceptions=True)
+        await cancel_all(starting, given_up)
         waiting = run.scheduler.books.totals.queued + run.scheduler.books.totals.in_flight
         say(f"stopping: {waiting} requests get up to {DRAIN_S:g} s" if waiting else "stopping")
         await run.stop(drain_s=DRAIN_S)

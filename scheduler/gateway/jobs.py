@@ -29,6 +29,7 @@ from scheduler.gateway.shapes import whole_answer
 from scheduler.live.answer import Answer
 from scheduler.live.journal import Entry, Journal, JournalError
 from scheduler.live.run import LiveRun
+from scheduler.live.tasks import cancel_all
 
 KEEP_S = 24 * 3600.0
 """A job and its idempotency key are known so long after its end."""
@@ -149,8 +150,7 @@ class Jobs:
         """After the run has stopped: what has ended is written, the rest waits for the next server."""
         relearned = self._tidying is not None
         if self._tidying is not None:
-            self._tidying.cancel()
-            await asyncio.gather(self._tidying, return_exceptions=True)
+            await cancel_all(self._tidying)
         tasks = [job.task for job in self._live.values() if job.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=RETRY_S)

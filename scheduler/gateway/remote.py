@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +15,7 @@ import aiohttp
 
 from scheduler.core.types import Limits
 from scheduler.gateway.wire import WireError, notices_from_json, preview_from_json, view_from_json
+from scheduler.live.tasks import Tasks
 from scheduler.live.view import CommandError, Notice, NotNow, Preview, View
 
 POLL_S = 0.25
@@ -60,7 +61,7 @@ class RemoteFeed:
         self._seq = 0  # ours: the server's begins anew when it does
         self._last: Notice | None = None  # as the server numbers it
         self._lost = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._preview: Preview | None = None
         self._previews = 0  # asked for
 
@@ -76,15 +77,13 @@ class RemoteFeed:
         except _NO_WORD as error:
             await self._http.close()
             raise AttachError(f"cannot attach to {self._url}: {_why(error)}") from error
-        self._spawn(self._follow())
+        self._tasks.spawn(self._follow())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()
         await self._http.close()
 
     async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
@@ -137,11 +136,6 @@ class RemoteFeed:
         now_s = self._view.snapshot.now
         self._notices.append(Notice(self._seq, now_s, time.time(), kind, text, False))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     def _send(self, method: str, path: str, **body: Any) -> None:
         async def send() -> None:
             try:
@@ -149,7 +143,7 @@ class RemoteFeed:
             except (aiohttp.ClientError, TimeoutError, CommandError) as error:
                 self._note("error", f"refused: {_why(error)}")
 
-        self._spawn(send())
+        self._tasks.spawn(send())
 
     # -- Feed ----------------------------------------------------------------------------------------
 
@@ -171,7 +165,7 @@ class RemoteFeed:
     def preview(self, specs: Sequence[str] = ()) -> None:
         self._previews += 1
         self._preview = None
-        self._spawn(self._follow_preview(self._previews, list(specs)))
+        self._tasks.spawn(self._follow_preview(self._previews, list(specs)))
 
     async def _follow_preview(self, number: int, specs: list[str]) -> None:
         """Ask, and fetch until it is done or another one was asked for; ask again while it is too early."""

@@ -6,7 +6,7 @@ The loop takes the picture, in slices, and collects what really happens; the pla
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from typing import Any
@@ -19,6 +19,7 @@ from scheduler.core.scheduler import Scheduler
 from scheduler.core.types import FINISHED, Request
 from scheduler.engines.clock import Clock
 from scheduler.live.players import Packed, PlayerLost, Players, longest_first, pack
+from scheduler.live.tasks import Tasks
 from scheduler.live.view import CommandError, NotNow, Predicted, Preview
 from scheduler.twin.future import POINT_SEED
 from scheduler.twin.packing import SLICE
@@ -63,7 +64,7 @@ class Previewer:
         self._predictions = Predictions()
         self._players = Players()
         self._asked = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._timer: asyncio.TimerHandle | None = None
 
     # -- what the run tells --------------------------------------------------------------------------
@@ -87,7 +88,7 @@ class Previewer:
         self._predictions.begin(prediction, self._scheduler.active())
         self._observe_later(prediction)
         if exposure is not None:
-            self._spawn(self._predict(exposure, prediction))
+            self._tasks.spawn(self._predict(exposure, prediction))
 
     async def _predict(self, exposure: Exposure, prediction: Prediction) -> None:
         packed = await _packed(exposure, CHECK_S)
@@ -157,7 +158,7 @@ class Previewer:
         today = self._scheduler.policy.describe()
         self._asked += 1
         self.latest = Preview(self._clock.now(), HORIZON_S, today, {}, done=False)
-        self._spawn(self._answer(self._asked, exposure, list(dict.fromkeys([today, *wanted]))))
+        self._tasks.spawn(self._answer(self._asked, exposure, list(dict.fromkeys([today, *wanted]))))
 
     async def _answer(self, number: int, exposure: Exposure, policies: Sequence[str]) -> None:
         """The points of all policies, then future after future for their bands, while there is time."""
@@ -208,15 +209,8 @@ class Previewer:
         """Nothing is left behind: no task, no timer, no process."""
         if self._timer is not None:
             self._timer.cancel()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()
         await self._players.stop()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 async def _packed(exposure: Exposure, step_s: float = inf) -> Packed:

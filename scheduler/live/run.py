@@ -19,6 +19,7 @@ from scheduler.live.notices import Notices
 from scheduler.live.preview import Previewer
 from scheduler.live.session import Session
 from scheduler.live.steering import Steering
+from scheduler.live.tasks import cancel_all
 from scheduler.live.telemetry import LoopLag, Machine, Sample, Summary, health
 from scheduler.live.view import Health
 from scheduler.load.schema import EstimatorOptions
@@ -122,8 +123,7 @@ class LiveRun:
         await self.session.stop(drain_s=drain_s)
         await self.steering.stop()
         if self._sampling is not None:
-            self._sampling.cancel()
-            await asyncio.gather(self._sampling, return_exceptions=True)
+            await cancel_all(self._sampling)
         self.lag.stop()
         document = self.document(interrupted=interrupted)
         await self.previewer.stop()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from math import inf
 from pathlib import PurePath
@@ -36,6 +36,7 @@ from scheduler.engines.clock import Clock
 from scheduler.engines.engine import Chunk, Engine, EngineError, EngineLost
 from scheduler.live.answer import Answer
 from scheduler.live.hot_swap import HotSwap
+from scheduler.live.tasks import Tasks
 from scheduler.load.workload import (
     Action,
     Cancel,
@@ -85,7 +86,7 @@ class Session:
         self._pumping = False
         self._draining = False
         self._streams: dict[str, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._answers: dict[str, Answer] = {}  # of requests that a client waits for
         self._crashes = Crashes()
         self._hot_swap = HotSwap(scheduler, clock, on_switched=self._switched, on_done=self.pump)
@@ -133,8 +134,9 @@ class Session:
                 self.cancel(request.id)
         if streams := list(self._streams.values()):
             await asyncio.wait(streams, timeout=10.0)
-        for task in (*self._streams.values(), *self._tasks):
-            task.cancel()
+        for stream in self._streams.values():
+            stream.cancel()
+        self._tasks.cancel()
         if self._timer is not None:
             self._timer.cancel()
         await self.engine.stop()
@@ -236,7 +238,7 @@ class Session:
             return
         replica = self.scheduler.cancel(request_id, self.clock.now())
         if replica is not None:
-            self._spawn(self.engine.abort(request_id))
+            self._tasks.spawn(self.engine.abort(request_id))
         elif request.state in ENDED:
             self._ended(request)
             self.pump()
@@ -351,7 +353,7 @@ class Session:
             self.fail(error)
             return
         self.engine_state = "restarting"
-        self._spawn(self._restart(now))
+        self._tasks.spawn(self._restart(now))
         self.pump()  # nothing runs meanwhile, but what waits may expire, and clients come back
 
     def check_engine(self) -> None:
@@ -390,11 +392,6 @@ class Session:
         """What waits for an engine that stays away fails; else it would be cancelled when the run stops."""
         for request in self.scheduler.on_engines_gone(self.clock.now()):
             self._ended(request)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     def _tell(self, kind: Kind, detail: dict[str, Any]) -> None:
         self._on_event(Event(self.clock.now(), kind, None, detail))

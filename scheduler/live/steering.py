@@ -12,6 +12,7 @@ from scheduler.core.types import Request
 from scheduler.engines.clock import Clock
 from scheduler.live.preview import Previewer
 from scheduler.live.session import Session
+from scheduler.live.tasks import cancel_all
 from scheduler.twin.outlook import Window
 from scheduler.twin.steering import AUTOPILOT, FUTURES, GUARD
 
@@ -93,5 +94,4 @@ class Steering:
         for timer in self._timers.values():
             timer.cancel()
         if self._previewing is not None:
-            self._previewing.cancel()
-            await asyncio.gather(self._previewing, return_exceptions=True)
+            await cancel_all(self._previewing)
