@@ -51,8 +51,7 @@ def dashed(place: int) -> bool:
     return place // len(TENANTS) % 2 == 1
 
 
-# Symbol and colour of each kind of notice.
-KINDS: dict[str, tuple[str, str]] = {
+_KINDS: dict[str, tuple[str, str]] = {
     "policy": ("◆", ORANGE),
     "scenario": ("■", VIOLET),
     "drift": ("▲", RED),
@@ -64,7 +63,12 @@ KINDS: dict[str, tuple[str, str]] = {
     "record": ("●", GREEN),
     "error": ("✖", RED),
 }
-OTHER_KIND = ("·", FAINT)
+_OTHER_KIND = ("·", FAINT)
+
+
+def kind(name: str) -> tuple[str, str]:
+    """Symbol and colour of a kind of notice."""
+    return _KINDS.get(name, _OTHER_KIND)
 
 
 @cache
@@ -86,7 +90,6 @@ THEME = Theme(
     surface=SURFACE,
     panel=SURFACE,
     variables={
-        "frame": FRAME,
         "faint": FAINT,
         "raised": RAISED,
         "title": TITLE,

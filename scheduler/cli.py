@@ -305,7 +305,7 @@ def _check_run(folder: Path) -> int:
         _complain(f"driftsched: {folder}: its decisions cannot be made again: {error}")
         return USAGE
     if redone.difference:
-        difference = printable_lines(str(redone.difference))
+        difference = printable_lines(redone.difference)
         print(f"{folder}: {redone.dispatched} dispatches the same again, then: {difference}")
         return FAILED
     print(f"{folder}: {redone.dispatched} dispatches, all the same again")

@@ -165,9 +165,7 @@ class MainScreen(Screen[None]):
         )
         lines = [(name, name, palette.tenant(at), palette.dashed(at), strong) for strong, at, name in places]
         markers = tuple(
-            Marker(notice.at_s, palette.KINDS.get(notice.kind, palette.OTHER_KIND)[1])
-            for notice in history.notices
-            if notice.marker
+            Marker(notice.at_s, palette.kind(notice.kind)[1]) for notice in history.notices if notice.marker
         )
         moment = Moment(view.snapshot.now, self.window_s, markers)
         for chart, key in zip(self.charts, ("queue", "", "drift", "bias"), strict=True):

@@ -53,7 +53,7 @@ class EventsScreen(Reader):
             self.text.update(Content("\n").join(map(self._line, reversed(notices))))
 
     def _line(self, notice: Notice) -> Content:
-        symbol, colour = palette.KINDS.get(notice.kind, palette.OTHER_KIND)
+        symbol, colour = palette.kind(notice.kind)
         return Content.assemble(
             (f"{time_of(notice, self._run_clock)} ", palette.FAINT),
             (f"{symbol} {pad(notice.kind, KIND_CELLS)}", f"bold {colour}"),

@@ -46,7 +46,7 @@ class EventList(Panel):
             text = "" if y else f"  {self._hint}"
             return [Segment(pad(text, width), ink(palette.FAINT))]
         notice = self._notices[y]
-        symbol, colour = palette.KINDS.get(notice.kind, palette.OTHER_KIND)
+        symbol, colour = palette.kind(notice.kind)
         at = time_of(notice, self._run_clock)
         text_cells = max(0, width - 12 - KIND_CELLS - 1)
         return [

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from heapq import heappop, heappush
 from statistics import median
 from typing import Any
@@ -161,16 +162,15 @@ def _swap(sizes: Sizes) -> dict[str, Any]:
         started = time.perf_counter()
         scheduler.begin_swap(policy_from("sjf"), 0.0)
         slices.append(time.perf_counter() - started)
-        done = False
-        while not done:
-            at = time.perf_counter()
-            done = scheduler.swap_step(0.0, SWAP_SLICE)
-            slices.append(time.perf_counter() - at)
-        done = False
-        while not done:
-            at = time.perf_counter()
-            done = scheduler.waiting.retire(SWAP_SLICE * 10)
-            slices.append(time.perf_counter() - at)
+        for part in (
+            partial(scheduler.swap_step, 0.0, SWAP_SLICE),
+            partial(scheduler.waiting.retire, SWAP_SLICE * 10),
+        ):
+            done = False
+            while not done:
+                at = time.perf_counter()
+                done = part()
+                slices.append(time.perf_counter() - at)
         longest.append(max(slices) * 1e3)
         whole.append(sum(slices) * 1e3)
     row = _row("swap", "fifo > sjf", queued, [ms * 1e3 / queued for ms in whole], yardstick)

@@ -138,7 +138,8 @@ class VllmEngine:
                 raise EngineLost(f"the engine died while it was starting: {error}") from error
         self.honours_seed = device != "cpu"
         self.max_model_len = config.model_config.max_model_len
-        where = f"CPU, {threads} thread{'s' * (threads != 1)}" if device == "cpu" else _gpu(current_platform)
+        cpu = f"CPU, {threads} thread{'s' * (threads != 1)}"
+        where = cpu if device == "cpu" else current_platform.get_device_name()
         self._detail = f"vLLM {vllm.__version__} on {where}, {title(self._model)}"
         self.blank = _blank_profile(device, self._model, self._detail, config)
         return llm
@@ -306,10 +307,6 @@ def _nothing_left(timeout: float | None = None) -> None:
 def _children(llm: Any) -> list[BaseProcess]:
     manager = llm.engine_core.resources.engine_manager
     return list(manager.processes) if manager is not None else []
-
-
-def _gpu(platform: Any) -> str:
-    return str(platform.get_device_name())
 
 
 def _blank_profile(device: str, model: str, detail: str, config: Any) -> Profile:
