@@ -34,6 +34,7 @@ class Served:
         self.run = run
         self.gateway = gateway
         self.url = url
+        self.port = int(url.rpartition(":")[2])
         self.http = http
 
     async def post(
@@ -47,6 +48,10 @@ class Served:
 
     async def get(self, path: str, key: str | None = None) -> tuple[int, Any]:
         async with self.http.get(self.url + path, headers=bearer(key)) as answer:
+            return answer.status, await answer.json()
+
+    async def delete(self, path: str, key: str | None = None) -> tuple[int, Any]:
+        async with self.http.delete(self.url + path, headers=bearer(key)) as answer:
             return answer.status, await answer.json()
 
     async def events(self, path: str, body: object) -> list[Any]:

@@ -1,4 +1,12 @@
-"""A scenario whose runs have every kind of ending in them; shared by the tests of recorded runs."""
+"""A recorded run with every kind of ending in it, for the tests of what reads one back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scheduler.load.scenario import load_scenario
+from scheduler.plan import make_plan
+from scheduler.virtual import VirtualRun
 
 SCENARIO = """
 name: recorded
@@ -16,3 +24,11 @@ timeline:
   - {at: 20s, policy: sjf}
   - {at: 30s, fault: {engine: crash}}
 """
+
+
+def record(home: Path) -> Path:
+    """The run folder, below ``home``."""
+    file = home / "recorded.yaml"
+    file.write_text(SCENARIO)
+    VirtualRun(make_plan(load_scenario(str(file)), clock="virtual"), out=home / "run").run()
+    return home / "run"

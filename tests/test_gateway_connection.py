@@ -31,7 +31,7 @@ def post(*headers: str, body: bytes = BODY, length: bool = True) -> bytes:
 
 async def said(served: Served, data: bytes) -> tuple[int, Any]:
     """(status, JSON of its body) of the answer to these bytes."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rpartition(":")[2]))
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     try:
         writer.write(data)
         async with asyncio.timeout(5):
@@ -81,7 +81,7 @@ async def test_a_tenant_sends_only_so_much_at_a_time(served: Served, monkeypatch
     large = json.dumps(completion(prompt="x" * 200_000)).encode()
     monkeypatch.setattr("scheduler.gateway.bodies.MAX_COMING_BYTES", len(large) + 10)
     first = post(body=large)
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rpartition(":")[2]))
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(first[:-1])
     async with asyncio.timeout(5):
         while not coming["acme"]:  # noqa: ASYNC110 (nothing rings for a test)
@@ -119,7 +119,7 @@ async def test_an_endless_answer_has_no_head(served: Served) -> None:
 async def test_an_idle_connection_is_closed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of a request's head included."""
     monkeypatch.setattr("scheduler.gateway.connection.IDLE_S", 0.01)
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rpartition(":")[2]))
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(post()[:40])
     async with asyncio.timeout(5):
         assert await reader.read() == b""

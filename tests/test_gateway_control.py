@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from math import inf, isnan, nan
 
 import pytest
@@ -51,8 +52,6 @@ def test_what_is_no_view_is_refused() -> None:
 
 
 def test_nan_and_infinity_are_text_on_the_wire() -> None:
-    from dataclasses import replace
-
     sent = to_json(replace(FakeFeed().view(), speed=inf, loop_lag_p99_ms=nan))
     assert (sent["speed"], sent["loop_lag_p99_ms"]) == ("inf", "nan")
     assert isnan(view_from_json(sent).loop_lag_p99_ms)
@@ -225,7 +224,7 @@ async def test_who_does_not_read_events_is_dropped(served: Served, monkeypatch: 
     monkeypatch.setattr("scheduler.gateway.response.STALL_S", 0.05)
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # else the system itself takes megabytes
-    client.connect(("127.0.0.1", int(served.url.rpartition(":")[2])))
+    client.connect(("127.0.0.1", served.port))
     _, writer = await asyncio.open_connection(sock=client, limit=1)
     head = f"GET /control/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {OPERATOR}\r\n\r\n"
     writer.write(head.encode())

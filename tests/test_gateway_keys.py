@@ -15,6 +15,7 @@ from scheduler.gateway.errors import ApiError
 from scheduler.gateway.keys import BadKey, Keys
 from scheduler.gateway.listen import ListenError, is_loopback, parse_listen
 from scheduler.load.scenario import ScenarioError
+from scheduler.load.schema import TenantSection
 
 COMPLETIONS = "/v1/completions"
 
@@ -75,8 +76,6 @@ async def test_without_keys_a_web_page_of_another_site_steers_nothing() -> None:
 
 
 async def test_one_tenants_full_queue_is_not_the_others() -> None:
-    from scheduler.load.schema import TenantSection
-
     tenants = [TenantSection(name="acme", max_queued=0), TenantSection(name="globex")]
     async with serving(keys=two_keys(), tenants=tenants) as served:
         assert (await served.post(COMPLETIONS, completion(), ACME))[0] == 429

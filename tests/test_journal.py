@@ -115,15 +115,14 @@ async def test_a_cancel_that_cannot_be_written_is_503_and_the_trouble_is_told_on
         with monkeypatch.context() as full:
             full.setattr(served.gateway.jobs.journal, "finish", fail)
             for job in jobs:
-                async with served.http.delete(f"{served.url}{JOBS}/{job}") as answer:
-                    assert (answer.status, (await answer.json())["error"]["code"]) == (503, "journal")
+                status, told = await served.delete(f"{JOBS}/{job}")
+                assert (status, told["error"]["code"]) == (503, "journal")
         for job in jobs:
             assert (await ended(served, job))["status"] == "cancelled"
         left = (await served.post(JOBS, completion()))[1]["id"]
         served.run.session.fail(EngineLost("gone"))
         monkeypatch.setattr(served.gateway.jobs.journal, "finish", fail)
-        async with served.http.delete(f"{served.url}{JOBS}/{left}") as answer:
-            assert answer.status == 503
+        assert (await served.delete(f"{JOBS}/{left}"))[0] == 503
         assert [notice.kind for notice in served.run.notices.after(0)].count("error") == 1
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recorded_kit import SCENARIO
+from recorded_kit import SCENARIO, record
 
 from scheduler.core.metrics import WindowMetrics
 from scheduler.core.types import Snapshot
@@ -25,11 +25,7 @@ Json = dict[str, Any]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with every kind of ending in it."""
-    home = tmp_path_factory.mktemp("recorded")
-    (home / "recorded.yaml").write_text(SCENARIO)
-    plan = make_plan(load_scenario(str(home / "recorded.yaml")), clock="virtual")
-    VirtualRun(plan, out=home / "run").run()
-    return home / "run"
+    return record(tmp_path_factory.mktemp("recorded"))
 
 
 @pytest.fixture(scope="module")

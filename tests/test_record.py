@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from core_kit import complete, dispatch_all, make_request, make_scheduler, submit_all
-from recorded_kit import SCENARIO
+from recorded_kit import record
 
 from scheduler.core.events import Event, Kind
 from scheduler.core.metrics import gap_value
@@ -33,13 +33,10 @@ Json = dict[str, Any]
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Json, list[Json], Path]:
     """A run with every kind of ending in it: its document, its events, its folder."""
-    folder = tmp_path_factory.mktemp("recorded")
-    file = folder / "recorded.yaml"
-    file.write_text(SCENARIO)
-    VirtualRun(make_plan(load_scenario(str(file)), clock="virtual"), out=folder / "run").run()
-    document = json.loads((folder / "run" / "run.json").read_text())
-    events = [json.loads(line) for line in (folder / "run" / "events.jsonl").read_text().splitlines()]
-    return document, events, folder / "run"
+    folder = record(tmp_path_factory.mktemp("recorded"))
+    document = json.loads((folder / "run.json").read_text())
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return document, events, folder
 
 
 def arrivals_and_ends(events: list[Json]) -> tuple[dict[str, Json], dict[str, Json]]:
