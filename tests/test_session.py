@@ -62,6 +62,25 @@ class Bench:
         return self.run.document(interrupted=False)
 
 
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    """Its run has started, and is stopped after the test."""
+    bench = Bench(tmp_path)
+    await bench.run.start()
+    yield bench
+    await bench.run.stop()
+
+
+@pytest.fixture
+async def idle(tmp_path: Path) -> AsyncIterator[Bench]:
+    """The same, with a load that has ended."""
+    bench = Bench(tmp_path, count=1)
+    await bench.run.start()
+    await until(bench.run.session.drained.is_set)
+    yield bench
+    await bench.run.stop()
+
+
 async def test_everything_finishes_once(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     await bench.run.start()
@@ -82,9 +101,7 @@ async def test_a_policy_may_be_switched_before_the_engine_is_up(tmp_path: Path) 
     await bench.run.stop()
 
 
-async def test_a_swap_keeps_every_queued_request_and_tells(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    await bench.run.start()
+async def test_a_swap_keeps_every_queued_request_and_tells(bench: Bench) -> None:
     queued = bench.run.scheduler.books.totals.queued
     bench.feed.switch_policy("sjf")
     await until(lambda: bool(bench.run.session.switches))
@@ -99,19 +116,15 @@ async def test_a_swap_keeps_every_queued_request_and_tells(tmp_path: Path) -> No
         bench.feed.undo_policy()
     await until(bench.run.session.drained.is_set)
     assert bench.finish()["requests"]["finished"] == 40
-    await bench.run.stop()
 
 
-async def test_a_change_of_the_estimator_is_no_switch_of_the_policy(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    await bench.run.start()
+async def test_a_change_of_the_estimator_is_no_switch_of_the_policy(bench: Bench) -> None:
     bench.feed.switch_estimator("tenant")
     await until(lambda: bench.run.scheduler.swap is None)
     assert bench.feed.notices()[-1].text == "estimator tenant by operator"
     bench.feed.switch_policy("sjf")
     await until(lambda: bool(bench.run.session.switches))
     assert [switch["to"] for switch in bench.run.session.switches] == ["sjf"]
-    await bench.run.stop()
 
 
 async def test_undo_goes_back_whoever_switched(tmp_path: Path) -> None:
@@ -128,9 +141,7 @@ async def test_undo_goes_back_whoever_switched(tmp_path: Path) -> None:
     await bench.run.stop()
 
 
-async def test_a_crash_is_survived_and_told(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    await bench.run.start()
+async def test_a_crash_is_survived_and_told(bench: Bench) -> None:
     await until(lambda: len(bench.ended) > 2)
     bench.run.engine.crash()
     await until(lambda: bench.run.session.engine_state == "restarting")
@@ -141,7 +152,6 @@ async def test_a_crash_is_survived_and_told(tmp_path: Path) -> None:
     texts = " / ".join(notice.text for notice in bench.feed.notices())
     assert "engine lost with 4 requests in flight" in texts
     assert "engine is back after" in texts
-    await bench.run.stop()
 
 
 async def test_an_engine_that_dies_with_nothing_to_run_is_brought_back(tmp_path: Path) -> None:
@@ -198,45 +208,36 @@ async def test_a_mistake_in_a_stream_costs_its_request_alone(
 
 
 async def test_a_mistake_while_an_end_is_settled_ends_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The run would wait for ever for what was half settled."""
-    bench = Bench(tmp_path)
-    await bench.run.start()
     observe = Mock(side_effect=ValueError("words of a prompt"))
     monkeypatch.setattr(bench.run.scheduler.estimator, "observe", observe)
     await until(bench.run.session.drained.is_set)
     assert str(bench.run.session.failure) == "ValueError"
     assert "ValueError in mock.py:" in caplog.text
     assert "words" not in caplog.text
-    await bench.run.stop()
 
 
 async def test_an_engine_that_cannot_be_restarted_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = Bench(tmp_path)
-    await bench.run.start()
     start = AsyncMock(side_effect=ValueError("words of a prompt"))
     monkeypatch.setattr(bench.run.engine, "start", start)
     bench.run.engine.crash()
     await until(bench.run.session.drained.is_set)
     assert bench.run.session.engine_state == "dead"
     assert str(bench.run.session.failure) == "ValueError"
-    await bench.run.stop()
 
 
 async def test_a_restart_that_is_lost_too_lost_no_request(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = Bench(tmp_path)
-    await bench.run.start()
     monkeypatch.setattr(bench.run.engine, "start", AsyncMock(side_effect=EngineLost("again")))
     bench.run.engine.crash()
     await until(bench.run.session.drained.is_set)
     lost = [notice.text for notice in bench.feed.notices() if "engine lost" in notice.text]
     assert lost == [f"engine lost with {count} requests in flight" for count in (4, 0, 0)]
-    await bench.run.stop()
 
 
 async def test_stop_aborts_what_runs_and_ends_every_request(tmp_path: Path) -> None:
@@ -304,9 +305,7 @@ async def test_what_comes_while_it_stops_is_not_begun(tmp_path: Path) -> None:
     bench.finish()
 
 
-async def test_pause_holds_dispatch_and_resume_goes_on(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    await bench.run.start()
+async def test_pause_holds_dispatch_and_resume_goes_on(bench: Bench) -> None:
     bench.feed.pause()
     await until(lambda: bench.run.scheduler.books.totals.in_flight == 0)
     assert bench.feed.view().snapshot.paused
@@ -315,7 +314,6 @@ async def test_pause_holds_dispatch_and_resume_goes_on(tmp_path: Path) -> None:
     bench.feed.resume()
     await until(bench.run.session.drained.is_set)
     assert len(bench.ended) == 40
-    await bench.run.stop()
 
 
 async def test_inject_and_burst_add_load(tmp_path: Path) -> None:
@@ -337,9 +335,7 @@ async def test_inject_and_burst_add_load(tmp_path: Path) -> None:
     bench.run.scheduler.check()
 
 
-async def test_tenant_limits_and_weights_change_live(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    await bench.run.start()
+async def test_tenant_limits_and_weights_change_live(bench: Bench) -> None:
     bench.feed.set_tenant("lab", weight=7.0, limits=Limits(max_in_flight=1))
     row = next(t for t in bench.feed.view().snapshot.tenants if t.name == "lab")
     assert (row.weight, row.limits.max_in_flight) == (7.0, 1)
@@ -347,7 +343,6 @@ async def test_tenant_limits_and_weights_change_live(tmp_path: Path) -> None:
         bench.feed.set_tenant("nobody", weight=1.0)
     await until(bench.run.session.drained.is_set)
     assert bench.finish()["requests"]["finished"] == 40
-    await bench.run.stop()
 
 
 @pytest.mark.parametrize(
@@ -425,41 +420,29 @@ timeline: [{at: 1000s, policy: sjf}]
 
 
 async def test_time_goes_on_for_what_waits_while_the_engine_is_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    idle: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = Bench(tmp_path, count=1)
-    await bench.run.start()
-    await until(bench.run.session.drained.is_set)
-    monkeypatch.setattr(bench.run.engine, "start", asyncio.Event().wait)  # it stays away
-    bench.submit("impatient", ttl_s=5.0)
-    bench.run.engine.crash()
-    await until(lambda: len(bench.ended) == 2)
-    assert (bench.ended[-1].id, bench.ended[-1].state) == ("impatient", State.EXPIRED)
-    assert bench.run.session.engine_state == "restarting"
-    await bench.run.stop()
+    monkeypatch.setattr(idle.run.engine, "start", asyncio.Event().wait)  # it stays away
+    idle.submit("impatient", ttl_s=5.0)
+    idle.run.engine.crash()
+    await until(lambda: len(idle.ended) == 2)
+    assert (idle.ended[-1].id, idle.ended[-1].state) == ("impatient", State.EXPIRED)
+    assert idle.run.session.engine_state == "restarting"
 
 
-async def test_the_last_that_is_cancelled_ends_the_drain(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, count=1)
-    await bench.run.start()
-    await until(bench.run.session.drained.is_set)
-    bench.feed.pause()
-    bench.submit("last")
-    assert not bench.run.session.drained.is_set()
-    bench.run.session.cancel("last")
-    assert bench.run.session.drained.is_set()
-    await bench.run.stop()
+async def test_the_last_that_is_cancelled_ends_the_drain(idle: Bench) -> None:
+    idle.feed.pause()
+    idle.submit("last")
+    assert not idle.run.session.drained.is_set()
+    idle.run.session.cancel("last")
+    assert idle.run.session.drained.is_set()
 
 
-async def test_the_last_from_outside_that_finishes_ends_the_drain(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, count=1)
-    await bench.run.start()
-    await until(bench.run.session.drained.is_set)
-    bench.submit("last", tokens=5)
-    assert not bench.run.session.drained.is_set()
-    await until(lambda: len(bench.ended) == 2)
-    assert bench.run.session.drained.is_set()
-    await bench.run.stop()
+async def test_the_last_from_outside_that_finishes_ends_the_drain(idle: Bench) -> None:
+    idle.submit("last", tokens=5)
+    assert not idle.run.session.drained.is_set()
+    await until(lambda: len(idle.ended) == 2)
+    assert idle.run.session.drained.is_set()
 
 
 async def test_a_client_comes_back_though_no_slot_is_waited_for(tmp_path: Path) -> None:
