@@ -90,18 +90,14 @@ class Completions:
         terms = self.terms(http.headers, tenant)
         self.check_up()
         request = await self.request_of(ask, tenant, terms, arrival_s=arrival_s)
-        answer = Answer(request)
-        session = self._run.session
-        rejected = session.submit(request, answer)
-        if rejected is not None:
-            raise turned_away(rejected, self._run.engine.max_model_len)
+        answer = self.submit(request)
         try:
             if ask.stream:
                 return await self._stream(http, ask, answer)
             text = await answer.whole()
         finally:
             if not answer.ended:
-                session.cancel(request.id)  # the client has gone
+                self._run.session.cancel(request.id)  # the client has gone
         if (error := ending(request)) is not None:
             raise error
         return json_response(http, whole_answer(request, self.model, text))
@@ -173,6 +169,14 @@ class Completions:
             meanings.forgo(prompt)  # it is about to be turned away
         else:
             await self.embedder.prepare(meanings, prompt)
+
+    def submit(self, request: Request) -> Answer:
+        """Let it wait and run. Raises ApiError: 413, 429."""
+        answer = Answer(request)
+        rejected = self._run.session.submit(request, answer)
+        if rejected is not None:
+            raise turned_away(rejected, self._run.engine.max_model_len)
+        return answer
 
     def _check_model(self, name: str | None) -> None:
         if name is not None and name != self.model:

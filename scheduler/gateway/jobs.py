@@ -22,7 +22,7 @@ from scheduler.core.lifecycle import UnknownTenant
 from scheduler.core.types import Request, State
 from scheduler.gateway.bodies import Body, read_json
 from scheduler.gateway.completions import Completions, Terms
-from scheduler.gateway.errors import ApiError, bad, ending, turned_away, unavailable
+from scheduler.gateway.errors import ApiError, bad, ending, unavailable
 from scheduler.gateway.keys import Keys
 from scheduler.gateway.params import Ask, read_ask
 from scheduler.gateway.shapes import whole_answer
@@ -129,12 +129,9 @@ class Jobs:
             if entry.id in self._live or entry.id in self._given_up:
                 return False
             request.acknowledged = True
-            answer = Answer(request)
-            rejected = self._run.session.submit(request, answer)
+            answer = self._completions.submit(request)
         except UnknownTenant:
             raise ApiError(403, "its tenant is gone", code="unknown_tenant") from None
-        if rejected is not None:
-            raise turned_away(rejected, self._run.engine.max_model_len)
         self._follow(_Job(request), answer)
         return True
 
@@ -222,10 +219,7 @@ class Jobs:
 
     async def _accept(self, request: Request, entry: Entry) -> None:
         """Let it run; returns once it is on disk. Raises ApiError 429, 503."""
-        answer = Answer(request)
-        rejected = self._run.session.submit(request, answer)
-        if rejected is not None:
-            raise turned_away(rejected, self._run.engine.max_model_len)
+        answer = self._completions.submit(request)
         # In this order: a job that ends at once is written after it was promised.
         promised = self.journal.add(entry)
         try:
