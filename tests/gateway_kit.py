@@ -14,6 +14,7 @@ import aiohttp
 
 from scheduler.core.estimate import count_words
 from scheduler.gateway.config import ServeConfig
+from scheduler.gateway.jobs import Jobs
 from scheduler.gateway.keys import Keys
 from scheduler.gateway.server import Gateway
 from scheduler.live.journal import Journal
@@ -36,6 +37,11 @@ class Served:
         self.url = url
         self.port = int(url.rpartition(":")[2])
         self.http = http
+
+    @property
+    def jobs(self) -> Jobs:
+        assert self.gateway.jobs is not None, "it was given a journal"
+        return self.gateway.jobs
 
     async def post(
         self, path: str, body: object, key: str | None = None, headers: Mapping[str, str] = {}

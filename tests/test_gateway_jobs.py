@@ -111,8 +111,7 @@ async def test_an_old_job_is_cancelled_before_it_is_taken_up(path: Path) -> None
         for _ in range(2):
             assert (await served.delete(f"{JOBS}/{job}"))[1]["status"] == "cancelled"
         await served.run.start()
-        assert served.gateway.jobs is not None
-        assert await served.gateway.jobs.recover() == 0
+        assert await served.jobs.recover() == 0
 
 
 async def test_an_old_job_is_cancelled_while_old_jobs_are_taken_up(
@@ -123,8 +122,7 @@ async def test_an_old_job_is_cancelled_while_old_jobs_are_taken_up(
         job = (await served.post(JOBS, completion()))[1]["id"]
     async with serving(journal=path, start=False) as served:
         await served.run.start()
-        jobs, waiting, going_on = served.gateway.jobs, asyncio.Event(), asyncio.Event()
-        assert jobs is not None
+        jobs, waiting, going_on = served.jobs, asyncio.Event(), asyncio.Event()
         finish = jobs.journal.finish
 
         async def slow(*written: Any) -> None:
@@ -157,7 +155,7 @@ async def test_what_a_job_is_refused_for(path: Path) -> None:
         assert (await served.post(JOBS, completion(tools=[{}])))[1]["error"]["param"] == "tools"
         assert (await served.post(JOBS, completion(max_tokens=10**9)))[0] == 400
         assert (await served.post(JOBS, completion()))[0] == 429
-        assert await served.gateway.jobs.journal.unfinished() == []  # type: ignore[union-attr]
+        assert await served.jobs.journal.unfinished() == []
 
 
 async def test_without_a_journal_there_are_no_jobs() -> None:
@@ -199,16 +197,14 @@ async def test_a_server_that_drains_takes_old_jobs_up_and_a_dead_one_leaves_them
         served.run.session.pause(by="test")
         jobs = [(await served.post(JOBS, completion()))[1]["id"] for _ in range(2)]
     async with serving(journal=path, start=False) as served:
-        assert served.gateway.jobs is not None
         await served.run.start()
         served.run.session.fail(EngineLost("gone"))
-        await served.gateway.jobs.recover()
+        await served.jobs.recover()
         assert (await served.get(f"{JOBS}/{jobs[0]}"))[1]["status"] == "queued"
     async with serving(journal=path, start=False) as served:
-        assert served.gateway.jobs is not None
         served.gateway.drain()
         await served.run.start()
-        await served.gateway.jobs.recover()
+        await served.jobs.recover()
         for job in jobs:
             assert (await ended(served, job))["status"] == "finished"
 
@@ -302,8 +298,7 @@ async def test_a_job_whose_tenant_is_gone_fails(path: Path) -> None:
         served.run.session.pause(by="test")
         _, job, _ = await served.post(JOBS, completion(), ACME)
     async with serving(journal=path, tenants=[TenantSection(name="globex")]) as served:
-        assert served.gateway.jobs is not None
-        entry = await served.gateway.jobs.journal.find("acme", job["id"])
+        entry = await served.jobs.journal.find("acme", job["id"])
         assert entry is not None
         assert entry.status == "failed"
 

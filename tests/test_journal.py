@@ -71,8 +71,7 @@ async def test_a_job_whose_result_was_dropped_does_not_run_again(path: Path) -> 
         headers = {"Idempotency-Key": "order-1"}
         _, job, _ = await served.post(JOBS, completion(), headers=headers)
         assert (await ended(served, job["id"]))["result"] is not None
-        assert served.gateway.jobs is not None
-        await served.gateway.jobs.journal.purge(0.0, 0)
+        await served.jobs.journal.purge(0.0, 0)
         status, again, _ = await served.post(JOBS, completion(), headers=headers)
         assert (status, again["id"], again["status"], again["result"]) == (202, job["id"], "finished", None)
         assert (await served.post(JOBS, completion(max_tokens=6), headers=headers))[0] == 409
@@ -91,15 +90,14 @@ async def test_a_write_that_fails_is_told_and_the_next_one_works(path: Path) -> 
 
 async def test_a_full_disk_is_503_and_no_promise(path: Path) -> None:
     async with serving(journal=path) as served:
-        assert served.gateway.jobs is not None
-        await served.gateway.jobs.journal.unfinished()
-        served.gateway.jobs.journal._db.execute("PRAGMA max_page_count = 1")
-        pages = served.gateway.jobs.journal._db.execute("PRAGMA page_count").fetchone()[0]
-        served.gateway.jobs.journal._db.execute(f"PRAGMA max_page_count = {pages}")
+        await served.jobs.journal.unfinished()
+        served.jobs.journal._db.execute("PRAGMA max_page_count = 1")
+        pages = served.jobs.journal._db.execute("PRAGMA page_count").fetchone()[0]
+        served.jobs.journal._db.execute(f"PRAGMA max_page_count = {pages}")
         statuses = {(await served.post(JOBS, completion(prompt="x" * 5000)))[0] for _ in range(20)}
         assert 503 in statuses
         assert statuses <= {202, 503}
-        served.gateway.jobs.journal._db.execute("PRAGMA max_page_count = 100000")
+        served.jobs.journal._db.execute("PRAGMA max_page_count = 100000")
         assert (await served.post(JOBS, completion()))[0] == 202
 
 
@@ -111,9 +109,8 @@ async def test_a_cancel_that_cannot_be_written_is_503_and_the_trouble_is_told_on
     async with serving(journal=path) as served:
         served.run.session.pause(by="test")
         jobs = [(await served.post(JOBS, completion()))[1]["id"] for _ in range(2)]
-        assert served.gateway.jobs is not None
         with monkeypatch.context() as full:
-            full.setattr(served.gateway.jobs.journal, "finish", fail)
+            full.setattr(served.jobs.journal, "finish", fail)
             for job in jobs:
                 status, told = await served.delete(f"{JOBS}/{job}")
                 assert (status, told["error"]["code"]) == (503, "journal")
@@ -121,7 +118,7 @@ async def test_a_cancel_that_cannot_be_written_is_503_and_the_trouble_is_told_on
             assert (await ended(served, job))["status"] == "cancelled"
         left = (await served.post(JOBS, completion()))[1]["id"]
         served.run.session.fail(EngineLost("gone"))
-        monkeypatch.setattr(served.gateway.jobs.journal, "finish", fail)
+        monkeypatch.setattr(served.jobs.journal, "finish", fail)
         assert (await served.delete(f"{JOBS}/{left}"))[0] == 503
         assert [notice.kind for notice in served.run.notices.after(0)].count("error") == 1
 
@@ -131,8 +128,7 @@ async def test_what_was_learned_is_saved_once_the_disk_has_room(
 ) -> None:
     async with serving(journal=path) as served:
         await ended(served, (await served.post(JOBS, completion(max_tokens=400)))[1]["id"])
-        jobs = served.gateway.jobs
-        assert jobs is not None
+        jobs = served.jobs
         with monkeypatch.context() as full:
             full.setattr(jobs.journal, "learn", fail)
             await jobs._save_learned()
@@ -161,9 +157,8 @@ async def test_what_cannot_be_written_stops_no_other_write(path: Path) -> None:
 async def test_a_closed_journal_keeps_nobody_waiting(path: Path) -> None:
     async with serving(journal=path) as served:
         job = (await served.post(JOBS, completion()))[1]["id"]
-        assert served.gateway.jobs is not None
         await served.run.stop()
-        await served.gateway.jobs.close()
+        await served.jobs.close()
         status, body = await served.get(f"{JOBS}/{job}")
         assert (status, body["error"]["code"]) == (503, "journal")
 
