@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from scheduler.bench.engine import PAIRED, PAIRS, Work, share_claim
+from scheduler.bench.engine import PAIRED, Work, share_claim
 from scheduler.bench.result import BenchError, Claim, Result
 from scheduler.engines.engine import EngineConfigError, EngineError
 from scheduler.engines.models import resolve
@@ -58,7 +58,7 @@ def bench_screen(
     stall_s: float = STALL_S,
     model: str | None = None,
     work: Work | None = None,
-    pairs: int = PAIRS,
+    pairs: int = 5,
 ) -> Result:
     """About three minutes; with a ``model``, more. Raises PlanError, ModelError, EngineError, BenchError."""
     work = work or Work()

@@ -21,7 +21,7 @@ from scheduler.serve import make_gateway
 DRAIN_S = 10.0
 
 
-def run_live(plan: Plan, *, speed: float | None, record: Path | None, listen: str | None = None) -> int:
+def run_live(plan: Plan, *, speed: float | None, record: Path | None, listen: str | None) -> int:
     """Returns the exit code; ``listen`` lets clients in beside the scenario's load.
 
     Raises EngineError: before the screen opens where it can be known then, else once the run is over.

@@ -312,7 +312,7 @@ def _has_uncounted_prompts(scenario: Scenario) -> bool:
     )
 
 
-def make_engine(plan: Plan, clock: Clock, *, text: bool = False) -> Engine:
+def make_engine(plan: Plan, clock: Clock, *, text: bool) -> Engine:
     """The engine of a live run, not started yet. ``plan.capacity`` is what the engine itself batches;
     ``text``: somebody wants to read the answers.
     """

@@ -26,7 +26,7 @@ def time_of(notice: Notice, run_clock: bool) -> str:
 class EventList(Panel):
     """As many of the latest notices as fit, by the time of day or by the run's clock."""
 
-    def __init__(self, *, run_clock: bool = False, id: str) -> None:
+    def __init__(self, *, run_clock: bool, id: str) -> None:
         super().__init__(id=id)
         self._run_clock = run_clock
         self.title = "Events"

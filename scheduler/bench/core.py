@@ -80,9 +80,9 @@ def bench_core(tell: Callable[[str], None], *, sizes: Sizes = DEFAULT_SIZES) -> 
     return result
 
 
-def requests(count: int, seed: int = 1) -> list[Request]:
+def requests(count: int) -> list[Request]:
     """Unlike one another in every way that a policy looks at; arrivals 10 ms apart."""
-    rng = random.Random(seed)
+    rng = random.Random(1)
     subjects = [f"Summarize how caching helps service number {n} under load" for n in range(50)]
     subjects += [f"What is DNS and why does service number {n} need it today" for n in range(50)]
     subjects += [f"Write a detailed report on the logs of service {n}" for n in range(50)]

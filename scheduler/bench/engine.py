@@ -19,7 +19,6 @@ from scheduler.live.run import LiveRun
 from scheduler.load.scenario import Scenario
 from scheduler.plan import Plan, make_plan
 
-PAIRS = 5
 SHARE = 0.95
 
 TENANTS = {"bench-premium": "premium", "bench-standard": "standard", "bench-batch": "batch"}  # with tiers
@@ -91,14 +90,11 @@ class Side(NamedTuple):
     play: Callable[[Plan], Awaitable[Turn]]
 
 
-def bench_engine(
-    tell: Callable[[str], None], *, model: str = "smollm2", work: Work | None = None, pairs: int = PAIRS
-) -> Result:
+def bench_engine(tell: Callable[[str], None], *, model: str, work: Work, pairs: int) -> Result:
     """Some minutes. Raises PlanError, EngineError, BenchError.
 
     The engine prints on file descriptors 1 and 2: see ``live.output.engine_output_to``.
     """
-    work = work or Work()
     result = Result("engine", PROTOCOL.format(work=work, pairs=pairs))
     tell("importing vLLM")
     preflight(model)

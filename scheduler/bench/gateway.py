@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Any, NamedTuple
 
-from scheduler.bench.engine import PAIRS
 from scheduler.bench.gateway_load import Load, closed_loop
 from scheduler.bench.gateway_vllm import beside_vllm
 from scheduler.bench.result import BenchError, Claim, Result
@@ -39,7 +38,7 @@ PROTOCOL = (
 )
 
 
-def bench_gateway(tell: Callable[[str], None], *, model: str | None = None, pairs: int = PAIRS) -> Result:
+def bench_gateway(tell: Callable[[str], None], *, model: str | None, pairs: int) -> Result:
     """Less than a minute; with a ``model``, beside vLLM's own server too, four more.
 
     Raises BenchError; with a model, PlanError and EngineError, and the engine prints on file descriptors 1

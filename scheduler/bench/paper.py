@@ -44,10 +44,10 @@ PROTOCOL = (
 def bench_paper(
     tell: Callable[[str], None],
     *,
-    seeds: int = 5,
+    seeds: int,
     faithful: bool = False,
-    out: Path | None = None,
-    progress: Progress = lambda done, total: None,
+    out: Path | None,
+    progress: Progress,
     processes: int | None = None,
     scale: float = 1.0,
 ) -> Result:

@@ -32,7 +32,6 @@ from scheduler.twin.preview import band, forecast, horizon_of, play
 from scheduler.twin.simulate import Simulation
 from scheduler.twin.steering import FUTURES, Watched
 
-SWITCHES = 40
 NEAR = 0.05  # so close to the best is as good
 LIMIT_S = 30.0
 CANDIDATES = tuple(
@@ -76,7 +75,7 @@ class Found(NamedTuple):
     observed: Mapping[str, Figures]
 
 
-def bench_preview(tell: Callable[[str], None], *, switches: int = SWITCHES) -> Result:
+def bench_preview(tell: Callable[[str], None], *, switches: int) -> Result:
     """A few minutes."""
     result = Result("preview", PROTOCOL.format(n=switches))
     loads, found = _loads(), []

@@ -84,19 +84,12 @@ class Sizes:
     rush: float = 3.0
 
 
-def bench_twin(
-    tell: Callable[[str], None],
-    *,
-    model: str = "smollm2",
-    sizes: Sizes | None = None,
-    out: Path | None = None,
-) -> Result:
+def bench_twin(tell: Callable[[str], None], *, model: str, sizes: Sizes, out: Path | None) -> Result:
     """Some minutes; writes the fitted profile to ``out``/twin-profile.yaml. Raises PlanError, EngineError,
     BenchError.
 
     The engine prints on file descriptors 1 and 2: see ``live.output.engine_output_to``.
     """
-    sizes = sizes or Sizes()
     tell("importing vLLM")
     preflight(model)
 

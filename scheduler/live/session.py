@@ -65,8 +65,8 @@ class Session:
         *,
         on_ended: Callable[[Request], None],
         on_event: Callable[[Event], None],
-        on_switch: Callable[[str, str, str, float], None] = lambda source, target, by, now: None,
-        on_loads_ended: Callable[[float], None] = lambda now: None,
+        on_switch: Callable[[str, str, str, float], None],
+        on_loads_ended: Callable[[float], None],
     ) -> None:
         self.scheduler = scheduler
         self.engine = engine

@@ -12,7 +12,7 @@ from scheduler.record.figures import ReportFigure, pictures, plain
 from scheduler.record.folders import RunFolder, read_folders
 
 
-def write_report(folders: Sequence[Path], out: Path, figures: Path | None = None) -> int:
+def write_report(folders: Sequence[Path], out: Path, figures: Path | None) -> int:
     """Write the page, and each figure as PNG and SVG to ``figures``; returns how many figures there are.
 
     Raises FolderError, OSError.

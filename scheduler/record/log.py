@@ -19,7 +19,7 @@ from scheduler.core.types import ENDED, Request
 class LineMaker:
     """Turns events into lines. ``key`` makes the prompt hashes of different runs unrelated."""
 
-    def __init__(self, key: bytes, *, text: bool = False) -> None:
+    def __init__(self, key: bytes, *, text: bool) -> None:
         self._key = key
         self._text = text
 

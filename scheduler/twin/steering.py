@@ -76,9 +76,8 @@ class Steered(Watched):
         workload: Workload,
         scheduler: Scheduler,
         gpu: Gpu[Request],
-        *,
-        guard: GuardRule | None = None,
-        goal: Goal | None = None,
+        guard: GuardRule | None,
+        goal: Goal | None,
     ) -> None:
         super().__init__(workload, scheduler, gpu)
         self._policy = scheduler.policy.describe()  # once what has been taken is done
