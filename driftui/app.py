@@ -23,10 +23,10 @@ from driftui.screens.dialog import Choices, Field
 from driftui.screens.main import MainScreen
 from driftui.screens.quit import QuitScreen
 from driftui.screens.replay import ReplayScreen
-from driftui.terminal import DriftDriver, kept_signals
+from driftui.terminal import REPLACED, DriftDriver
 from driftui.widgets.status import Cost
 from scheduler.live.replay import ReplayFeed
-from scheduler.live.signals import heard
+from scheduler.live.signals import heard, kept
 from scheduler.live.view import CommandError, Feed, View
 
 REFRESH_S = 0.25  # nominal, 4 Hz
@@ -211,7 +211,7 @@ async def run_dashboard(
     loop.call_soon(loop.set_task_factory, factory)
     try:
         leave = partial(app.call_later, app.leave)
-        with heard((signal.SIGTERM, signal.SIGHUP), leave), kept_signals():
+        with heard((signal.SIGTERM, signal.SIGHUP), leave), kept(*REPLACED):
             await app.run_async()
     finally:
         loop.set_task_factory(factory)

@@ -12,13 +12,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from textual.drivers.linux_driver import LinuxDriver
 
 from scheduler.live.output import DroppingWriter, engine_output_to
 
 _PENDING_WRITES = 64  # a frame is up to three writes; start-up makes about twenty at once
+
+REPLACED = (signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH, signal.SIGTTOU, signal.SIGTTIN)
+"""Signals whose handlers the driver replaces for good."""
 
 
 class DriftDriver(LinuxDriver):
@@ -76,18 +78,6 @@ class DriftDriver(LinuxDriver):
 
     def _ask_for_repaint(self) -> None:
         self._loop.call_soon_threadsafe(self._app.refresh)
-
-
-@contextmanager
-def kept_signals() -> Iterator[None]:
-    """Put back the handlers that the driver replaces for good."""
-    names = (signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH, signal.SIGTTOU, signal.SIGTTIN)
-    before: list[tuple[signal.Signals, Any]] = [(name, signal.getsignal(name)) for name in names]
-    try:
-        yield
-    finally:
-        for name, handler in before:
-            signal.signal(name, handler)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from scheduler.live.heap import calm_collector
 from scheduler.live.notices import Notices
 from scheduler.live.output import engine_output_to, log_path, printable
-from scheduler.live.signals import endings, heard
+from scheduler.live.signals import endings, heard, kept
 from scheduler.live.tasks import cancel_all
 from scheduler.live.view import Notice
 from scheduler.load.traces import scan
@@ -70,12 +70,11 @@ def _run_virtual(plan: Plan, out: Path | None, text: bool) -> dict[str, Any]:
         notices = Notices()
         notices.listeners.append(bar.tell)
         run = VirtualRun(plan, out=out, text=text, on_progress=bar.advance_to, on_change=notices.on_event)
-        before = {name: signal.signal(name, lambda *_: run.simulation.stop()) for name in endings()}
-        try:
+        names = endings()
+        with kept(*names):
+            for name in names:
+                signal.signal(name, lambda *_: run.simulation.stop())
             document = run.run()
-        finally:
-            for name, handler in before.items():
-                signal.signal(name, handler)
         if run.recorder is not None and run.recorder.error:
             bar.say(f"record: {run.recorder.error}")
         return document

@@ -1,4 +1,4 @@
-"""What ends a run from outside, in good order."""
+"""Signals: those that end a run in good order, and handlers for a while."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ def endings() -> tuple[signal.Signals, ...]:
     """Ctrl-C, SIGTERM, and a terminal that goes away, unless we were told to outlive it (nohup)."""
     hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
     return signal.SIGINT, signal.SIGTERM, *hangup
+
+
+@contextmanager
+def kept(*signals: signal.Signals) -> Iterator[None]:
+    """Afterwards these have the handlers again that they have now."""
+    before = {name: signal.getsignal(name) for name in signals}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ costs so much more: a device that computes less than it reads does some of it fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import inf
 
 
@@ -43,16 +43,8 @@ class Profile:
 
     def slower(self, times: float) -> Profile:
         """The same device with something else to do: every step takes so many times as long."""
-        return replace(
-            self,
-            fixed_s=self.fixed_s * times,
-            floor_s=self.floor_s * times,
-            per_context_token_s=self.per_context_token_s * times,
-            per_sequence_s=self.per_sequence_s * times,
-            per_sequence_above_s=self.per_sequence_above_s * times,
-            per_prefill_token_s=self.per_prefill_token_s * times,
-            per_prefill_token_above_s=self.per_prefill_token_above_s * times,
-        )
+        costs = (field.name for field in fields(self) if field.name.endswith("_s"))
+        return replace(self, **{name: getattr(self, name) * times for name in costs})
 
     def step_s(self, batch: int, context: int, prefill: int = 0) -> float:
         """Duration of one step (seconds) of ``batch`` sequences."""
