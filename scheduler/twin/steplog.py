@@ -80,7 +80,7 @@ class StepLog:
 
 
 def _costs(cost_s: Callable[[int], float], counts: Ints) -> NDArray[np.float64]:
-    """What each of so many costs."""
+    """Of each; reckoned once for every number up to the largest."""
     table = np.array([cost_s(count) for count in range(counts.max(initial=0) + 1)])
     costs: NDArray[np.float64] = table[counts]
     return costs
