@@ -22,6 +22,7 @@ from scheduler.live.output import drop_output, open_streams, printable_lines
 from scheduler.record.version import package_version
 
 if TYPE_CHECKING:
+    from scheduler.load.schema import Scenario
     from scheduler.plan import Plan
 
 KEY_VARIABLE = "DRIFTSCHED_OPERATOR_KEY"
@@ -204,18 +205,17 @@ def _positive(text: str) -> float:
     return value
 
 
-def _plan(args: argparse.Namespace, command: str, clock: str | None) -> Plan:
-    from scheduler.load.scenario import load_scenario
+def _plan(args: argparse.Namespace, scenario: Scenario, *words: str, clock: str | None = "real") -> Plan:
     from scheduler.plan import make_plan
 
     return make_plan(
-        load_scenario(args.scenario),
+        scenario,
         engine=args.engine,
         model=args.model,
         policy=args.policy,
         seed=getattr(args, "seed", None),
         clock=clock,
-        invocation=_invocation(args, command, args.scenario),
+        invocation=_invocation(args, *words),
     )
 
 
@@ -233,12 +233,13 @@ def _tell_replaced(folder: Path | None) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from scheduler.headless import run_headless
+    from scheduler.load.scenario import load_scenario
     from scheduler.record.summary import summary
 
     if args.record_text and args.out is None:
         _complain("driftsched: --record-text needs --out DIR: prompts are written nowhere else")
         return USAGE
-    plan = _plan(args, "run", args.clock)
+    plan = _plan(args, load_scenario(args.scenario), "run", args.scenario, clock=args.clock)
     _tell_replaced(args.out)
     clock = args.clock or ("virtual" if plan.simulated else "real")
     document = run_headless(plan, clock=clock, out=args.out, text=args.record_text)
@@ -261,8 +262,9 @@ def _live(args: argparse.Namespace) -> int:
     if not _on_terminal("live", "for scripts there is `driftsched run`"):
         return USAGE
     from driftui.live import run_live
+    from scheduler.load.scenario import load_scenario
 
-    plan = _plan(args, "live", "real")
+    plan = _plan(args, load_scenario(args.scenario), "live", args.scenario)
     _tell_replaced(args.record)
     return run_live(plan, speed=args.speed, record=args.record, listen=args.listen)
 
@@ -315,18 +317,11 @@ def _check_run(folder: Path) -> int:
 def _serve(args: argparse.Namespace) -> int:
     from scheduler.gateway.config import default_config, load_config
     from scheduler.gateway.keys import Keys
-    from scheduler.plan import make_plan
     from scheduler.serve import serve
 
     config = default_config() if args.config is None else load_config(args.config)
     words = [] if args.config is None else ["--config", args.config]
-    plan = make_plan(
-        config,
-        engine=args.engine,
-        model=args.model,
-        policy=args.policy,
-        invocation=_invocation(args, "serve", *words),
-    )
+    plan = _plan(args, config, "serve", *words)
     journal = args.journal or (Path(config.journal) if config.journal else None)
     _tell_replaced(args.record)
     serve(plan, Keys(config.keys, config.operator), args.listen, journal=journal, record=args.record)
