@@ -24,7 +24,7 @@ def post(version: str, *headers: str) -> bytes:
 
 async def test_answers_on_one_connection_have_the_headers_of_all_others() -> None:
     async with serving() as served, asyncio.timeout(10):
-        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rpartition(":")[2]))
         writer.write(post("1.1") + post("1.1"))
         answers = [await answer(reader), await answer(reader)]
         writer.write(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -43,7 +43,7 @@ async def test_answers_on_one_connection_have_the_headers_of_all_others() -> Non
 @pytest.mark.parametrize(("version", "headers"), [("1.0", ()), ("1.1", ("Connection: close",))])
 async def test_a_connection_that_shall_end_ends(version: str, headers: tuple[str, ...]) -> None:
     async with serving() as served, asyncio.timeout(10):
-        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rpartition(":")[2]))
         writer.write(post(version, *headers))
         status, _, body = await answer(reader)
         assert status == f"HTTP/{version} 200 OK".encode()
