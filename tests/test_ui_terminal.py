@@ -39,7 +39,7 @@ def test_a_stalled_terminal_costs_frames_and_asks_for_a_repaint_when_it_reads_ag
     began = time.monotonic()
     for _ in range(50):
         frames.write(frame)
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 10.0, "in no time, but the machine may stand still"
     assert not drained.is_set()
     taken = 0
     while not drained.wait(0.001):
@@ -177,18 +177,24 @@ def test_the_terminal_is_left_as_it_was(way: str, tmp_path: Path) -> None:
         shown.read_until(b"driftsched")
         shown.read_until(b"globex-batch")
         assert termios.tcgetattr(shown.tty) != before
-        if way.startswith("SIG"):
-            shown.process.send_signal(getattr(signal, way))
-        else:
-            os.write(shown.master, b"q" if way == "q" else b"\x03")
+
+        def ask() -> None:
+            if way.startswith("SIG"):
+                shown.process.send_signal(getattr(signal, way))
+            else:
+                os.write(shown.master, b"q" if way == "q" else b"\x03")
+
+        ask()
+        if not way.startswith("SIG"):
             shown.read_until(b"Stop the run?")
             os.write(shown.master, b"y")
+        shown.read_until(b"STOPPING")
+        ask()  # again: it need not drain
         assert shown.exit_code() == 0
         assert termios.tcgetattr(shown.tty) == before
         for restored in (b"\x1b[?1049l", b"\x1b[?25h", b"\x1b[?1000l", b"\x1b[?2004l"):
             assert restored in shown.seen[-4000:]
         assert b"\x1b[2J\x1b[H" in shown.seen[: shown.seen.rindex(b"\x1b[?1049l")][-200:]
-        assert b"STOPPING" in shown.seen
         assert str(log).encode() in shown.seen[-400:]
 
 
