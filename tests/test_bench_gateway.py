@@ -43,7 +43,7 @@ async def test_an_answer_that_is_no_200_ends_the_load() -> None:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
         with pytest.raises(BenchError, match="another answer"):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await closed_loop(runner.addresses[0][1], "/", b"{}", connections=1, seconds=5.0)
     finally:
         await runner.cleanup()
