@@ -203,7 +203,7 @@ def test_bench_screen_measures_refreshes_and_a_stalled_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    result = bench_screen(silent, refreshes=6, stall_s=1.0)
+    result = bench_screen(silent, refreshes=6, stall_s=2.5)  # a slow screen draws every 2 s
     refresh, stall = result.rows
     assert 0 < refresh["median_ms"] <= refresh["p99_ms"] <= refresh["p999_ms"] == refresh["max_ms"]
     assert refresh["refreshes"] == 6

@@ -366,7 +366,7 @@ def test_a_disk_that_answers_no_more_does_not_keep_the_run_from_ending(
     monkeypatch.setattr(FileWriter, "_write_all", lambda self: hangs.wait())
     said: list[str] = []
     writer = FileWriter(tmp_path, on_error=said.append)
-    while not said:
+    for _ in range(1000):  # more than it buffers
         writer.write("events.jsonl", "a line\n")
     writer.close(timeout_s=0.01)
     assert said == ["the disk is too slow for the run; recording has stopped"]

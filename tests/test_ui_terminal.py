@@ -43,6 +43,7 @@ def test_a_stalled_terminal_costs_frames_and_asks_for_a_repaint_when_it_reads_ag
     assert not drained.is_set()
     taken = 0
     while not drained.wait(0.001):
+        assert time.monotonic() - began < PATIENCE_S
         taken += len(os.read(reader, 1 << 16)) if select.select([reader], [], [], 0.01)[0] else 0
     while select.select([reader], [], [], 0)[0]:
         taken += len(os.read(reader, 1 << 16))
@@ -131,7 +132,9 @@ class Screen:
     def let_it_fill(self) -> None:
         """Read nothing until the terminal's buffer holds all it can, so that the next write waits."""
         waiting, steady = -1, 0
+        deadline = time.monotonic() + PATIENCE_S
         while steady < 5:
+            assert time.monotonic() < deadline, f"{waiting} bytes do not fill a terminal"
             time.sleep(0.1)
             now = struct.unpack("I", fcntl.ioctl(self.master, termios.FIONREAD, b"    "))[0]
             steady = steady + 1 if now == waiting and now > 2000 else 0
