@@ -11,8 +11,9 @@ import random
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -328,8 +329,10 @@ def many(count: int) -> list[tuple[str, str, float, float, float]]:
     ]
 
 
-async def _drained() -> None:
-    await asyncio.sleep(0.3)
+async def _drained(hurried: asyncio.Event) -> None:
+    """Takes a while, unless it is hurried."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(hurried.wait(), 2.0)
 
 
 def main() -> int:
@@ -343,7 +346,8 @@ def main() -> int:
         feed.advance(5.0)
         if "--break" in sys.argv:
             feed.breaks_at = feed.now + 1.0
-        return asyncio.run(run_dashboard(feed, on_quit=_drained))
+        hurried = asyncio.Event()
+        return asyncio.run(run_dashboard(feed, on_quit=partial(_drained, hurried), on_hurry=hurried.set))
 
 
 if __name__ == "__main__":

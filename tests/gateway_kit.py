@@ -136,7 +136,7 @@ def two_keys() -> Keys:
 
 async def ended(served: Served, job_id: str, key: str | None = None) -> dict[str, Any]:
     """A job once it has ended."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while True:
             status, job = await served.get(f"{JOBS}/{job_id}", key)
             assert status == 200

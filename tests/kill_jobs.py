@@ -149,6 +149,8 @@ class Killing:
                 clients = [asyncio.create_task(self._client(http)) for _ in range(CLIENTS)]
                 clients.append(asyncio.create_task(self._watch(http, process)))
                 await asyncio.sleep(self.chance.uniform(0.02, 0.6))
+                if not self.acknowledged:  # on a slow machine: else nothing could be lost
+                    await self._until(lambda: self.acknowledged, process)
                 if self.chance.random() < 0.4:
                     await self._until(lambda: self.doing()[0], process)
                 self.kill(process)

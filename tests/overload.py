@@ -254,7 +254,10 @@ async def overload(folder: Path, sizes: Sizes) -> Found:
 
 async def _play(port: int, process: psutil.Process, sizes: Sizes, found: Found) -> None:
     load = Load(port, sizes, found)
-    found.offered_per_s = OVER * await load.calibrate(sizes.calibration_s, 3 * sizes.capacity // 2)
+    # The best of three: a machine that stands still for a moment makes the engine no slower.
+    clients = 3 * sizes.capacity // 2
+    rates = [await load.calibrate(sizes.calibration_s / 3, clients) for _ in range(3)]
+    found.offered_per_s = OVER * max(rates)
     sending = asyncio.create_task(load.at_rate(found.offered_per_s, sizes.seconds))
     while not sending.done():
         await sample(port, process, sizes, found)
@@ -262,8 +265,10 @@ async def _play(port: int, process: psutil.Process, sizes: Sizes, found: Found) 
     await sending
     async with asyncio.timeout(300):
         await load.idle.wait()
-    await asyncio.sleep(0.2)  # those who left last have been seen to leave
-    await sample(port, process, sizes, found)
+        await sample(port, process, sizes, found)
+        while found.submitted > found.ended.total():  # those who left last have not been seen to leave
+            await asyncio.sleep(0.05)
+            await sample(port, process, sizes, found)
 
 
 def main() -> int:

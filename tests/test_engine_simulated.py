@@ -240,10 +240,14 @@ async def test_instants_and_gaps_are_the_gpus_own_however_late_the_loop_wakes_up
 async def test_tokens_are_handed_over_as_they_come_in_few_chunks() -> None:
     engine = SimulatedEngine(PROFILE, 2, running_clock(20.0), text=True)
     await engine.start()
-    chunks = await read(engine, tokens=600, streamed=True)  # about 0.5 s of real time
-    assert 3 <= len(chunks) <= 30
-    assert all(chunk.tokens for chunk in chunks[:-1])
-    assert len("".join(chunk.text for chunk in chunks).split()) == 600
+    stream = engine.generate(request(tokens=LONG, intended_tokens=LONG, streamed=True))  # 5 s of real time
+    first, *more = [await anext(stream) for _ in range(5)]
+    assert first.tokens == 1
+    assert all(chunk.tokens > 10 and not chunk.finish for chunk in more), "a few times a second"
+    await engine.abort("r")
+    chunks = [first, *more, *[chunk async for chunk in stream]]
+    assert finishes_once(chunks)
+    assert len("".join(chunk.text for chunk in chunks).split()) == tokens_of(chunks)
     await engine.stop()
 
 

@@ -322,7 +322,7 @@ async def test_who_is_counted_while_the_engine_dies_is_answered(
 
 
 async def test_a_crash_is_invisible_to_a_client_that_has_seen_nothing_yet() -> None:
-    async with serving(speed=50.0) as served:
+    async with serving(speed=20.0) as served:
         whole = asyncio.create_task(served.post(COMPLETIONS, completion(max_tokens=200)))
         stream = asyncio.create_task(served.events(COMPLETIONS, completion(max_tokens=LONG, stream=True)))
         await until(lambda: any(r.streamed and r.output_tokens for r in served.run.scheduler.active()))

@@ -34,7 +34,7 @@ async def said(served: Served, data: bytes) -> tuple[int, Any]:
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     try:
         writer.write(data)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             answer = await reader.readuntil(b"}}")
     finally:
         writer.close()
@@ -83,7 +83,7 @@ async def test_a_tenant_sends_only_so_much_at_a_time(served: Served, monkeypatch
     first = post(body=large)
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(first[:-1])
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not coming["acme"]:  # noqa: ASYNC110 (nothing rings for a test)
             await asyncio.sleep(0.005)
         for another, status in (
@@ -112,7 +112,7 @@ async def test_an_expectation_that_is_not_known(served: Served) -> None:
 
 async def test_an_endless_answer_has_no_head(served: Served) -> None:
     sent = {"Authorization": f"Bearer {OPERATOR}"}
-    async with asyncio.timeout(5), served.http.head(f"{served.url}/control/events", headers=sent) as answer:
+    async with asyncio.timeout(20), served.http.head(f"{served.url}/control/events", headers=sent) as answer:
         assert answer.status == 405
 
 
@@ -121,7 +121,7 @@ async def test_an_idle_connection_is_closed(served: Served, monkeypatch: pytest.
     monkeypatch.setattr("scheduler.gateway.connection.IDLE_S", 0.01)
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(post()[:40])
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert await reader.read() == b""
     writer.close()
 

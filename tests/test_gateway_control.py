@@ -192,7 +192,7 @@ async def test_no_preview_before_the_engines_pace_is_known(
 
 async def test_events_stream(served: Served) -> None:
     url = f"{served.url}/control/events?after=0"
-    async with asyncio.timeout(5), served.http.get(url, headers=bearer(OPERATOR)) as answer:
+    async with asyncio.timeout(10), served.http.get(url, headers=bearer(OPERATOR)) as answer:
         await ask(served, "POST", "/control/pause", {"by": "carol"})
         while True:
             line = await answer.content.readline()
@@ -204,7 +204,7 @@ async def test_events_stream(served: Served) -> None:
 
 async def test_events_go_on_to_the_last_even_where_the_engine_dies_while_it_stops(served: Served) -> None:
     url = f"{served.url}/control/events"
-    async with asyncio.timeout(3), served.http.get(url, headers=bearer(OPERATOR)) as answer:
+    async with asyncio.timeout(4), served.http.get(url, headers=bearer(OPERATOR)) as answer:
         await answer.content.readuntil(b"\n\n")
         stop = served.run.engine.stop
 

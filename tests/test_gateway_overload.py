@@ -12,12 +12,15 @@ from overload import Sizes, overload
 async def test_overload(tmp_path: Path) -> None:
     found = await overload(
         tmp_path,
-        Sizes(tenants=4, queued=10, capacity=8, speed=4.0, seconds=1.0, calibration_s=0.3),
+        Sizes(tenants=4, queued=10, capacity=8, speed=4.0, seconds=1.0, calibration_s=0.6),
     )
     assert found.unanswered == 0
     assert found.over_limit == []
     assert found.most_queued > 20
-    assert found.submitted == found.sent == found.ended.total()
+    assert found.submitted == found.ended.total()
+    # Who leaves may be gone before its request is read, or while its answer is on the way.
+    assert 0 <= found.sent - found.submitted <= found.left
     assert found.answers.keys() == {200, 429}
-    assert found.answers[200] == found.ended["finished"] > found.ended["failed"] == 0
+    assert 0 <= found.ended["finished"] - found.answers[200] <= found.left
+    assert found.answers[200] > found.ended["failed"] == 0
     assert found.ended["cancelled"] <= found.left

@@ -23,7 +23,7 @@ def post(version: str, *headers: str) -> bytes:
 
 
 async def test_answers_on_one_connection_have_the_headers_of_all_others() -> None:
-    async with serving() as served, asyncio.timeout(10):
+    async with serving() as served, asyncio.timeout(30):
         reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rpartition(":")[2]))
         writer.write(post("1.1") + post("1.1"))
         answers = [await answer(reader), await answer(reader)]
@@ -42,7 +42,7 @@ async def test_answers_on_one_connection_have_the_headers_of_all_others() -> Non
 
 @pytest.mark.parametrize(("version", "headers"), [("1.0", ()), ("1.1", ("Connection: close",))])
 async def test_a_connection_that_shall_end_ends(version: str, headers: tuple[str, ...]) -> None:
-    async with serving() as served, asyncio.timeout(10):
+    async with serving() as served, asyncio.timeout(30):
         reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rpartition(":")[2]))
         writer.write(post(version, *headers))
         status, _, body = await answer(reader)

@@ -315,7 +315,7 @@ def test_a_run_that_breaks_off_leaves_the_run_before_it_or_nothing_of_it(tmp_pat
     assert run.recorder is not None
     for at_s in range(300):
         run.recorder.on_event(Event(float(at_s), Kind.PAUSED, None, {}))
-    within = time.monotonic() + 10.0
+    within = time.monotonic() + 20.0
     while not run.recorder.written_bytes and time.monotonic() < within:
         time.sleep(0.001)  # the writer is a thread
     assert not (tmp_path / "run.json").exists()
@@ -363,7 +363,7 @@ def test_a_disk_that_answers_no_more_does_not_keep_the_run_from_ending(
     monkeypatch.setattr(FileWriter, "_write_all", lambda self: hangs.wait())
     said: list[str] = []
     writer = FileWriter(tmp_path, on_error=said.append)
-    while not said:
+    for _ in range(1000):  # more than it buffers
         writer.write("events.jsonl", "a line\n")
     writer.close(timeout_s=0.01)
     assert said == ["the disk is too slow for the run; recording has stopped"]

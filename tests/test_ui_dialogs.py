@@ -54,7 +54,7 @@ async def test_a_typed_policy_is_switched_to(typed: str, expected: str, at_once:
             type_ahead(app, "p", *typed, "enter")
         else:
             await pilot.press("p", *typed, "enter")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not feed.calls:
                 await pilot.pause()
         assert feed.calls == [("switch_policy", expected)]
@@ -76,7 +76,7 @@ async def test_typing_chooses_in_a_list(typed: str, expected: tuple[str, str], a
             type_ahead(app, *typed, "enter")
         else:
             await pilot.press(*typed, "enter")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not feed.calls:
                 await pilot.pause()
         assert feed.calls == [expected]
@@ -123,7 +123,7 @@ async def test_a_swap_under_way_can_be_taken_back() -> None:
 async def test_keys_typed_ahead_take_effect_one_after_another() -> None:
     async with running() as (app, pilot, feed):
         type_ahead(app, "p", *"sjf", "enter", "p", "up", "enter", "u", "s", "enter", "P", "t")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not isinstance(app.screen, TenantScreen):
                 await pilot.pause()
         assert [call[:2] for call in feed.calls] == [

@@ -39,10 +39,11 @@ def test_a_stalled_terminal_costs_frames_and_asks_for_a_repaint_when_it_reads_ag
     began = time.monotonic()
     for _ in range(50):
         frames.write(frame)
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 10.0, "in no time, but the machine may stand still"
     assert not drained.is_set()
     taken = 0
     while not drained.wait(0.001):
+        assert time.monotonic() - began < PATIENCE_S
         taken += len(os.read(reader, 1 << 16)) if select.select([reader], [], [], 0.01)[0] else 0
     while select.select([reader], [], [], 0)[0]:
         taken += len(os.read(reader, 1 << 16))
@@ -131,7 +132,9 @@ class Screen:
     def let_it_fill(self) -> None:
         """Read nothing until the terminal's buffer holds all it can, so that the next write waits."""
         waiting, steady = -1, 0
+        deadline = time.monotonic() + PATIENCE_S
         while steady < 5:
+            assert time.monotonic() < deadline, f"{waiting} bytes do not fill a terminal"
             time.sleep(0.1)
             now = struct.unpack("I", fcntl.ioctl(self.master, termios.FIONREAD, b"    "))[0]
             steady = steady + 1 if now == waiting and now > 2000 else 0
@@ -177,18 +180,24 @@ def test_the_terminal_is_left_as_it_was(way: str, tmp_path: Path) -> None:
         shown.read_until(b"driftsched")
         shown.read_until(b"globex-batch")
         assert termios.tcgetattr(shown.tty) != before
-        if way.startswith("SIG"):
-            shown.process.send_signal(getattr(signal, way))
-        else:
-            os.write(shown.master, b"q" if way == "q" else b"\x03")
+
+        def ask() -> None:
+            if way.startswith("SIG"):
+                shown.process.send_signal(getattr(signal, way))
+            else:
+                os.write(shown.master, b"q" if way == "q" else b"\x03")
+
+        ask()
+        if not way.startswith("SIG"):
             shown.read_until(b"Stop the run?")
             os.write(shown.master, b"y")
+        shown.read_until(b"STOPPING")
+        ask()  # again: it need not drain
         assert shown.exit_code() == 0
         assert termios.tcgetattr(shown.tty) == before
         for restored in (b"\x1b[?1049l", b"\x1b[?25h", b"\x1b[?1000l", b"\x1b[?2004l"):
             assert restored in shown.seen[-4000:]
         assert b"\x1b[2J\x1b[H" in shown.seen[: shown.seen.rindex(b"\x1b[?1049l")][-200:]
-        assert b"STOPPING" in shown.seen
         assert str(log).encode() in shown.seen[-400:]
 
 
