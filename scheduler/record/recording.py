@@ -156,6 +156,9 @@ def as_step(line: Mapping[str, Any]) -> Step:
             data["added"] = as_tenant(data["tenant"], data)
         elif kind is Kind.TENANT:
             data["limits"] = Limits(**data["limits"])
+            if "changed" in data:
+                changed = dict(data["changed"]).items()
+                data["changed"] = {name: None if value is None else float(value) for name, value in changed}
     else:
         data = _arrival(line) if kind in (Kind.QUEUED, Kind.REJECTED) else {}
         if kind in ENDINGS:
