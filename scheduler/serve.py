@@ -91,6 +91,8 @@ async def _serve(
         loop.add_signal_handler(name, stop)
     shown = f"[{host}]" if ":" in host else host
     say(f"{gateway.completions.model} on http://{shown}:{port}, the engine is starting")
+    if plan.scenario.expect and record is None:
+        say("`expect` of the config is not judged: that takes --record DIR")
     try:
         await serve_until(stopping, run, gateway, say)
     finally:
@@ -116,10 +118,13 @@ async def serve_until(
         await asyncio.gather(starting, given_up, return_exceptions=True)
         waiting = run.scheduler.books.totals.queued + run.scheduler.books.totals.in_flight
         say(f"stopping: {waiting} requests get up to {DRAIN_S:g} s" if waiting else "stopping")
-        await run.stop(drain_s=DRAIN_S)
+        document = await run.stop(drain_s=DRAIN_S)
         await gateway.close()
         if run.recorder is not None and not run.recorder.error:
             say(f"recorded in {run.recorder.folder}")
+            for expectation in document["expect"]:
+                if not expectation["ok"]:
+                    say(f"not met: {expectation['text']} (it is {expectation['value']})")
         say("stopped")
 
 
