@@ -68,6 +68,8 @@ def _line(event: Event) -> tuple[str, str, bool] | None:
             before, after = detail["before"], detail["after"]
             ratios = f"actual/uncorrected {before:.2f} → {after:.2f}"
             return "drift", f"{detail['tenant']}: answers ×{after / before:.2f} ({ratios})", False
+        case Kind.UNSERVED:
+            return "limits", f"{detail['tenant']}: {_unserved(detail)}", False
         case Kind.SLO:
             again = f" again; {detail['worst']:.0%} at worst" if "worst" in detail else ""
             return (
@@ -88,6 +90,14 @@ def _changed(detail: Mapping[str, Any]) -> str:
         key, unit = name.removesuffix("_s"), "s" if name.endswith("_s") else ""
         told.append(f"no {key}" if value is None else f"{key} {value:g}{unit}")
     return ", ".join(told) or "nothing changed"
+
+
+def _unserved(detail: Mapping[str, Any]) -> str:
+    rejected = detail["what"] == "rejected"
+    if "requests" in detail:
+        told = f"{detail['requests']} in {detail['over_s']:.0f} s"
+        return f"no more requests {'are rejected' if rejected else 'expire'}; {told}"
+    return f"requests are rejected ({detail['reason']})" if rejected else "requests expire in the queue"
 
 
 def _engine(event: Event) -> str:
