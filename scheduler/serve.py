@@ -90,6 +90,8 @@ async def _serve(
     shown = f"[{host}]" if ":" in host else host
     with heard(endings(), stop):
         say(f"{gateway.completions.model} on http://{shown}:{port}, the engine is starting")
+        if plan.scenario.expect and record is None:
+            say("`expect` of the config is not judged: that takes --record DIR")
         await serve_until(stopping, run, gateway, say)
 
 
@@ -109,10 +111,13 @@ async def serve_until(
         await cancel_all(starting, given_up)
         waiting = run.scheduler.books.totals.queued + run.scheduler.books.totals.in_flight
         say(f"stopping: {waiting} requests get up to {DRAIN_S:g} s" if waiting else "stopping")
-        await run.stop(drain_s=DRAIN_S)
+        document = await run.stop(drain_s=DRAIN_S)
         await gateway.close()
         if run.recorder is not None and not run.recorder.error:
             say(f"recorded in {run.recorder.folder}")
+            for expectation in document["expect"]:
+                if not expectation["ok"]:
+                    say(f"not met: {expectation['text']} (it is {expectation['value']})")
         say("stopped")
 
 

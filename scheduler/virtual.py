@@ -23,6 +23,9 @@ from scheduler.twin.simulate import Load, Simulation
 from scheduler.twin.steering import Steered
 from scheduler.twin.steplog import StepLog
 
+LOOK_S = 1.0
+"""Run seconds from one look for missed objectives to the next, in a recorded run."""
+
 
 @contextmanager
 def _no_cycle_collector() -> Iterator[None]:
@@ -52,8 +55,8 @@ def _each(listeners: Sequence[Callable[[Request], None]]) -> Callable[[Request],
 
 class VirtualRun:
     """``out`` is the run folder, None for none. ``on_progress`` is told the virtual time now and then,
-    ``on_ended`` each request that has ended. Change points are looked for in a recorded run alone: they are
-    in its log, and ``on_change`` is told.
+    ``on_ended`` each request that has ended. Tenants are watched in a recorded run alone: what is seen is in
+    its log, and ``on_change`` is told.
     """
 
     def __init__(
@@ -85,11 +88,12 @@ class VirtualRun:
         listeners: list[Callable[[Request], None]] = [self.tally.add]
         if self.recorder is not None:
             self._watch, self._on_change = Watch(), on_change
+            self._next_look_s = 0.0
             listeners.append(self._look_for_change)
         if on_ended is not None:
             listeners.append(on_ended)
-        self.scheduler = plan.scheduler(emit=emit)
         recorded = self.recorder is not None
+        self.scheduler = plan.scheduler(emit=emit, windows=recorded)
         # Only a recorded run needs the gaps of each single request.
         self._log = None if recorded or plan.batch else StepLog(plan.profile)
         track_gaps = recorded and not plan.batch
@@ -111,10 +115,18 @@ class VirtualRun:
         )
 
     def _look_for_change(self, request: Request) -> None:
-        assert self.recorder is not None
+        now = request.ended_s or 0.0
+        if now >= self._next_look_s:  # where no request ends, there is no news
+            self._next_look_s = now + LOOK_S
+            for event in self._watch.look(self.scheduler, now):
+                self._tell(event)
         if (change := self._watch.on_ended(request)) is not None:
-            self.recorder.on_event(change)
-            self._on_change(change)
+            self._tell(change)
+
+    def _tell(self, change: Event) -> None:
+        assert self.recorder is not None
+        self.recorder.on_event(change)
+        self._on_change(change)
 
     def _mark(self, at_s: float, what: str) -> None:
         if self.recorder is not None:

@@ -17,7 +17,7 @@ from scheduler.core.estimators import estimator_from
 from scheduler.core.events import Event, Kind
 from scheduler.core.kalman import Offset, Plane
 from scheduler.core.metrics import WindowMetrics
-from scheduler.core.types import Estimate, Outcome, Request, Slo
+from scheduler.core.types import Estimate, Limits, Outcome, Request, Slo
 from scheduler.core.watch import Watch
 from scheduler.live.notices import Notices
 from scheduler.plan import make_plan
@@ -198,6 +198,54 @@ def test_how_far_a_tenant_falls_short_is_told_and_when_it_is_over(
             worst = event.detail.get("worst")
             told.append((round(100 * event.detail["share"]), worst and round(100 * worst)))
     assert told == said
+
+
+def test_an_episode_of_requests_that_are_not_served_is_told_at_both_its_ends() -> None:
+    """Once each, however many they are; a minute without one ends it, a shorter pause does not."""
+    tenants = [replace(TENANTS[0], limits=Limits(max_queued=0)), *TENANTS[1:]]
+    scheduler, watch, notices = make_scheduler(tenants=tenants), Watch(), Notices()
+    told: list[Event] = []
+    for now in (*range(100, 136), 195, 254, 255, 400):
+        told += watch.look(scheduler, now)
+        if now not in (254, 255):
+            request = make_request(str(now), arrival_s=now)
+            assert scheduler.submit(request, now) is not None
+            told += filter(None, [watch.on_ended(request)])
+    for event in told:
+        notices.on_event(event)
+    assert [(event.at_s, event.kind) for event in told] == [
+        (at_s, Kind.UNSERVED) for at_s in (100.0, 195.0, 195.0, 255.0, 400.0)
+    ]
+    assert [notice.text for notice in notices.after(0)] == [
+        "acme: requests are rejected (tenant_queue_full)",
+        "acme: no more requests are rejected; 36 in 35 s",
+        "acme: requests are rejected (tenant_queue_full)",
+        "acme: no more requests are rejected; 1 in 0 s",
+        "acme: requests are rejected (tenant_queue_full)",
+    ]
+
+
+def test_requests_that_expire_are_told_beside_those_that_are_rejected() -> None:
+    tenants = [replace(TENANTS[0], limits=Limits(max_queued=1, ttl_s=5.0)), *TENANTS[1:]]
+    scheduler, watch, notices = make_scheduler(tenants=tenants), Watch(), Notices()
+    waits, rejected = make_request("waits"), make_request("rejected")
+    scheduler.submit(waits, 0.0)
+    scheduler.submit(rejected, 0.0)
+    assert scheduler.expire(5.0) == [waits]
+    events = [
+        *map(watch.on_ended, (rejected, waits)),
+        *watch.look(scheduler, 64.0),
+        *watch.look(scheduler, 65.0),
+    ]
+    for event in events:
+        assert event is not None
+        notices.on_event(event)
+    assert [notice.text for notice in notices.after(0)] == [
+        "acme: requests are rejected (tenant_queue_full)",
+        "acme: requests expire in the queue",
+        "acme: no more requests are rejected; 1 in 0 s",
+        "acme: no more requests expire; 1 in 0 s",
+    ]
 
 
 def test_a_tenant_without_an_objective_misses_none() -> None:

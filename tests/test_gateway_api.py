@@ -9,7 +9,18 @@ from typing import Any
 
 import openai
 import pytest
-from gateway_kit import ACME, GLOBEX, MODEL, OPERATOR, Served, chat, completion, serving, two_keys
+from gateway_kit import (
+    ACME,
+    GLOBEX,
+    MODEL,
+    OPERATOR,
+    Served,
+    chat,
+    completion,
+    read_events,
+    serving,
+    two_keys,
+)
 from waiting import until
 
 from scheduler.core.types import State
@@ -349,3 +360,36 @@ async def test_draining_refuses_and_finishes() -> None:
         assert (await served.post(COMPLETIONS, completion()))[0] == 503
         assert (await served.get("/ready"))[0] == 503
         assert (await running)[0] == 200
+
+
+# The id of a request
+
+
+async def test_an_answer_is_sent_with_the_id_of_its_request(served: Served) -> None:
+    for more in ({}, {"Connection": "close"}):
+        _, told, headers = await served.post(COMPLETIONS, completion(), headers=more)
+        assert headers["X-Request-Id"] == told["id"]
+    async with served.http.post(served.url + CHATS, json=chat(stream=True)) as answer:
+        first, *_ = read_events(await answer.text())
+        assert answer.headers["X-Request-Id"] == first["id"]
+
+
+async def test_an_error_is_sent_with_an_id_that_of_its_request_if_it_was_one() -> None:
+    async with serving(tenants=[TenantSection(name="default", max_queued=0)]) as served:
+        ended: list[str] = []
+        served.run.observers.append(lambda request: ended.append(request.id))
+        status, _, headers = await served.post(COMPLETIONS, completion())
+        assert (status, [headers["X-Request-Id"]]) == (429, ended)
+        told = set()
+        for method, path, status in (
+            ("GET", "/v1/models", 200),
+            ("POST", COMPLETIONS, 400),
+            ("GET", "/v1/nothing", 404),
+            ("PUT", COMPLETIONS, 405),
+        ):
+            async with served.http.request(method, served.url + path, json={"prompt": 5}) as answer:
+                assert answer.status == status
+                told.add(answer.headers["X-Request-Id"])
+        assert len(told) == 4
+        async with served.http.get(f"{served.url}/health") as answer:
+            assert "X-Request-Id" not in answer.headers

@@ -278,6 +278,13 @@ async def test_attached_a_run_looks_and_is_steered_as_at_home(served: Served) ->
         assert numbers == list(range(1, len(numbers) + 1))
 
 
+async def test_attached_one_sees_who_else_may_switch_the_policy() -> None:
+    rules = {"guard": {"worse_than_predicted": 0.25}, "policy": {"auto": {}}}
+    for config, armed in (({}, False), (rules, True)):
+        async with serving(keys=two_keys(), **config) as served, RemoteFeed(served.url, OPERATOR) as feed:
+            assert (feed.view().guarded, feed.view().autopilot) == (armed, armed)
+
+
 async def test_attached_a_preview_that_came_too_early_is_asked_for_again(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,7 +39,7 @@ def asked(url: str) -> urllib.request.Request:
 
 def test_a_recorded_server_from_ready_to_sigterm(tmp_path: Path) -> None:
     config, folder = tmp_path / "serve.yaml", tmp_path / "run"
-    config.write_text(CONFIG)
+    config.write_text(CONFIG + "expect: [requests.failed == 0, requests.finished == 2]\n")
     command = [sys.executable, "-m", "scheduler.cli", "serve", "--config", str(config)]
     with subprocess.Popen(
         [*command, "--listen", "127.0.0.1:0", "--record", str(folder), "--journal", str(tmp_path / "jobs")],
@@ -65,7 +65,9 @@ def test_a_recorded_server_from_ready_to_sigterm(tmp_path: Path) -> None:
             assert process.wait(10) == 0
         finally:
             process.kill()
-    assert said.endswith(f"stopping\nengine: engine stopped\nrecorded in {folder}\nstopped\n")
+    missed = "not met: requests.finished == 2 (it is 1)"
+    assert said.endswith(f"stopping\nengine: engine stopped\nrecorded in {folder}\n{missed}\nstopped\n")
+    assert "not judged" not in said
     assert "load has ended" not in said, "clients may always come"
     document = json.loads((folder / "run.json").read_text())
     assert document["requests"]["submitted"] == document["requests"]["finished"] == 1
@@ -73,6 +75,28 @@ def test_a_recorded_server_from_ready_to_sigterm(tmp_path: Path) -> None:
     written = said + "".join(path.read_text() for path in folder.iterdir())
     for private in ("secret", ACME, text.strip()):
         assert private not in written
+
+
+def test_expectations_that_nobody_judges_are_told(tmp_path: Path) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text(CONFIG + "expect: [requests.failed == 0]\n")
+    with subprocess.Popen(
+        [sys.executable, "-m", "scheduler.cli", "serve", "--config", str(config), "--listen", "127.0.0.1:0"],
+        stderr=subprocess.PIPE,
+        env={**os.environ, **ENVIRON},
+        text=True,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            process.stderr.readline()
+            assert (
+                process.stderr.readline() == "`expect` of the config is not judged: that takes --record DIR\n"
+            )
+            process.send_signal(signal.SIGTERM)
+            assert "not met" not in process.stderr.read()
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
 
 
 def lost_reader(how: str) -> tuple[int, int]:

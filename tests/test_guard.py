@@ -224,6 +224,17 @@ def check(folder: Path, text: str) -> str:
         ("policy:\n  auto:\n    candidates: [fifo, sjx]", 8, "unknown policy 'sjx'"),
         ("policy:\n  auto:\n    candidates: []", 8, "must not be empty"),
         ("policy:\n  auto:\n    evry: 3s", 8, "did you mean 'every'"),
+        (
+            "guard:\n  when: tiers.standard.e2e.p99 > 3s",
+            7,
+            "guard.when: no tenant is of the tier 'standard'; allowed: premium, batch",
+        ),
+        (
+            'policy:\n  auto:\n    subject_to: ["latency_s.tiers.standard.e2e.p99 < 3s"]',
+            8,
+            "policy.auto.subject_to.0: no tenant is of the tier 'standard'",
+        ),
+        ("policy:\n  auto:\n    minimise: tiers.standard.e2e.p50", 8, "policy.auto.minimise: no tenant"),
     ],
 )
 def test_errors_name_the_line_and_what_is_allowed(tmp_path: Path, text: str, line: int, words: str) -> None:

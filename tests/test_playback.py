@@ -171,6 +171,8 @@ def test_no_run_folder(tmp_path: Path) -> None:
         '{"t":1.0,"e":"estimator"}',
         '{"t":1.0,"e":"limits"}',
         '{"t":1.0,"e":"tenant","tenant":"acme","weight":1}',
+        '{"t":1.0,"e":"tenant","tenant":"acme","weight":1,"limits":{},"changed":3}',
+        '{"t":1.0,"e":"unserved","tenant":"acme","what":"rejected","reason":"","requests":1}',
         '{"t":NaN,"e":"paused"}',
         "[" * 100_000,
     ],

@@ -339,6 +339,13 @@ async def test_tenant_limits_and_weights_change_live(bench: Bench) -> None:
     bench.feed.set_tenant("lab", weight=7.0, limits=Limits(max_in_flight=1))
     row = next(t for t in bench.feed.view().snapshot.tenants if t.name == "lab")
     assert (row.weight, row.limits.max_in_flight) == (7.0, 1)
+    assert bench.feed.notices()[-1].text == "lab: weight 7, max_in_flight 1 by operator"
+    bench.feed.set_tenant("lab", weight=3.0)
+    assert bench.feed.notices()[-1].text == "lab: weight 3 by operator"
+    bench.feed.set_tenant("lab", limits=Limits(ttl_s=90.0), by="dana")
+    assert bench.feed.notices()[-1].text == "lab: no max_in_flight, ttl 90s by dana"
+    bench.feed.set_tenant("lab", weight=3.0)
+    assert bench.feed.notices()[-1].text == "lab: nothing changed by operator"
     with pytest.raises(CommandError):
         bench.feed.set_tenant("nobody", weight=1.0)
     await until(bench.run.session.drained.is_set)

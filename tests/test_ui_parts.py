@@ -357,6 +357,20 @@ def test_a_policy_s_parameters_give_way_before_figures_do() -> None:
         assert f"REPLAY OVER fair+two-class │ simulated run  0/32 wait   0 │ {where}" in small
 
 
+def test_who_else_may_switch_the_policy_is_said_beside_it() -> None:
+    view = FakeFeed().view()
+    for armed, words in (
+        (replace(view, guarded=True), "guarded: "),
+        (replace(view, autopilot=True), "auto: "),
+        (replace(view, autopilot=True, guarded=True), "auto, guarded: "),
+        (view, ""),
+    ):
+        wide = status_text(fields(armed, False, "", Cost(6, 0.02)), 160)
+        assert f"LIVE policy {words}fifo since 0:00 │ " in wide
+        small = status_text(fields(armed, False, "", Cost(6, 0.02)), 80)
+        assert f" {words}fifo │ simulated run  0/32 wait   0" in small
+
+
 @pytest.mark.parametrize("width", [80, 160])
 @pytest.mark.parametrize("state", ["starting", "restarting", "dead", "stopping"])
 def test_the_engine_s_state_is_said_plainly(state: str, width: int) -> None:

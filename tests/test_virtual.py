@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scheduler.core.estimate import PaperEstimator, classify, count_words
-from scheduler.core.events import Event
+from scheduler.core.events import Event, Kind
 from scheduler.core.types import Request, State
 from scheduler.load.scenario import Scenario, load_scenario
 from scheduler.plan import make_plan
@@ -79,6 +79,22 @@ def test_one_seed_gives_one_log(tmp_path: Path) -> None:
     assert first.count(b"\n") > 500
     assert b'"e":"switched"' in first
     assert first == second
+
+
+def test_a_recorded_run_tells_of_objectives_and_of_who_is_not_served(tmp_path: Path) -> None:
+    """As a live one does; what is told is in the log, and comes again when that is played."""
+    told: list[Event] = []
+    plan = make_plan(scenario(tmp_path, BUSY.replace("max_queued: 30", "max_queued: 10")), clock="virtual")
+    VirtualRun(plan, out=tmp_path / "run", on_change=told.append).run()
+    kinds = {(event.kind.value, event.detail["tenant"], event.detail.get("what")) for event in told}
+    assert {("slo", "acme", None), ("unserved", "acme", "rejected"), ("unserved", "lab", "expired")} <= kinds
+    assert [event.at_s for event in told] == sorted(event.at_s for event in told)
+    again: list[Event] = []
+    Playback(read_recording(tmp_path / "run"), again.append).play_to(1e6)
+    told_again = [event for event in again if event.kind in (Kind.SLO, Kind.UNSERVED, Kind.DRIFT)]
+    assert [(event.at_s, dict(event.detail)) for event in told_again] == [
+        (event.at_s, dict(event.detail)) for event in told
+    ]
 
 
 def test_a_change_of_the_estimator_is_no_switch_of_the_policy(tmp_path: Path) -> None:

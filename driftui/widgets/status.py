@@ -149,7 +149,12 @@ def _policy(view: View) -> Field:
         return Field([(60, (word, brief, swap)), (99, (brief, swap))])
     name = Part(clean(snapshot.policy, 40), palette.BRIGHT, True)  # with its parameters
     since = Part(f" since {figures.clock(snapshot.now - snapshot.policy_since_s)}")
-    return Field([(38, (word, name, since)), (39, (word, name)), (70, (word, brief)), (99, (brief,))])
+    rules = ["auto"] * view.autopilot + ["guarded"] * view.guarded
+    if not rules:
+        return Field([(38, (word, name, since)), (39, (word, name)), (70, (word, brief)), (99, (brief,))])
+    armed = Part(f"{', '.join(rules)}: ")
+    variants: list[tuple[int, Variant]] = [(38, (word, armed, name, since)), (39, (word, armed, name))]
+    return Field([*variants, (40, (word, armed, brief)), (70, (armed, brief)), (99, (brief,))])
 
 
 _LOST = (("rejected", "rej", palette.WARN), ("expired", "exp", palette.WARN), ("failed", "fail", palette.BAD))

@@ -165,11 +165,16 @@ class Controls:
 
     def set_tenant(self, tenant: Tenant, now: float, *, by: str = "") -> None:
         """Change weight or limits of a tenant; what waits keeps its tier. Raises UnknownTenant."""
+        before = self.books.tenant(tenant.name).config
         books = self.books.set_tenant(tenant)
         limit = tenant.limits.max_in_flight
         self.waiting.set_room(tenant.name, None if limit is None else limit - books.in_flight)
-        detail = {"tenant": tenant.name, "weight": tenant.weight, "limits": asdict(tenant.limits), "by": by}
-        self._tell(now, Kind.TENANT, detail)
+        limits = asdict(tenant.limits)
+        old = {"weight": before.weight, **asdict(before.limits)}
+        new = {"weight": tenant.weight, **limits}
+        changed = {name: value for name, value in new.items() if value != old[name]}
+        detail = {"tenant": tenant.name, "weight": tenant.weight, "limits": limits, "changed": changed}
+        self._tell(now, Kind.TENANT, {**detail, "by": by})
 
     def pause(self, now: float, *, by: str = "") -> None:
         """Dispatch nothing more; what runs goes on."""

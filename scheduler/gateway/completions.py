@@ -26,7 +26,7 @@ from scheduler.gateway.embedder import Embedder
 from scheduler.gateway.errors import ApiError, bad, ending, over_context, turned_away, unavailable
 from scheduler.gateway.keys import Keys
 from scheduler.gateway.params import CHAT_TOKENS, COMPLETION_TOKENS, Ask, read_ask
-from scheduler.gateway.response import json_response, send_events
+from scheduler.gateway.response import ITS_ID, REQUEST_ID, json_response, send_events
 from scheduler.gateway.shapes import DONE, Events, whole_answer
 from scheduler.live.answer import Answer
 from scheduler.live.run import LiveRun
@@ -90,6 +90,7 @@ class Completions:
         terms = self.terms(http.headers, tenant)
         self.check_up()
         request = await self.request_of(ask, tenant, terms, arrival_s=arrival_s)
+        http[ITS_ID] = request.id
         answer = self.submit(request)
         try:
             if ask.stream:
@@ -100,7 +101,7 @@ class Completions:
                 self._run.session.cancel(request.id)  # the client has gone
         if (error := ending(request)) is not None:
             raise error
-        return json_response(http, whole_answer(request, self.model, text))
+        return json_response(http, whole_answer(request, self.model, text), request.id)
 
     # -- from what was asked to a request ------------------------------------------------------------
 
@@ -207,7 +208,7 @@ class Completions:
         await answer.begun()
         if answer.ended and (error := ending(answer.request)) is not None:
             raise error
-        return await send_events(http, self._events(ask, answer))
+        return await send_events(http, self._events(ask, answer), {REQUEST_ID: answer.request.id})
 
     async def _events(self, ask: Ask, answer: Answer) -> AsyncGenerator[bytes]:
         """Raises SlowReader."""

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import traceback
 from collections.abc import Coroutine
+from secrets import token_hex
 from typing import Any
 
 from aiohttp import web
@@ -19,6 +20,7 @@ from aiohttp.web_request import BaseRequest
 
 from scheduler.gateway.bodies import MAX_BODY_BYTES
 from scheduler.gateway.errors import ApiError
+from scheduler.gateway.response import ITS_ID, REQUEST_ID
 
 IDLE_S = 75.0
 """A connection on which no whole request comes for so long is closed."""
@@ -63,6 +65,9 @@ class Connection(web.RequestHandler):
     ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
         if isinstance(resp, web.HTTPException):
             resp = _refused(resp).response()
+        # What ``send_events`` and ``json_response`` have made has it already.
+        if isinstance(resp, web.Response) and request.path.startswith("/v1/"):
+            resp.headers[REQUEST_ID] = request.get(ITS_ID) or f"req-{token_hex(12)}"
         return super().finish_response(request, resp, start_time)
 
 

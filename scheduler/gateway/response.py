@@ -7,7 +7,7 @@ request costs here. All other answers are aiohttp's own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from email.utils import formatdate
 from functools import lru_cache
 from time import time
@@ -19,25 +19,34 @@ from aiohttp.web_request import BaseRequest
 
 from scheduler.live.answer import SlowReader
 
+REQUEST_ID = "X-Request-Id"
+"""Header of every answer of the OpenAI API: what clients log, and of a request its id in the run folder."""
+ITS_ID = web.RequestKey("id", str)
+"""Of what a client asks: the id of the scheduler's request, once there is one."""
 STALL_S = 30.0
 """Seconds that a client may read nothing of a stream before it is dropped."""
 _NO_WAIT_BYTES = 65_536
 """What an empty transport takes without making its writer wait; a timeout would cost more than the write."""
 
 
-def json_response(http: web.Request, body: bytes) -> web.StreamResponse:
+def json_response(http: web.Request, body: bytes, request_id: str) -> web.StreamResponse:
     """200, with a body that is JSON."""
     if http.version != HttpVersion11 or not http.keep_alive:
         return web.Response(body=body, content_type="application/json")
-    return _Written(b"%sContent-Length: %d\r\n\r\n%s" % (_head(int(time())), len(body), body))
+    head = _head(int(time()))
+    return _Written(
+        b"%sX-Request-Id: %s\r\nContent-Length: %d\r\n\r\n%s" % (head, request_id.encode(), len(body), body)
+    )
 
 
-async def send_events(http: web.Request, events: AsyncGenerator[bytes]) -> web.StreamResponse:
+async def send_events(
+    http: web.Request, events: AsyncGenerator[bytes], headers: Mapping[str, str] = {}
+) -> web.StreamResponse:
     """200, server-sent events as they come; they end where the client goes away or reads too slowly, for
     which they may raise SlowReader.
     """
     response = web.StreamResponse(
-        headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+        headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", **headers}
     )
     transport = http.transport
     try:

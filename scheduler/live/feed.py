@@ -51,6 +51,8 @@ class LocalFeed:
             recorded_bytes=recorder.written_bytes if recorder else 0,
             loop_lag_p99_ms=run.lag.recent_p99_ms(),
             health=run.health,
+            guarded=run.plan.guard is not None,
+            autopilot=run.plan.goal is not None,
             estimator=run.scheduler.estimator.name,
         )
 

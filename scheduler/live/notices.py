@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from scheduler.core.events import Event, Kind
 from scheduler.live.view import Notice
@@ -58,7 +59,7 @@ def _line(event: Event) -> tuple[str, str, bool] | None:
         case Kind.TENANT if "tier" in detail:
             return "tenant", f"{detail['tenant']} added: {detail['tier']}, weight {detail['weight']:g}", False
         case Kind.TENANT:
-            return "tenant", f"{detail['tenant']}: weight {detail['weight']:g}, limits set{by}", False
+            return "tenant", f"{detail['tenant']}: {_changed(detail)}{by}", False
         case Kind.LIMITS:
             return "limits", f"overall limits set{by}", False
         case Kind.ESTIMATOR:
@@ -67,6 +68,8 @@ def _line(event: Event) -> tuple[str, str, bool] | None:
             before, after = detail["before"], detail["after"]
             ratios = f"actual/uncorrected {before:.2f} → {after:.2f}"
             return "drift", f"{detail['tenant']}: answers ×{after / before:.2f} ({ratios})", False
+        case Kind.UNSERVED:
+            return "limits", f"{detail['tenant']}: {_unserved(detail)}", False
         case Kind.SLO:
             again = f" again; {detail['worst']:.0%} at worst" if "worst" in detail else ""
             return (
@@ -76,6 +79,23 @@ def _line(event: Event) -> tuple[str, str, bool] | None:
             )
         case _:
             return None
+
+
+def _changed(detail: Mapping[str, Any]) -> str:
+    """What is new of a tenant, in the words of scenario files."""
+    told = []
+    for name, value in detail["changed"].items():
+        key, unit = name.removesuffix("_s"), "s" if name.endswith("_s") else ""
+        told.append(f"no {key}" if value is None else f"{key} {value:g}{unit}")
+    return ", ".join(told) or "nothing changed"
+
+
+def _unserved(detail: Mapping[str, Any]) -> str:
+    rejected = detail["what"] == "rejected"
+    if "requests" in detail:
+        told = f"{detail['requests']} in {detail['over_s']:.0f} s"
+        return f"no more requests {'are rejected' if rejected else 'expire'}; {told}"
+    return f"requests are rejected ({detail['reason']})" if rejected else "requests expire in the queue"
 
 
 def _engine(event: Event) -> str:

@@ -47,6 +47,8 @@ class View:
     loop_lag_p99_ms: float  # NaN where nothing was measured
     health: Health
     replay: str = ""  # of a recorded run: playing, held or over
+    guarded: bool = False  # a guard may take a switch back
+    autopilot: bool = False  # it switches by itself
     estimator: str = ""  # its kind, and options if it has any: "learned", "tenant (mean)"; "" when unknown
 
 

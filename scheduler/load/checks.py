@@ -5,6 +5,7 @@ Works on the plain data, section by section, so that one bad value elsewhere doe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -33,7 +34,9 @@ def cross_check(data: Mapping[str, Any], context: Mapping[str, Any]) -> Iterator
     yield from _reservation(data)
     yield from _orders(streams)
     yield from _files(tenants, streams)
-    yield from _expectations(data, tenants, streams)
+    tiers = _tiers(data, streams)
+    yield from _rules(data, tiers)
+    yield from _expectations(data, tenants, tiers)
 
 
 def _items(data: Mapping[str, Any], key: str) -> Iterator[tuple[int, Any]]:
@@ -133,13 +136,36 @@ def _files(tenants: list[str], streams: list[tuple[int, Stream]]) -> Iterator[Fo
                     yield ("load", index, key), str(error)
 
 
-def _expectations(
-    data: Mapping[str, Any], tenants: list[str], streams: list[tuple[int, Stream]]
-) -> Iterator[Found]:
+def _tiers(data: Mapping[str, Any], streams: list[tuple[int, Stream]]) -> list[str]:
+    """Those that requests may be of; all where a trace's rows may say one, or a tenant's is wrong."""
     tiers = [item.get("tier", "standard") for _, item in _items(data, "tenants") if isinstance(item, dict)]
     in_rows = any(stream.trace and stream.trace.format == "jsonl" for _, stream in streams)
     known = all(tier in TIERS for tier in tiers) and not in_rows
-    paths = valid_paths(tenants, tiers if known else TIERS)
+    return [tier for tier in TIERS if tier in tiers or not known]
+
+
+def _rules(data: Mapping[str, Any], tiers: list[str]) -> Iterator[Found]:
+    """A figure of a tier that no request is of never is there: its rule would be silent for ever."""
+    guard, policy = data.get("guard"), data.get("policy")
+    auto = policy.get("auto") if isinstance(policy, dict) else None
+    named: list[tuple[Loc, object]] = []
+    if isinstance(guard, dict):
+        named.append((("guard", "when"), guard.get("when")))
+    if isinstance(auto, dict):
+        named.append((("policy", "auto", "minimise"), auto.get("minimise")))
+        bounds = auto.get("subject_to")
+        if isinstance(bounds, tuple):
+            named += [(("policy", "auto", "subject_to", index), bound) for index, bound in enumerate(bounds)]
+    if not data.get("load"):
+        return  # a server's clients may ask for a lower tier than their own, and tenants may come later
+    for loc, text in named:
+        found = re.match(r"\s*(?:latency_s\.)?tiers\.(\w+)\.", text) if isinstance(text, str) else None
+        if found and found[1] in TIERS and found[1] not in tiers:
+            yield loc, f"no tenant is of the tier {found[1]!r}; {did_you_mean(found[1], tiers)}"
+
+
+def _expectations(data: Mapping[str, Any], tenants: list[str], tiers: list[str]) -> Iterator[Found]:
+    paths = valid_paths(tenants, tiers)
     for index, text in _items(data, "expect"):
         if isinstance(text, str):
             try:

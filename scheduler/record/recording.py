@@ -156,6 +156,10 @@ def as_step(line: Mapping[str, Any]) -> Step:
             data["added"] = as_tenant(data["tenant"], data)
         elif kind is Kind.TENANT:
             data["limits"] = Limits(**data["limits"])
+            changed = dict(data["changed"]).items()
+            data["changed"] = {name: None if value is None else float(value) for name, value in changed}
+        elif kind is Kind.UNSERVED and "requests" in data:
+            data["over_s"] = _seconds(data["over_s"])
     else:
         data = _arrival(line) if kind in (Kind.QUEUED, Kind.REJECTED) else {}
         if kind in ENDINGS:
@@ -172,6 +176,7 @@ _NEEDS: Mapping[Kind, tuple[str, ...]] = {
     Kind.LIMITS: ("limits",),
     Kind.ENGINE: ("what",),
     Kind.SCENARIO: ("what",),
+    Kind.UNSERVED: ("tenant", "what", "reason"),
     Kind.SLO: ("tenant", "share"),
     Kind.DRIFT: ("tenant", "before", "after"),
     Kind.ESTIMATOR: ("to",),
