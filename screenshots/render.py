@@ -3,7 +3,7 @@
     python screenshots/render.py demo --keys '75:shot=demo-160x48'
     python screenshots/render.py demo --size 80x24 --keys '75:shot=demo-80x24'
     python screenshots/render.py demo --keys '45:p 53:shot=policies-160x48'
-    python screenshots/render.py cpu-real --engine vllm --model smollm2 --keys '60:shot=smollm2-160x48'
+    python screenshots/render.py cpu-real --engine vllm --model smollm2 --keys '40:shot=smollm2-160x48'
 
 Each step is SECONDS:KEY (Textual key names) or SECONDS:shot=NAME, at seconds of the run.
 """
