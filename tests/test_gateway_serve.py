@@ -12,9 +12,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from gateway_kit import ACME, ENVIRON, OPERATOR, bearer, completion
@@ -30,6 +31,23 @@ operator: env:OPERATOR
 """
 
 
+@contextmanager
+def serving(config: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    """The process, and what it says."""
+    command = [sys.executable, "-m", "scheduler.cli", "serve", "--config", str(config)]
+    with subprocess.Popen(
+        [*command, "--listen", "127.0.0.1:0", *more],
+        stderr=subprocess.PIPE,
+        env={**os.environ, **ENVIRON},
+        text=True,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            yield process, process.stderr
+        finally:
+            process.kill()
+
+
 def asked(url: str) -> urllib.request.Request:
     """A client's request to the server there."""
     body = json.dumps(completion(prompt="a secret prompt")).encode()
@@ -40,31 +58,21 @@ def asked(url: str) -> urllib.request.Request:
 def test_a_recorded_server_from_ready_to_sigterm(tmp_path: Path) -> None:
     config, folder = tmp_path / "serve.yaml", tmp_path / "run"
     config.write_text(CONFIG + "expect: [requests.failed == 0, requests.finished == 2]\n")
-    command = [sys.executable, "-m", "scheduler.cli", "serve", "--config", str(config)]
-    with subprocess.Popen(
-        [*command, "--listen", "127.0.0.1:0", "--record", str(folder), "--journal", str(tmp_path / "jobs")],
-        stderr=subprocess.PIPE,
-        env={**os.environ, **ENVIRON},
-        text=True,
-    ) as process:
-        try:
-            assert process.stderr is not None
-            said = ""
-            while "ready:" not in said:
-                line = process.stderr.readline()
-                assert line, said
-                said += line
-            address = re.search(r"http://\S+", said)
-            assert address is not None
-            soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
-            assert soft >= min(FILES, hard), "each client that waits is an open file"
-            with urllib.request.urlopen(asked(address[0].rstrip(","))) as answer:
-                text = json.load(answer)["choices"][0]["text"]
-            process.send_signal(signal.SIGTERM)
-            said += process.stderr.read()
-            assert process.wait(10) == 0
-        finally:
-            process.kill()
+    with serving(config, "--record", str(folder), "--journal", str(tmp_path / "jobs")) as (process, stderr):
+        said = ""
+        while "ready:" not in said:
+            line = stderr.readline()
+            assert line, said
+            said += line
+        address = re.search(r"http://\S+", said)
+        assert address is not None
+        soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        assert soft >= min(FILES, hard), "each client that waits is an open file"
+        with urllib.request.urlopen(asked(address[0].rstrip(","))) as answer:
+            text = json.load(answer)["choices"][0]["text"]
+        process.send_signal(signal.SIGTERM)
+        said += stderr.read()
+        assert process.wait(10) == 0
     missed = "not met: requests.finished == 2 (it is 1)"
     assert said.endswith(f"stopping\nengine: engine stopped\nrecorded in {folder}\n{missed}\nstopped\n")
     assert "not judged" not in said
@@ -80,23 +88,12 @@ def test_a_recorded_server_from_ready_to_sigterm(tmp_path: Path) -> None:
 def test_expectations_that_nobody_judges_are_told(tmp_path: Path) -> None:
     config = tmp_path / "serve.yaml"
     config.write_text(CONFIG + "expect: [requests.failed == 0]\n")
-    with subprocess.Popen(
-        [sys.executable, "-m", "scheduler.cli", "serve", "--config", str(config), "--listen", "127.0.0.1:0"],
-        stderr=subprocess.PIPE,
-        env={**os.environ, **ENVIRON},
-        text=True,
-    ) as process:
-        try:
-            assert process.stderr is not None
-            process.stderr.readline()
-            assert (
-                process.stderr.readline() == "`expect` of the config is not judged: that takes --record DIR\n"
-            )
-            process.send_signal(signal.SIGTERM)
-            assert "not met" not in process.stderr.read()
-            assert process.wait(10) == 0
-        finally:
-            process.kill()
+    with serving(config) as (process, stderr):
+        stderr.readline()
+        assert stderr.readline() == "`expect` of the config is not judged: that takes --record DIR\n"
+        process.send_signal(signal.SIGTERM)
+        assert "not met" not in stderr.read()
+        assert process.wait(10) == 0
 
 
 def lost_reader(how: str) -> tuple[int, int]:
