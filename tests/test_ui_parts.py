@@ -310,6 +310,16 @@ def test_a_server_that_nobody_has_asked_is_idle_and_not_done() -> None:
     assert "● IDLE" in status_text(fields(view, False, "", Cost(6, 0.02)), 80)
 
 
+def test_a_gpu_s_heat_stands_beside_its_load_where_there_is_room() -> None:
+    view = FakeFeed().view()
+    loaded = replace(view.health, gpu_share=0.87, gpu_temperature_c=71.4, gpu_power_w=68.2)
+    hot = replace(view, health=loaded)
+    assert "gpu 87% 71°C 68W cpu" in status_text(fields(hot, False, "", Cost(6, 0.02)), 220)
+    assert "gpu 87% lag" in status_text(fields(hot, False, "", Cost(6, 0.02)), 160)
+    unread = replace(view, health=replace(loaded, gpu_temperature_c=None, gpu_power_w=None))
+    assert "gpu 87% cpu" in status_text(fields(unread, False, "", Cost(6, 0.02)), 220)
+
+
 def test_status_never_overflows_and_says_simulated() -> None:
     view = FakeFeed().view()
     hostile = replace(

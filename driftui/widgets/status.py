@@ -20,7 +20,7 @@ from driftui import figures, palette
 from driftui.clean import clean
 from driftui.palette import ink
 from driftui.widgets.canvas import Canvas
-from scheduler.live.view import View
+from scheduler.live.view import Health, View
 
 NAME = "driftsched"
 _BADGE = "badge"  # not a colour: drawn dark on cyan
@@ -219,10 +219,19 @@ def _machine(view: View, cost: Cost) -> list[Field]:
         figures_shown.append((34, "lag", Part(f"{lag_ms:2.0f}ms", lag_colour)))
     screen = Part(f"{cost.refresh_ms:.1f}ms {100 * cost.share:.1f}%", palette.TEXT)
     figures_shown.append((32, "ui", screen))
-    return [
-        Field([(keep, (Part(f"{name} "), figure)), (99, ())], group=not at)
-        for at, (keep, name, figure) in enumerate(figures_shown)
-    ]
+    found = []
+    for at, (keep, name, figure) in enumerate(figures_shown):
+        variants: list[tuple[int, Variant]] = [(keep, (Part(f"{name} "), figure)), (99, ())]
+        if name == "gpu" and (heat := _heat(health)):
+            variants.insert(0, (15, (Part("gpu "), figure, Part(heat, palette.TEXT))))
+        found.append(Field(variants, group=not at))
+    return found
+
+
+def _heat(health: Health) -> str:
+    """What a card that throttles is told by."""
+    figures_known = ((health.gpu_temperature_c, "°C"), (health.gpu_power_w, "W"))
+    return "".join(f" {figure:.0f}{unit}" for figure, unit in figures_known if figure is not None)
 
 
 def fields(view: View, frozen: bool, leaving: str, cost: Cost) -> list[Field]:

@@ -92,7 +92,6 @@ class Workload:
     ) -> None:
         self._prefix = prefix
         self._numbers = count()
-        self._start_s = start_s
         self._tenants: dict[str, Tenant] = {tenant.name: tenant.to_core() for tenant in scenario.tenants}
         self._shifts: dict[str, Shift] = {}
         self._setting = Setting(
