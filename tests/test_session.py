@@ -346,6 +346,8 @@ async def test_tenant_limits_and_weights_change_live(bench: Bench) -> None:
     assert bench.feed.notices()[-1].text == "lab: no max_in_flight, ttl 90s by dana"
     bench.feed.set_tenant("lab", weight=3.0)
     assert bench.feed.notices()[-1].text == "lab: nothing changed by operator"
+    bench.feed.set_tenant("lab", limits=Limits(max_queued_tokens=12_345_678))
+    assert bench.feed.notices()[-1].text == "lab: max_queued_tokens 12345678, no ttl by operator"
     with pytest.raises(CommandError):
         bench.feed.set_tenant("nobody", weight=1.0)
     await until(bench.run.session.drained.is_set)

@@ -34,9 +34,7 @@ class Kind(StrEnum):
     ENGINE = "engine"  # started, crashed, restarted, stopped: detail["what"]
     SCENARIO = "scenario"  # started, ended, timeline items: detail["what"]
     DRIFT = "drift"  # a tenant's answers have become longer or shorter, see core/drift.py
-    UNSERVED = (
-        "unserved"  # requests of a tenant begin to be rejected or to expire; with "requests": no longer
-    )
+    UNSERVED = "unserved"  # a tenant's requests begin to be rejected or to expire; no longer: with "requests"
     SLO = "slo"  # a tenant's window misses its objective, more of it, or meets it again: then with "worst"
 
 

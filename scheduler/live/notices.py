@@ -86,7 +86,7 @@ def _changed(detail: Mapping[str, Any]) -> str:
     told = []
     for name, value in detail["changed"].items():
         key, unit = name.removesuffix("_s"), "s" if name.endswith("_s") else ""
-        told.append(f"no {key}" if value is None else f"{key} {value:g}{unit}")
+        told.append(f"no {key}" if value is None else f"{key} {value:.10g}{unit}")
     return ", ".join(told) or "nothing changed"
 
 
