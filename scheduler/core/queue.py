@@ -1,19 +1,21 @@
-"""ReadyQueue: one heap per tenant, groups above, lazy removal.
+"""ReadyQueue: one heap per group, lazy removal, and those aside whose tenants may run nothing more.
 
 An entry is live while its ticket is still the request's; leaving the queue (dispatch, cancel, expiry)
-resets the ticket. Dead entries stay inside the tenants' heaps until they come to the top, and then are
-dropped at once: the top of a heap is always live.
+resets the ticket. Dead entries stay inside a heap until they come to its top, and then are dropped at once:
+the top of a group's heap is always live and may run, and ``_firsts`` holds those of all groups, ready for the
+policy to choose from.
 
-Above the tenants' heaps each group keeps a heap of their tops, lazily: what has been a top stays there. What
-is dead, or whose tenant may run nothing more, is dropped when it surfaces; what is left on top is the
-group's first, and ``_firsts`` holds those of all groups, ready for the policy to choose from.
+What comes to the top and belongs to a tenant at its in-flight limit steps aside, into a heap of its tenant's:
+so such a tenant is skipped without a scan. With each further request that it may run one comes back, so that
+as many as may run are in the group's heap, the best of them.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from heapq import heapify, heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush
+from itertools import chain
 
 from scheduler.core.policy import Entry, Policy
 from scheduler.core.types import Request
@@ -22,28 +24,51 @@ _COMPACT_AT = 1024  # fewer dead entries are not worth a rebuild
 
 
 class _Group:
-    __slots__ = ("dead", "heads", "tenants")
+    __slots__ = ("aside", "dead", "heap")
 
     def __init__(self) -> None:
-        self.dead: dict[str, int] = {}  # tenant -> dead entries in its heap, an upper bound; empty for none
-        self.heads: list[Entry] = []
-        self.tenants: dict[str, list[Entry]] = {}
+        self.heap: list[Entry] = []
+        self.aside: dict[str, list[Entry]] = {}  # by tenant
+        self.dead = 0  # an upper bound
 
-    def add_head(self, heap: list[Entry]) -> None:
-        """The top of a tenant's heap has changed without being taken."""
-        heads, tenants = self.heads, self.tenants
-        if len(heads) > _COMPACT_AT + 2 * len(tenants):
-            heads[:] = [heap[0] for heap in tenants.values() if heap]
-            heapify(heads)
-        elif heap:
-            heappush(heads, heap[0])
+    def __len__(self) -> int:
+        """Entries, dead ones too."""
+        return len(self.heap) + sum(map(len, self.aside.values()))
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Every live entry, in no particular order."""
+        for heap in (self.heap, *self.aside.values()):
+            yield from (entry for entry in heap if entry[3].ticket == entry[2])
+
+    def step_aside(self, entry: Entry) -> None:
+        heappush(self.aside.setdefault(entry[3].tenant, []), entry)
+
+    def come_back(self, tenant: str, most: float) -> None:
+        """The best of its entries that stepped aside; of those that stay, the first is live."""
+        aside = self.aside.get(tenant)
+        if aside is None:
+            return
+        while aside and (most > 0 or aside[0][3].ticket != aside[0][2]):
+            entry = heappop(aside)
+            if entry[3].ticket == entry[2]:
+                heappush(self.heap, entry)
+                most -= 1
+        if not aside:
+            del self.aside[tenant]
+
+    def compact(self) -> None:
+        """Rebuild the heaps of what is live."""
+        for heap in (self.heap, *self.aside.values()):
+            heap[:] = [entry for entry in heap if entry[3].ticket == entry[2]]
+            heapify(heap)
+        self.dead = 0
 
 
 class ReadyQueue:
     """Requests that wait, in the order of one policy. O(log n) push and pop.
 
     ``room`` says how many more requests of a tenant may run, for the tenants that have an in-flight limit.
-    It is only read here; who changes it calls ``room_changed``.
+    It is only read here; who changes it calls ``room_grew`` or ``room_gone``.
     """
 
     def __init__(self, policy: Policy, room: dict[str, int]) -> None:
@@ -57,7 +82,7 @@ class ReadyQueue:
         self._key = policy.key  # that of a sharing rule is its ordering's
         self._room = room
         self._groups: dict[str, _Group] = {}
-        self._firsts: dict[str, Entry] = {}  # group -> its first that may run; what a group has at heads[0]
+        self._firsts: dict[str, Entry] = {}  # group -> its first that may run; what a group has at heap[0]
         self.retried: deque[Request] = deque()  # before all others, under every policy
 
     def push(self, request: Request) -> None:
@@ -68,22 +93,18 @@ class ReadyQueue:
         major, minor = self._key(request)
         entry = (major, minor, request.ticket, request)
         name = self.policy.group(request) if self._grouped else ""
-        tenant = request.tenant
-        try:
-            group = self._groups[name]
-            heap = group.tenants[tenant]
-        except KeyError:
-            group = self._groups.setdefault(name, _Group())
-            heap = group.tenants.setdefault(tenant, [])
+        group = self._groups.get(name)
+        if group is None:
+            group = self._groups[name] = _Group()
+        if self._hears_backlogged and name not in self._firsts and not group:
+            self.policy.on_backlogged(name)
+        if self._room and self._room.get(request.tenant, 1) <= 0:
+            group.step_aside(entry)
+            return
+        heap = group.heap
         heappush(heap, entry)
         if heap[0] is entry:
-            first = self._firsts.get(name)
-            if self._hears_backlogged and first is None and sum(map(len, group.tenants.values())) == 1:
-                self.policy.on_backlogged(name)
-            if not self._room or self._room.get(tenant, 1) > 0:
-                heappush(group.heads, entry)
-                if first is None or entry < first:
-                    self._firsts[name] = entry
+            self._firsts[name] = entry
 
     def pop(self) -> Request | None:
         """The next request that may run, or None; it has no ticket any more."""
@@ -96,21 +117,13 @@ class ReadyQueue:
             return None
         name = self.policy.choose(firsts) if self._grouped else ""
         group = self._groups[name]
-        heads = group.heads
-        request = heads[0][3]
+        heap = group.heap
+        request = heappop(heap)[3]
         request.ticket = -1
-        heap = group.tenants[request.tenant]
-        heappop(heap)
-        if group.dead and heap and heap[0][3].ticket != heap[0][2]:
-            _drop_dead(heap)
-        if heap:
-            heapreplace(heads, heap[0])
+        if heap and (first := heap[0])[3].ticket == first[2] and not self._room:  # as nearly always
+            firsts[name] = first
         else:
-            heappop(heads)
-        if heads and heads[0][3].ticket == heads[0][2] and not self._room:  # as nearly always
-            firsts[name] = heads[0]
-        else:
-            self._find_first(name, heads)
+            self._find_first(name, group)
         return request
 
     def peek(self) -> Request | None:
@@ -144,39 +157,34 @@ class ReadyQueue:
         if request in self.retried:
             self.retried.remove(request)
             return
-        name, tenant = self.policy.group(request), request.tenant
+        name = self.policy.group(request)
         group = self._groups.get(name)
-        heap = group.tenants.get(tenant) if group is not None else None
-        if group is None or not heap:
+        if not group:
             return
-        if heap[0][3] is request:
-            _drop_dead(heap)
-            group.add_head(heap)
-            self._find_first(name, group.heads)
-            return
-        dead = group.dead[tenant] = group.dead.get(tenant, 0) + 1
-        if dead >= _COMPACT_AT and dead * 2 > len(heap):
-            heap[:] = [entry for entry in heap if entry[3].ticket == entry[2]]
-            heapify(heap)  # its top stays where it is
-            del group.dead[tenant]
+        group.dead += 1
+        if group.dead >= _COMPACT_AT and group.dead * 2 > len(group):
+            group.compact()
+        if group.aside:  # it was perhaps the one that its tenant may run
+            group.come_back(request.tenant, min(1, self._room.get(request.tenant, 1)))
+        self._find_first(name, group)
 
     def ahead(self, request: Request) -> int:
         """How many of its tenant's requests come before one that waits here; of those in its group, as the
-        policy alone knows in which order groups come. O(those).
+        policy alone knows in which order groups come. O(those in its group).
         """
         tenant, before = request.tenant, 0
         for retried in self.retried:
             if retried is request:
                 return before
             before += retried.tenant == tenant
-        heap = self._groups[self.policy.group(request)].tenants[tenant]
-        own = next(entry for entry in heap if entry[3] is request)
-        return before + len([entry for entry in heap if entry < own and entry[3].ticket == entry[2]])
+        mine = [entry for entry in self._groups[self.policy.group(request)] if entry[3].tenant == tenant]
+        own = next(entry for entry in mine if entry[3] is request)
+        return before + sum(entry < own for entry in mine)
 
     def dismantle(self, max_items: int) -> bool:
         """Throw away up to ``max_items`` entries of a queue that orders no more; True once it is empty."""
         for group in self._groups.values():
-            for heap in (group.heads, *group.tenants.values()):
+            for heap in (group.heap, *group.aside.values()):
                 cut = min(max_items, len(heap))
                 del heap[len(heap) - cut :]
                 max_items -= cut
@@ -184,37 +192,37 @@ class ReadyQueue:
                     return False
         return True
 
-    def room_changed(self, tenant: str) -> None:
-        """This tenant's requests may run again, or may no longer."""
+    def room_grew(self, tenant: str, more: float) -> None:
+        """So many more of this tenant's requests may run; ``inf`` for no limit."""
         for name, group in self._groups.items():
-            if heap := group.tenants.get(tenant):
-                group.add_head(heap)  # it may have been dropped as blocked
-                self._find_first(name, group.heads)
+            if tenant in group.aside:
+                group.come_back(tenant, more)
+                self._find_first(name, group)
+
+    def room_gone(self, tenant: str) -> None:
+        """This tenant's requests may not run any longer."""
+        for name, first in list(self._firsts.items()):
+            if first[3].tenant == tenant:
+                self._find_first(name, self._groups[name])
 
     def __iter__(self) -> Iterator[Request]:
         """Every live request, in no particular order; for checks and previews."""
         yield from self.retried
-        for group in self._groups.values():
-            for heap in group.tenants.values():
-                yield from (entry[3] for entry in heap if entry[3].ticket == entry[2])
+        yield from (entry[3] for entry in chain.from_iterable(self._groups.values()))
 
     def _first_retried(self) -> Request | None:
         return next((r for r in self.retried if self._room.get(r.tenant, 1) > 0), None)
 
-    def _find_first(self, name: str, heads: list[Entry]) -> None:
-        """The group's best entry that may run, left at heads[0]; what is dead or blocked drops out."""
-        room = self._room
-        while heads:
-            entry = heads[0]
+    def _find_first(self, name: str, group: _Group) -> None:
+        """The group's best entry that may run, left at heap[0]; what is dead before it drops out."""
+        heap, room = group.heap, self._room
+        while heap:
+            entry = heap[0]
             request = entry[3]
-            if request.ticket == entry[2] and (not room or room.get(request.tenant, 1) > 0):
-                self._firsts[name] = entry
-                return
-            heappop(heads)
+            if request.ticket == entry[2]:
+                if not room or room.get(request.tenant, 1) > 0:
+                    self._firsts[name] = entry
+                    return
+                group.step_aside(entry)
+            heappop(heap)
         self._firsts.pop(name, None)
-
-
-def _drop_dead(heap: list[Entry]) -> None:
-    """Down to the first that is live."""
-    while heap and heap[0][3].ticket != heap[0][2]:
-        heappop(heap)

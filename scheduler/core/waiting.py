@@ -100,26 +100,31 @@ class WaitingRoom:
         self.room.pop(tenant, None)
         if room is not None:
             self.room[tenant] = room
-        self._room_changed(tenant)
+        for queue in self._queues():
+            if room is None or room > 0:
+                queue.room_grew(tenant, inf if room is None else room)
+            else:
+                queue.room_gone(tenant)
 
     def take_room(self, tenant: str) -> None:
         """One more of its requests runs."""
         if tenant in self.room:
             self.room[tenant] -= 1
             if self.room[tenant] == 0:
-                self._room_changed(tenant)
+                for queue in self._queues():
+                    queue.room_gone(tenant)
 
     def give_room(self, tenant: str) -> None:
         """One of its requests runs no longer."""
         if tenant in self.room:
             self.room[tenant] += 1
-            if self.room[tenant] == 1:
-                self._room_changed(tenant)
+            if self.room[tenant] > 0:
+                for queue in self._queues():
+                    queue.room_grew(tenant, 1)
 
-    def _room_changed(self, tenant: str) -> None:
-        self.queue.room_changed(tenant)
-        if self.swap is not None:
-            self.swap.queue.room_changed(tenant)
+    def _queues(self) -> list[ReadyQueue]:
+        """That which orders, and that which a swap is filling."""
+        return [self.queue] if self.swap is None else [self.queue, self.swap.queue]
 
     # -- swaps ---------------------------------------------------------------------------------------
 
