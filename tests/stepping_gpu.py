@@ -29,6 +29,10 @@ class Sequence:
     cancelled: bool = False
     gaps: dict[int, int] = field(default_factory=dict)
 
+    @property
+    def length(self) -> int:
+        return self.output
+
 
 Event = tuple[Literal["first", "done"], Sequence]
 
@@ -48,7 +52,7 @@ def told(events: Iterable[tuple[str, Any]]) -> list[Told]:
     return [
         Told(s.first_s, s.key, kind, 1, s.first_s, None)
         if kind == "first"
-        else Told(s.last_s, s.key, kind, s.output, s.first_s, s.gaps)
+        else Told(s.last_s, s.key, kind, s.length, s.first_s, s.gaps)
         for kind, s in events
     ]
 

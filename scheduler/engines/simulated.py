@@ -243,7 +243,7 @@ class SimulatedEngine:
                 self._streams[sequence.key].tell(1, at_s=sequence.first_s)
             else:
                 stream = self._streams.pop(sequence.key)
-                stream.tell(sequence.output, stream.finish, sequence.last_s, sequence.gaps)
+                stream.tell(sequence.length, stream.finish, sequence.last_s, sequence.gaps)
         return now
 
     def _progress(self, gpu: Gpu[str], stream: _Stream) -> None:

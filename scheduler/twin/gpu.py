@@ -293,13 +293,15 @@ class Gpu(Generic[K]):
         waiting, step, max_num_seqs = self._waiting, self._step, self.max_num_seqs
         while waiting and batch < max_num_seqs and budget > 0:
             sequence = waiting[0]
-            chunk = sequence.prompt + sequence.generated
+            chunk = sequence.prompt
             if context + batch + chunk > kv_tokens:
                 break
             waiting.popleft()
-            sequence.order = self._admissions = self._admissions + 1
-            if chunk <= budget:
-                self._decode(sequence)
+            sequence.order = self._admissions = order = self._admissions + 1
+            if chunk <= budget:  # as _decode does; a call is felt here
+                sequence.began = step
+                insort(self._finishing, (step + sequence.output, order, sequence))
+                self._starting.append(sequence)
             else:
                 sequence.computed = chunk = budget
                 self._partial = sequence
@@ -332,7 +334,7 @@ class Gpu(Generic[K]):
         missing = chunk = 1  # what a decoding sequence computes
         partial = self._partial
         if partial is not None:
-            missing = partial.prompt + partial.generated - partial.computed
+            missing = partial.prompt - partial.computed
             chunk = min(missing, budget + 1)
         while self._context + self._batch + chunk - 1 > self._kv_tokens:
             self._preempt()
@@ -356,8 +358,7 @@ class Gpu(Generic[K]):
                 victim.end_gaps(self._step_gaps)
             if self._log is not None:
                 victim.note_run(self._step, self._boundary_s)
-            victim.generated += self._step - victim.began
-            victim.began = self._step
+            victim.interrupt(self._step)
         self._leave(victim)
         victim.order = -1
         self._waiting.appendleft(victim)
@@ -366,7 +367,7 @@ class Gpu(Generic[K]):
     def _decode(self, sequence: Sequence[K]) -> None:
         """Its prefill ends with the step that is planned: a token a step from that one on."""
         sequence.began = step = self._step
-        insort(self._finishing, (step + sequence.output - sequence.generated, sequence.order, sequence))
+        insort(self._finishing, (step + sequence.output, sequence.order, sequence))
         self._starting.append(sequence)
 
     # Sequences
@@ -382,4 +383,4 @@ class Gpu(Generic[K]):
         if sequence is self._partial:
             return sequence.computed
         # The latest token is computed, and cached, in the step after.
-        return sequence.prompt + sequence.generated + self._step - sequence.began - 1
+        return sequence.prompt + self._step - sequence.began - 1

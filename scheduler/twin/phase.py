@@ -34,9 +34,13 @@ class Phase:
 
     def __init__(self, profile: Profile, max_batch: int) -> None:
         self._profile = profile
-        # What the sequences of a batch add to a step, and how much longer each step is than the one before.
+        # Of each batch: a step without context, how much longer each is than the one before, a flat step.
         self._for_batch = [
-            (profile.sequences_s(batch), profile.per_context_token_s * batch)
+            (
+                profile.fixed_s + profile.sequences_s(batch),
+                profile.per_context_token_s * batch,
+                profile.floor_s + profile.sequences_s(batch),
+            )
             for batch in range(max_batch + 1)
         ]
         self._flat_step_s = 0.0
@@ -48,27 +52,27 @@ class Phase:
         Returns when it ends.
         """
         profile = self._profile
-        sequences_s, slope_s = self._for_batch[batch]
-        base_s = profile.fixed_s + profile.per_context_token_s * context
+        empty_s, slope_s, flat_step_s = self._for_batch[batch]
+        self._linear_step_s = linear_step_s = empty_s + profile.per_context_token_s * context
         self._slope_s = slope_s
-        self._linear_step_s = linear_step_s = base_s + sequences_s
         prefill_s = profile.per_prefill_token_s * prefill
         if prefill > profile.prefill_knee:
             prefill_s = profile.prefill_s(prefill)
         self._prefill_s = prefill_s
         self._zero_s = zero_s = start_s + prefill_s
         self.steps = steps
-        if base_s + slope_s > profile.floor_s:  # so it is for a large batch: not by way of ``at``
+        first_step_s = linear_step_s + slope_s
+        if first_step_s > flat_step_s:  # so it is for a large batch: not by way of ``at``
             self._flat_steps = 0
-            self.first_s = zero_s + (linear_step_s + slope_s)
+            self.first_s = zero_s + first_step_s
             self.end_s = end_s = zero_s + steps * (linear_step_s + slope_s * ((steps + 1) * 0.5))
             return end_s
-        if base_s + slope_s * steps <= profile.floor_s:
+        if linear_step_s + slope_s * steps <= flat_step_s:
             self._flat_steps = steps
         else:
-            self._flat_steps = int((profile.floor_s - base_s) / slope_s)
-        self._flat_step_s = profile.floor_s + sequences_s
-        self.first_s = zero_s + self._flat_step_s
+            self._flat_steps = int((flat_step_s - linear_step_s) / slope_s)
+        self._flat_step_s = flat_step_s
+        self.first_s = zero_s + flat_step_s
         self.end_s = self.at(steps)
         return self.end_s
 

@@ -55,11 +55,25 @@ class Sequence(Generic[K]):
     def __init__(self, key: K, prompt: int, output: int, group: Hashable) -> None:
         self.key = key
         self.group = group
+        # Tokens to prefill, and then to generate: a preemption adds to the one what it takes off the other.
         self.prompt = prompt
         self.output = output
         self.order = -1  # place in the order of admission; -1 while waiting and once it is gone
         self.generated = 0  # tokens at the latest preemption
         self.gaps: dict[int, int] | None = None  # {gap_bucket: count} at its end, where they are tracked
+
+    @property
+    def length(self) -> int:
+        """Tokens of the whole answer."""
+        return self.generated + self.output
+
+    def interrupt(self, step: int) -> None:
+        """It is preempted after the GPU's step ``step``: what it has generated will be prefilled anew."""
+        done = step - self.began
+        self.generated += done
+        self.prompt += done
+        self.output -= done
+        self.began = step
 
     # A sequence that decodes gets a token from every step, so its gaps are the GPU's step durations: the
     # difference of the GPU's histogram {gap_bucket: count} between two moments.

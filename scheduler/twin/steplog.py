@@ -70,8 +70,9 @@ class StepLog:
         batch, context, prefill, steps = table.T
         phase = np.repeat(np.arange(len(table)), steps)
         step = np.arange(1, len(phase) + 1) - np.repeat(np.cumsum(steps) - steps, steps)
+        # As a Phase adds them up, to the last bit.
         sequences_s = _costs(profile.sequences_s, batch)
-        start_s = profile.fixed_s + profile.per_context_token_s * context + sequences_s
+        start_s = profile.fixed_s + sequences_s + profile.per_context_token_s * context
         slope_s = profile.per_context_token_s * batch
         floor_s = profile.floor_s + sequences_s
         duration_s = np.maximum(floor_s[phase], start_s[phase] + slope_s[phase] * step)
