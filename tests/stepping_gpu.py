@@ -67,13 +67,14 @@ class SteppingGpu:
         self.end_s: float | None = None  # of the step under way
         self.step_s = 0.0
         self.steps = self.preemptions = 0
+        self.now = 0.0
 
-    def start(self, key: str, prompt_tokens: int, output_tokens: int, now: float) -> None:
+    def start(self, key: str, prompt_tokens: int, output_tokens: int) -> None:
         if not self.running and not self.waiting:
-            self.boundary_s = now
+            self.boundary_s = self.now
         self.waiting.append(Sequence(key, prompt_tokens, output_tokens))
 
-    def cancel(self, key: str, now: float) -> int:
+    def cancel(self, key: str) -> int:
         (sequence,) = (s for s in self.running + self.waiting if s.key == key and not s.cancelled)
         sequence.cancelled = True
         if sequence in self.waiting:
@@ -82,11 +83,11 @@ class SteppingGpu:
             self.running.remove(sequence)
         return sequence.generated
 
-    def tokens(self, key: str, now: float) -> int:
+    def tokens(self, key: str) -> int:
         (sequence,) = (s for s in self.running + self.waiting if s.key == key and not s.cancelled)
         return sequence.generated
 
-    def state(self, now: float) -> GpuState:
+    def state(self) -> GpuState:
         return GpuState(
             running=sum(not s.cancelled for s in self.running),
             waiting=len(self.waiting),
@@ -96,12 +97,13 @@ class SteppingGpu:
             step_s=self.step_s,  # of the step under way, else of the latest
         )
 
-    def crash(self, now: float) -> list[str]:
+    def crash(self) -> list[str]:
         lost = [s.key for s in self.running + self.waiting if not s.cancelled]
         self.running, self.waiting, self.end_s = [], [], None
         return lost
 
     def advance(self, now: float) -> list[Event]:
+        self.now = now
         events: list[Event] = []
         while True:
             if self.end_s is None:

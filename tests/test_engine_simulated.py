@@ -215,7 +215,7 @@ async def test_instants_and_gaps_are_the_gpus_own_however_late_the_loop_wakes_up
     streams = []
     for request_id, arrival_s in arrivals.items():
         expected += told(gpu.advance(arrival_s))
-        gpu.start(request_id, 5, lengths[request_id], arrival_s)
+        gpu.start(request_id, 5, lengths[request_id])
         clock.turn(arrival_s)
         streams.append(asyncio.ensure_future(read(engine, request_id, tokens=lengths[request_id])))
         await asyncio.sleep(0)

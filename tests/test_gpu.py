@@ -97,18 +97,18 @@ def test_jumping_equals_stepping(profile: Profile, slots: int, script: list[Acti
         match action.verb:
             case "start":
                 for gpu in (jumping, stepping):
-                    gpu.start(f"r{started}", action.prompt, action.output, now)
+                    gpu.start(f"r{started}", action.prompt, action.output)
                 live.add(f"r{started}")
                 started += 1
             case "cancel" if live:
                 request_id = sorted(live)[action.which % len(live)]
-                assert jumping.cancel(request_id, now) == stepping.cancel(request_id, now)
+                assert jumping.cancel(request_id) == stepping.cancel(request_id)
                 live.remove(request_id)
                 ended.append(request_id)
             case _:
                 for request_id in live:
-                    assert jumping.tokens(request_id, now) == stepping.tokens(request_id, now)
-                ours, theirs = jumping.state(now), stepping.state(now)
+                    assert jumping.tokens(request_id) == stepping.tokens(request_id)
+                ours, theirs = jumping.state(), stepping.state()
                 if stepping.end_s is None:  # on a step boundary, the jumping one may have begun the next step
                     ours = ours._replace(kv_tokens=theirs.kv_tokens, step_s=theirs.step_s)
                 assert ours == theirs
@@ -118,7 +118,7 @@ def test_jumping_equals_stepping(profile: Profile, slots: int, script: list[Acti
         now = upcoming
         advance(upcoming)
     assert sorted(ended) == sorted(f"r{n}" for n in range(started))
-    gpu_is_idle = jumping.state(now)[:3] == (0, 0, 0)
+    gpu_is_idle = jumping.state()[:3] == (0, 0, 0)
     assert gpu_is_idle or jumping.next_event() < inf  # a cancelled sequence's last step may be under way
 
 
@@ -152,10 +152,10 @@ def test_real_profiles_agree_to_a_microsecond(
         events += told(jumping.advance(at_s))
         expected += told(stepping.advance(at_s))
         if prompt >= 0:
-            jumping.start(request_id, prompt, output, at_s)
-            stepping.start(request_id, prompt, output, at_s)
+            jumping.start(request_id, prompt, output)
+            stepping.start(request_id, prompt, output)
         elif request_id and not any(e.key == request_id and e.kind == "done" for e in expected):
-            assert jumping.cancel(request_id, at_s) == stepping.cancel(request_id, at_s)
+            assert jumping.cancel(request_id) == stepping.cancel(request_id)
     assert len(events) == len(expected)
     for ours, theirs in zip(events, expected, strict=True):
         assert (ours.key, ours.kind, ours.tokens) == (theirs.key, theirs.kind, theirs.tokens)
@@ -184,10 +184,12 @@ def summary(events: list[Told]) -> list[tuple[float, str, str]]:
 
 def test_an_example_worked_out_by_hand() -> None:
     gpu = Gpu(simple(), 2, track_gaps=True)
-    gpu.start("a", 5, 3, 0.0)  # prefill: 10 + 1 + 5 = 16 ms
-    gpu.start("b", 4, 2, 0.020)  # a's second step takes 11 ms, to 27; then 10 + 2 + 4 = 16 ms, to 43
-    gpu.start("c", 1, 1, 0.021)  # waits for a slot: a ends at 43; 10 + 2 + 1 = 13 ms, to 56
-    events = drain(gpu)
+    gpu.start("a", 5, 3)  # prefill: 10 + 1 + 5 = 16 ms
+    events = told(gpu.advance(0.020))
+    gpu.start("b", 4, 2)  # a's second step takes 11 ms, to 27; then 10 + 2 + 4 = 16 ms, to 43
+    events += told(gpu.advance(0.021))
+    gpu.start("c", 1, 1)  # waits for a slot: a ends at 43; 10 + 2 + 1 = 13 ms, to 56
+    events += drain(gpu)
     assert summary(events) == [
         (0.016, "a", "first"),
         (0.043, "b", "first"),
@@ -202,10 +204,10 @@ def test_an_example_worked_out_by_hand() -> None:
 
 def test_a_long_prompt_is_prefilled_in_chunks_beside_decoding() -> None:
     gpu = Gpu(simple(max_num_batched_tokens=8), 3)
-    gpu.start("a", 2, 20, 0.0)  # 13 ms
+    gpu.start("a", 2, 20)  # 13 ms
     gpu.advance(0.013)
-    gpu.start("long", 16, 1, 0.013)  # chunks of 7, 7 and 2 beside a's tokens: 19, 19 and 14 ms
-    gpu.start("next", 4, 1, 0.013)  # its 4 tokens fit the third step: 10 + 3 + 2 + 4 = 19 ms
+    gpu.start("long", 16, 1)  # chunks of 7, 7 and 2 beside a's tokens: 19, 19 and 14 ms
+    gpu.start("next", 4, 1)  # its 4 tokens fit the third step: 10 + 3 + 2 + 4 = 19 ms
     assert summary(told(gpu.advance(0.0701))) == [
         (0.070, "long", "first"),
         (0.070, "next", "first"),
@@ -216,13 +218,13 @@ def test_a_long_prompt_is_prefilled_in_chunks_beside_decoding() -> None:
 
 def test_a_full_kv_cache_preempts_the_latest_and_prefills_it_again() -> None:
     gpu = Gpu(simple(kv_tokens=10), 2, track_gaps=True)
-    gpu.start("a", 3, 8, 0.0)  # holds 3 .. 10
-    gpu.start("b", 3, 4, 0.0)  # fits until both hold 5
+    gpu.start("a", 3, 8)  # holds 3 .. 10
+    gpu.start("b", 3, 4)  # fits until both hold 5
     events = drain(gpu)
     # 18 ms to the first tokens, two steps of 12; b has 3 tokens and is preempted at 42 ms. a's other five
     # steps take 11 ms each, to 97; then b's 6 tokens are prefilled again: 10 + 1 + 6 = 17 ms.
     assert summary(events)[2:] == [(0.097, "a", "done"), (0.114, "b", "done")]
-    assert gpu.state(1.0).preemptions == 1
+    assert gpu.state().preemptions == 1
     assert events[-1].gaps == {gap_bucket(0.012): 2, gap_bucket(0.114 - 0.042): 1}
     assert events[-1].first_s == pytest.approx(0.018)
 
@@ -230,18 +232,20 @@ def test_a_full_kv_cache_preempts_the_latest_and_prefills_it_again() -> None:
 def test_a_prompt_preempted_between_its_chunks_costs_nobody_else_a_place() -> None:
     gpu = Gpu(simple(kv_tokens=12, max_num_batched_tokens=6), 5)
     for request_id in "abcd":
-        gpu.start(request_id, 1, 9, 0.0)
+        gpu.start(request_id, 1, 9)
     gpu.advance(0.018)
-    gpu.start("long", 4, 1, 0.018)  # fits beside the 8 tokens of the others, which then grow to 12
-    assert gpu.state(0.020)._replace(step_s=0.0) == (5, 0, 10, 0, 1, 0.0)
-    assert gpu.state(0.036)._replace(step_s=0.0) == (4, 1, 12, 1, 2, 0.0)
+    gpu.start("long", 4, 1)  # fits beside the 8 tokens of the others, which then grow to 12
+    gpu.advance(0.020)
+    assert gpu.state()._replace(step_s=0.0) == (5, 0, 10, 0, 1, 0.0)
+    gpu.advance(0.036)
+    assert gpu.state()._replace(step_s=0.0) == (4, 1, 12, 1, 2, 0.0)
 
 
 def test_whatever_starts_at_an_instant_joins_the_step_that_begins_there() -> None:
     gpu = Gpu(simple(), 3)
-    gpu.start("a", 1, 1, 0.0)
+    gpu.start("a", 1, 1)
     assert gpu.next_event() == pytest.approx(0.012)
-    gpu.start("b", 1, 1, 0.0)
+    gpu.start("b", 1, 1)
     assert gpu.next_event() == pytest.approx(0.014)
     assert [kind for kind, _ in gpu.advance(1.0)] == ["first", "first", "done", "done"]
     assert gpu.next_event() == inf
@@ -249,26 +253,26 @@ def test_whatever_starts_at_an_instant_joins_the_step_that_begins_there() -> Non
 
 def test_a_cancelled_sequence_is_gone_but_its_step_is_not_given_back() -> None:
     gpu = Gpu(simple(), 2)
-    gpu.start("a", 1, 100, 0.0)
-    gpu.start("b", 1, 3, 0.0)  # 14 ms, then 12 with both
-    gpu.start("c", 1, 1, 0.0)
+    gpu.start("a", 1, 100)
+    gpu.start("b", 1, 3)  # 14 ms, then 12 with both
+    gpu.start("c", 1, 1)
     gpu.advance(0.020)
-    assert gpu.cancel("a", 0.020) == 1
+    assert gpu.cancel("a") == 1
     with pytest.raises(KeyError):
-        gpu.tokens("a", 0.020)
-    assert gpu.state(0.020)[:2] == (1, 1)
+        gpu.tokens("a")
+    assert gpu.state()[:2] == (1, 1)
     # c takes the slot at 26 ms, the end of the step that a was cancelled in: 10 + 2 + 1 = 13 ms
     assert summary(drain(gpu)) == [(0.039, "c", "first"), (0.039, "b", "done"), (0.039, "c", "done")]
 
 
 def test_a_cancel_at_a_boundary_is_not_forgotten_when_more_join_the_step() -> None:
     gpu = Gpu(simple(), 3)
-    gpu.start("a", 1, 100, 0.0)
-    gpu.start("b", 1, 1, 0.0)
+    gpu.start("a", 1, 100)
+    gpu.start("b", 1, 1)
     gpu.advance(0.014)
     assert gpu.next_event() > 0.014  # the step that begins here is fixed, with a in it
-    gpu.cancel("a", 0.014)
-    gpu.start("c", 1, 3, 0.014)  # 10 + 2 + 1 = 13 ms beside a, then 11 and 11 alone
+    gpu.cancel("a")
+    gpu.start("c", 1, 3)  # 10 + 2 + 1 = 13 ms beside a, then 11 and 11 alone
     assert summary(drain(gpu)) == [(0.027, "c", "first"), (0.049, "c", "done")]
 
 
@@ -279,33 +283,34 @@ def test_without_first_token_events_the_ends_tell_the_same() -> None:
     )
     for gpu in (loud, quiet):
         for number in range(6):
-            gpu.start(f"r{number}", 3, 1 + 2 * number, 0.0)
+            gpu.start(f"r{number}", 3, 1 + 2 * number)
     assert drain(quiet) == [event for event in drain(loud) if event.kind == "done"]
 
 
 def test_a_crash_loses_all_and_leaves_an_empty_gpu() -> None:
     gpu = Gpu(simple(), 2)
     for request_id in ("c", "a", "b"):
-        gpu.start(request_id, 1, 9, 0.0)
+        gpu.start(request_id, 1, 9)
     gpu.advance(0.030)
-    assert gpu.crash(0.030) == ["c", "a", "b"]
+    assert gpu.crash() == ["c", "a", "b"]
     assert gpu.next_event() == inf
-    gpu.start("a", 1, 1, 5.0)
+    gpu.advance(5.0)
+    gpu.start("a", 1, 1)
     assert summary(drain(gpu)) == [(5.012, "a", "first"), (5.012, "a", "done")]
 
 
 def test_what_can_never_run_is_refused() -> None:
     gpu = Gpu(simple(kv_tokens=10), 2)
-    gpu.start("fits", 4, 7, 0.0)
+    gpu.start("fits", 4, 7)
     with pytest.raises(NeverFits, match="4 prompt and 8 output tokens; the KV cache holds 10"):
-        gpu.start("r", 4, 8, 0.0)
+        gpu.start("r", 4, 8)
     for prompt, output in ((1, 0), (-1, 1)):
         with pytest.raises(ValueError, match="allowed: at least 0 and 1"):
-            gpu.start("r", prompt, output, 0.0)
+            gpu.start("r", prompt, output)
     with pytest.raises(ValueError, match="here already"):
-        gpu.start("fits", 1, 1, 0.0)
+        gpu.start("fits", 1, 1)
     with pytest.raises(KeyError):
-        gpu.cancel("r", 0.0)
+        gpu.cancel("r")
     gpu.advance(1.0)
     with pytest.raises(ValueError, match="time went back"):
         gpu.advance(0.5)
@@ -375,10 +380,11 @@ def test_the_step_at_a_time_is_right_to_the_last_bit(name: str) -> None:
 
 def test_steps_are_counted_on_over_a_crash() -> None:
     gpu = Gpu(simple(), 4)
-    gpu.start("a", 3, 20, 0.0)
+    gpu.start("a", 3, 20)
     gpu.next_event()
-    before = gpu.state(0.1)
+    gpu.advance(0.1)
+    before = gpu.state()
     assert before.steps > 0
-    assert gpu.crash(0.1) == ["a"]
-    after = gpu.state(0.1)
+    assert gpu.crash() == ["a"]
+    after = gpu.state()
     assert (after.running, after.steps) == (0, before.steps)

@@ -189,12 +189,12 @@ def test_gaps_of_the_log_are_those_of_the_requests(kv_tokens: int) -> None:
             gone = rng.choice(sorted(live))
             del live[gone]
             for gpu in both:
-                gpu.cancel(gone, now)
+                gpu.cancel(gone)
         lengths = rng.randint(0, 90), rng.randint(1, 160)
         live[str(number)] = rng.choice("ab")
         for gpu in both:
-            gpu.start(str(number), *lengths, now, live[str(number)])
-    assert (both[0].state(now).preemptions > 20) is (kv_tokens == 900)
+            gpu.start(str(number), *lengths, live[str(number)])
+    assert (both[0].state().preemptions > 20) is (kv_tokens == 900)
     assert log.histograms() == gaps
 
 

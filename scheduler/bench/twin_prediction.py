@@ -34,10 +34,8 @@ class Distant(Gpu[Request]):
         self._delay_s = delay_s
         self._coming: deque[tuple[float, Request, int, int]] = deque()
 
-    def start(
-        self, key: Request, prompt_tokens: int, output_tokens: int, now: float, group: Hashable = ""
-    ) -> None:
-        self._coming.append((now + self._delay_s, key, prompt_tokens, output_tokens))
+    def start(self, key: Request, prompt_tokens: int, output_tokens: int, group: Hashable = "") -> None:
+        self._coming.append((self._now + self._delay_s, key, prompt_tokens, output_tokens))
 
     def next_event(self) -> float:
         event_s = super().next_event()
@@ -46,7 +44,7 @@ class Distant(Gpu[Request]):
     def advance(self, now: float) -> list[GpuEvent[Request]]:
         events = super().advance(now)
         while self._coming and self._coming[0][0] <= now:
-            super().start(*self._coming.popleft()[1:], now)
+            super().start(*self._coming.popleft()[1:])
         return events
 
 

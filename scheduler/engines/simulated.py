@@ -156,9 +156,9 @@ class SimulatedEngine:
         words: Iterator[str] | None = cycle(_WORDS) if self._text else None
         if words and request.sampling.stop and request.forced_tokens is None:
             tokens, finish, words = _cut(tokens, finish, request.sampling.stop)
-        now = self._collect(gpu)
+        self._collect(gpu)
         try:
-            gpu.start(request.id, request.prompt_tokens, tokens, now)
+            gpu.start(request.id, request.prompt_tokens, tokens)
         except NeverFits:
             yield Chunk(0, "error")
             return
@@ -208,7 +208,8 @@ class SimulatedEngine:
         gpu = self._gpu
         if gpu is None:
             return EngineTelemetry(alive=not self._crashed)
-        state = gpu.state(self._clock.now())
+        self._collect(gpu)
+        state = gpu.state()
         return EngineTelemetry(
             running=state.running,
             waiting=state.waiting,
@@ -247,9 +248,9 @@ class SimulatedEngine:
         return now
 
     def _progress(self, gpu: Gpu[str], stream: _Stream) -> None:
-        now = self._collect(gpu)
+        self._collect(gpu)
         if stream.id in self._streams:
-            tokens = gpu.tokens(stream.id, now)
+            tokens = gpu.tokens(stream.id)
             if tokens > stream.told:
                 stream.tell(tokens)
 
@@ -259,7 +260,7 @@ class SimulatedEngine:
             return
         now = self._collect(gpu)
         if self._streams.pop(stream.id, None) is not None:
-            stream.tell(gpu.cancel(stream.id, now), "abort", now)
+            stream.tell(gpu.cancel(stream.id), "abort", now)
         self._arm(gpu)
 
     def _shut(self) -> None:

@@ -57,8 +57,9 @@ class Gpu(Generic[K]):
     """One simulated GPU. Times are seconds on the caller's origin and must never decrease. A sequence goes by
     the key that its caller gives it: a request, its id, whatever can be a key of a dict.
 
-    At one instant, call ``advance`` first, then ``cancel`` and ``start``, then ``next_event``: that fixes
-    the step which begins there. A ``start`` after it still joins that step, a ``cancel`` waits for its end.
+    Time passes in ``advance`` alone; what else is called happens at the instant where that stopped. First
+    ``cancel`` and ``start``, then ``next_event``: that fixes the step that begins there. A ``start`` after it
+    still joins that step, a ``cancel`` waits for its end.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Gpu(Generic[K]):
         first_token_events: bool = True,
         track_gaps: bool = False,
         log: StepLog | None = None,
+        now: float = 0.0,
     ) -> None:
         if not 1 <= max_num_seqs <= profile.max_num_batched_tokens:
             raise ValueError(
@@ -83,8 +85,7 @@ class Gpu(Generic[K]):
         self._log = log
         self._kv_tokens = profile.kv_tokens
         self._step_tokens = profile.max_num_batched_tokens
-        self._now = -inf
-        self._events: list[GpuEvent[K]] = []
+        self._now = now
         self._preemptions = self._admissions = 0
         self._step = 0  # steps done at the boundary below
         self._phase = Phase(profile, max_num_seqs)
@@ -107,7 +108,7 @@ class Gpu(Generic[K]):
         self._prefill = 0  # tokens
         self._budget = 0  # tokens left
 
-    def start(self, key: K, prompt_tokens: int, output_tokens: int, now: float, group: Hashable = "") -> None:
+    def start(self, key: K, prompt_tokens: int, output_tokens: int, group: Hashable = "") -> None:
         """Hand over a sequence that will generate exactly ``output_tokens``. The log is kept by ``group``.
 
         Raises NeverFits, and ValueError for a key that is here already or lengths that make no sense.
@@ -119,25 +120,22 @@ class Gpu(Generic[K]):
             raise NeverFits(f"{what}; the KV cache holds {self._kv_tokens}")
         if key in self._sequences:
             raise ValueError("this sequence is here already")
-        if now != self._now:
-            self._settle(now)
         self._sequences[key] = sequence = Sequence(key, prompt_tokens, output_tokens, group)
         self._waiting.append(sequence)
         # Behind another one that waits, nothing changes for anybody.
         if self._planned and len(self._waiting) == 1 and self._batch < self.max_num_seqs:
-            if now == self._boundary_s:
+            if self._now == self._boundary_s:
                 self._plan()
-            if now > self._boundary_s or self._leaving:
-                self._due_s = self._phase.cut(now)
+            if self._now > self._boundary_s or self._leaving:
+                self._due_s = self._phase.cut(self._now)
 
-    def cancel(self, key: K, now: float) -> int:
+    def cancel(self, key: K) -> int:
         """Take a sequence out and return the tokens it has generated. Raises KeyError for an unknown one.
 
         To the caller it is gone at once; the step under way still runs to its end with it.
         """
-        self._settle(now)
         sequence = self._sequences.pop(key)
-        tokens = self._tokens(sequence, now)
+        tokens = self._tokens(sequence)
         if sequence.order < 0:
             self._waiting.remove(sequence)  # those behind it may fit where it did not
         elif self._planned:
@@ -146,13 +144,11 @@ class Gpu(Generic[K]):
             self._leave(sequence)
         sequence.order = -1
         if self._planned:
-            self._due_s = self._phase.cut(now)  # no first token comes before
+            self._due_s = self._phase.cut(self._now)  # no first token comes before
         return tokens
 
     def next_event(self) -> float:
         """When ``advance`` is to be called next; inf when idle. It may then have nothing to tell."""
-        if self._events:
-            return self._now
         if not self._planned:
             if not (self._batch or self._waiting):
                 return inf
@@ -161,22 +157,34 @@ class Gpu(Generic[K]):
 
     def advance(self, now: float) -> list[GpuEvent[K]]:
         """Everything up to and including ``now`` in time order; at one instant, first tokens come first."""
-        self._settle(now)
-        events, self._events = self._events, []
+        if now < self._now:
+            raise ValueError(f"time went back from {self._now!r} to {now!r} s")
+        self._now = now
+        events: list[GpuEvent[K]] = []
+        while self._due_s <= now:
+            if self._planned:
+                if self._watch_first_tokens and self._starting:
+                    self._give_first_tokens(events)
+                else:
+                    self._finish_phase(events)
+            elif self._due_s == now:
+                break  # more may start or be cancelled at this very instant
+            elif self._batch or self._waiting:
+                self._plan()
+            else:
+                self._boundary_s = self._due_s = now
         return events
 
-    def tokens(self, key: K, now: float) -> int:
-        """Tokens a sequence has generated by ``now``. Raises KeyError for an unknown or ended one."""
-        self._settle(now)
-        return self._tokens(self._sequences[key], now)
+    def tokens(self, key: K) -> int:
+        """Tokens a sequence has generated by now. Raises KeyError for an unknown or ended one."""
+        return self._tokens(self._sequences[key])
 
-    def state(self, now: float) -> GpuState:
-        self._settle(now)
+    def state(self) -> GpuState:
         phase = self._phase
         done = held = 0
         latest = phase.steps
         if self._planned:
-            done = phase.steps_done(now)
+            done = phase.steps_done(self._now)
             held = latest = done + 1  # the step under way has its room already
         return GpuState(
             running=self._batch - len(self._leaving),
@@ -187,37 +195,16 @@ class Gpu(Generic[K]):
             step_s=phase.duration_s(latest) if latest else 0.0,
         )
 
-    def crash(self, now: float) -> list[K]:
+    def crash(self) -> list[K]:
         """Lose every sequence; returns their keys in the order they were started."""
-        self._settle(now)
         lost = list(self._sequences)
-        if self._planned and (done := self._phase.steps_done(now)):
+        if self._planned and (done := self._phase.steps_done(self._now)):
             self._phase.steps = done
-            self._finish_phase()  # nobody's end is among these steps
+            self._finish_phase([])  # nobody's end is among these steps
         self._clear()
         return lost
 
-    # Time
-
-    def _settle(self, now: float) -> None:
-        """Bring everything to ``now``; what happened waits in ``_events``."""
-        if now < self._now:
-            raise ValueError(f"time went back from {self._now!r} to {now!r} s")
-        self._now = now
-        while self._due_s <= now:
-            if self._planned:
-                if self._watch_first_tokens and self._starting:
-                    self._give_first_tokens()
-                else:
-                    self._finish_phase()
-            elif self._due_s == now:
-                return  # more may start or be cancelled at this very instant
-            elif self._batch or self._waiting:
-                self._plan()
-            else:
-                self._boundary_s = self._due_s = now
-
-    def _give_first_tokens(self) -> None:
+    def _give_first_tokens(self, events: list[GpuEvent[K]]) -> None:
         """End of the first step of the phase, for those who decode from it on."""
         if self._track_gaps:
             first_s, first_bucket = self._phase.at(1), gap_bucket(self._phase.duration_s(1))
@@ -228,11 +215,11 @@ class Gpu(Generic[K]):
         if self._first_token_events:
             for sequence in self._starting:
                 if sequence.order >= 0 and not sequence.generated:
-                    self._events.append(("first", sequence))
+                    events.append(("first", sequence))
         self._starting = []
         self._due_s = self._phase.end_s
 
-    def _finish_phase(self) -> None:
+    def _finish_phase(self, events: list[GpuEvent[K]]) -> None:
         phase, log = self._phase, self._log
         batch, context, steps = self._batch, self._context, phase.steps
         if self._track_gaps:
@@ -262,7 +249,7 @@ class Gpu(Generic[K]):
                 log.runs += (sequence.group, sequence.began, step)
                 if sequence.generated:
                     sequence.log_interruptions(log)
-            self._events.append(("done", sequence))
+            events.append(("done", sequence))
         self._batch, self._context = batch, context
 
     def _leave(self, sequence: Sequence[K]) -> None:
@@ -372,10 +359,10 @@ class Gpu(Generic[K]):
 
     # Sequences
 
-    def _tokens(self, sequence: Sequence[K], now: float) -> int:
+    def _tokens(self, sequence: Sequence[K]) -> int:
         if sequence.order < 0 or sequence is self._partial:
             return sequence.generated
-        done = self._phase.steps_done(now) if self._planned else 0
+        done = self._phase.steps_done(self._now) if self._planned else 0
         return sequence.generated + self._step + done - sequence.began
 
     def _held(self, sequence: Sequence[K]) -> int:

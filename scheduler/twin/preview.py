@@ -129,7 +129,8 @@ class _Play:
         self._outlook = Outlook(picture.tenants, picture.now, horizon_s)
         self._busy = 0  # requests on the GPUs
         self._gpus: list[Gpu[Request]] = [
-            Gpu(picture.profile, picture.max_num_seqs, first_token_events=False) for _ in picture.capacities
+            Gpu(picture.profile, picture.max_num_seqs, first_token_events=False, now=-inf)
+            for _ in picture.capacities
         ]
         self._scheduler = scheduler = Scheduler(
             policy_from("fifo"),
@@ -173,7 +174,9 @@ class _Play:
                 prompt = ready.prompt_tokens + done.generated
                 more = (ready.intended_tokens or 0) - done.generated
                 self._busy += 1
-                self._gpus[ready.replica].start(ready, prompt, max(1, more), start_s)
+                gpu = self._gpus[ready.replica]
+                gpu.advance(start_s)
+                gpu.start(ready, prompt, max(1, more))
 
     def run(self, step_s: float) -> Played:
         scheduler, gpus, busy = self._scheduler, self._gpus, self._busy
@@ -186,11 +189,30 @@ class _Play:
         ended: list[Request] = []
         arrivals = self._arrivals
         coming = next(arrivals, _NOBODY)
+        event_s, timer_s = now, inf  # something may have ended since what runs was put back
         while True:
+            if event_s <= now:
+                for gpu in gpus:
+                    for _, sequence in gpu.advance(now):
+                        done = sequence.key
+                        busy -= 1
+                        if done.first_token_s is None:
+                            done.first_token_s = sequence.first_s
+                        length = done.intended_tokens or 1
+                        finish = "length" if length >= done.max_tokens else "stop"
+                        ended += scheduler.on_complete(done.id, now, Outcome(finish, length))
+            if timer_s <= now:
+                ended += scheduler.expire(now)
+            while coming.arrival_s <= now:
+                submit(coming, now)
+                coming = next(arrivals, _NOBODY)
             while busy < slots and (ready := next_dispatch(now)) is not None:
                 busy += 1
                 length = ready.intended_tokens or 1
-                gpus[ready.replica].start(ready, ready.prompt_tokens, length, now)
+                gpu = gpus[ready.replica]
+                if event_s > now:
+                    gpu.advance(now)
+                gpu.start(ready, ready.prompt_tokens, length)
             event_s = only.next_event() if only is not None else min(gpu.next_event() for gpu in gpus)
             timer_s = next_timer() if expiries or batched else inf
             soonest_s = event_s if event_s < timer_s else timer_s
@@ -213,18 +235,3 @@ class _Play:
                     return Played(outlook.figures(scheduler.books.tenants), course)
                 course.append(outlook.p50_s(scheduler.active(), step_at_s))
                 step_at_s = min(step_at_s + step_s, until_s)
-            if event_s <= now:
-                for gpu in gpus:
-                    for _, sequence in gpu.advance(now):
-                        done = sequence.key
-                        busy -= 1
-                        if done.first_token_s is None:
-                            done.first_token_s = sequence.first_s
-                        length = done.intended_tokens or 1
-                        finish = "length" if length >= done.max_tokens else "stop"
-                        ended += scheduler.on_complete(done.id, now, Outcome(finish, length))
-            if timer_s <= now:
-                ended += scheduler.expire(now)
-            while coming.arrival_s <= now:
-                submit(coming, now)
-                coming = next(arrivals, _NOBODY)

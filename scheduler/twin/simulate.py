@@ -138,7 +138,10 @@ class Simulation:
                     break
                 running[ready] = outcome = answer(ready)
                 tokens, group = outcome.output_tokens, groups[ready.tenant, ready.tier]
-                gpus[ready.replica].start(ready, ready.prompt_tokens, tokens, now, group)
+                gpu = gpus[ready.replica]
+                if event_s > now:
+                    gpu.advance(now)
+                gpu.start(ready, ready.prompt_tokens, tokens, group)
             if not running and scheduler.idle:
                 workload.on_drained(now)
             event_s = next_event()
@@ -200,7 +203,9 @@ class Simulation:
         replica = self.scheduler.cancel(request_id, now)
         if replica is not None:
             del self._running[request]
-            tokens = self._gpus[replica].cancel(request, now)
+            gpu = self._gpus[replica]
+            gpu.advance(now)
+            tokens = gpu.cancel(request)
             for ended in self.scheduler.on_complete(request_id, now, Outcome("abort", tokens)):
                 self._ended(ended, now)
         elif request.state in ENDED:
@@ -213,7 +218,8 @@ class Simulation:
         for index, gpu in enumerate(self._gpus):
             if index in away:
                 continue
-            lost = gpu.crash(now)
+            gpu.advance(now)
+            lost = gpu.crash()
             for request in lost:
                 del self._running[request]
             self._tell(now, Kind.ENGINE, {"what": "crashed", "replica": index, "lost": len(lost)})

@@ -58,13 +58,14 @@ class Watched:
 
     def picture(self, now: float) -> Picture:
         gpu = self._gpu
+        gpu.advance(now)  # what it had to tell by now, it has told
         return Exposure(
             self.scheduler,
             self._recent,
             gpu.profile,
             now,
             max_num_seqs=gpu.max_num_seqs,
-            generated=lambda request: gpu.tokens(request, now),
+            generated=lambda request: gpu.tokens(request),
         ).whole()
 
 
