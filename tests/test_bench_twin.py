@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from struct import iter_unpack
 from typing import Any
 
 import pytest
@@ -43,8 +44,7 @@ class Watched(SimulatedEngine):
 
     def steps(self) -> list[StepSample]:
         samples = []
-        numbers = iter(self.log.phases)
-        for batch, context, prefill, steps in zip(numbers, numbers, numbers, numbers, strict=True):
+        for batch, context, prefill, steps in iter_unpack("=4q", self.log.phases):
             for step in range(1, steps + 1):
                 step_prefill = prefill if step == 1 else 0
                 step_context = context + step * batch

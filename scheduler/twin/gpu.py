@@ -23,15 +23,13 @@ from collections import deque
 from collections.abc import Hashable
 from math import inf
 from operator import itemgetter
-from typing import TYPE_CHECKING, Generic, Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple
 
 from scheduler.core.metrics import gap_bucket
 from scheduler.twin.phase import Phase
 from scheduler.twin.profile import Profile
 from scheduler.twin.sequence import K, Sequence
-
-if TYPE_CHECKING:
-    from scheduler.twin.steplog import StepLog
+from scheduler.twin.steplog import StepLog, pack_phase, pack_run
 
 
 class NeverFits(ValueError):
@@ -120,7 +118,8 @@ class Gpu(Generic[K]):
             raise NeverFits(f"{what}; the KV cache holds {self._kv_tokens}")
         if key in self._sequences:
             raise ValueError("this sequence is here already")
-        self._sequences[key] = sequence = Sequence(key, prompt_tokens, output_tokens, group)
+        group_log = None if self._log is None else self._log.groups[group]
+        self._sequences[key] = sequence = Sequence(key, prompt_tokens, output_tokens, group_log)
         self._waiting.append(sequence)
         # Behind another one that waits, nothing changes for anybody.
         if self._planned and len(self._waiting) == 1 and self._batch < self.max_num_seqs:
@@ -225,7 +224,7 @@ class Gpu(Generic[K]):
         if self._track_gaps:
             phase.count_into(self._step_gaps)
         if log is not None:
-            log.phases += (batch, context, self._prefill, steps)
+            log.phases += pack_phase(batch, context, self._prefill, steps)
         self._boundary_s = self._due_s = end_s = phase.end_s
         self._planned = False
         self._starting = []
@@ -245,10 +244,10 @@ class Gpu(Generic[K]):
             sequence.last_s = end_s
             if self._track_gaps:
                 sequence.end_gaps(self._step_gaps)
-            if log is not None:
-                log.runs += (sequence.group, sequence.began, step)
+            if (group_log := sequence.log) is not None:
+                group_log.runs += pack_run(sequence.began, step)
                 if sequence.generated:
-                    sequence.log_interruptions(log)
+                    sequence.log_interruptions(group_log)
             events.append(("done", sequence))
         self._batch, self._context = batch, context
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from scheduler.core.metrics import gap_bucket
-
-if TYPE_CHECKING:
-    from scheduler.twin.steplog import StepLog
-
+from scheduler.twin.steplog import GroupLog, pack_run
 
 K = TypeVar("K", bound=Hashable)
 
@@ -34,9 +31,9 @@ class Sequence(Generic[K]):
         "first_s",
         "gaps",
         "generated",
-        "group",
         "key",
         "last_s",
+        "log",
         "order",
         "output",
         "prompt",
@@ -52,9 +49,9 @@ class Sequence(Generic[K]):
     _gaps_base: Mapping[int, int]  # the GPU's histogram when this run of decoding began
     _runs: list[Run]  # of decoding that ended in a preemption
 
-    def __init__(self, key: K, prompt: int, output: int, group: Hashable) -> None:
+    def __init__(self, key: K, prompt: int, output: int, log: GroupLog | None) -> None:
         self.key = key
-        self.group = group
+        self.log = log
         # Tokens to prefill, and then to generate: a preemption adds to the one what it takes off the other.
         self.prompt = prompt
         self.output = output
@@ -103,10 +100,10 @@ class Sequence(Generic[K]):
         else:
             self._runs.append(Run(self.began, ended, self.resumed_s, last_s))
 
-    def log_interruptions(self, log: StepLog) -> None:
+    def log_interruptions(self, log: GroupLog) -> None:
         """It got its last token after being preempted."""
         resumed_s = self.resumed_s
         for run in reversed(self._runs):
-            log.runs += (self.group, run.began, run.ended)
-            log.gap(self.group, resumed_s - run.last_s)
+            log.runs += pack_run(run.began, run.ended)
+            log.gap(resumed_s - run.last_s)
             resumed_s = run.first_s

@@ -46,14 +46,6 @@ class Load(Protocol):
     def on_drained(self, now: float) -> None: ...
 
 
-class _Groups(dict[tuple[str, str], tuple[str, str]]):
-    """Tenant and tier of a request, one tuple for all that are alike: the log of gaps keeps it for each."""
-
-    def __missing__(self, group: tuple[str, str]) -> tuple[str, str]:
-        self[group] = group
-        return group
-
-
 class Simulation:
     """One run in virtual time. ``on_ended`` gets every request that has ended, in order."""
 
@@ -96,7 +88,6 @@ class Simulation:
         next_timer, expiries = scheduler.next_timer, scheduler.waiting.expiries
         next_time, take, client_goes_on = workload.next_time, workload.take, workload.on_ended
         on_ended, on_progress, restarts = self._on_ended, self._on_progress, self._restarts
-        groups = _Groups()
         instants, now, event_s = 0, self.now, next_event()
         while not self._over:
             load_s, timer_s = next_time(), next_timer() if expiries or batched else inf
@@ -137,11 +128,11 @@ class Simulation:
                 if (ready := next_dispatch(now)) is None:
                     break
                 running[ready] = outcome = answer(ready)
-                tokens, group = outcome.output_tokens, groups[ready.tenant, ready.tier]
                 gpu = gpus[ready.replica]
                 if event_s > now:
                     gpu.advance(now)
-                gpu.start(ready, ready.prompt_tokens, tokens, group)
+                group = ready.tenant, ready.tier
+                gpu.start(ready, ready.prompt_tokens, outcome.output_tokens, group)
             if not running and scheduler.idle:
                 workload.on_drained(now)
             event_s = next_event()
