@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from heapq import heappush
 from math import inf
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from scheduler.core import queue as queue_module
 from scheduler.core.policies import policy_from
+from scheduler.core.policy import Entry
 from scheduler.core.queue import ReadyQueue
 from scheduler.core.types import Request
 
@@ -95,10 +97,12 @@ class QueueMachine(RuleBasedStateMachine):
         policy=st.sampled_from(ORDERINGS),
         limited=st.sets(st.sampled_from(NAMES)),
         compact_at=st.sampled_from([1, 2, 1024]),
+        one_by_one=st.sampled_from([0, 1, 64]),
     )
-    def begin(self, policy: str, limited: set[str], compact_at: int) -> None:
+    def begin(self, policy: str, limited: set[str], compact_at: int, one_by_one: int) -> None:
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(queue_module, "_COMPACT_AT", compact_at)
+        self.patch.setattr(queue_module, "_ONE_BY_ONE", one_by_one)
         self.bench = Bench(policy, dict.fromkeys(limited, 1))
         self.pushed = 0
 
@@ -190,6 +194,27 @@ def test_dead_entries_of_a_tenant_at_its_limit_do_not_pile_up(monkeypatch: pytes
     assert bench.pop() is None
     bench.set_room(NAMES[1], 1)
     assert bench.pop() is not None
+
+
+def test_a_limit_on_a_long_queue_does_not_move_it_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator who limits a tenant with 100,000 queued, or no longer does, must not wait."""
+    bench = Bench("fifo", {NAMES[0]: 1})
+    for i in range(1000):
+        bench.push(make_request(str(i), NAMES[0], arrival_s=float(i)))
+    bench.push(make_request("other", NAMES[1], arrival_s=1e6))
+    pushes = 0
+
+    def push(heap: list[Entry], entry: Entry) -> None:
+        nonlocal pushes
+        pushes += 1
+        heappush(heap, entry)
+
+    monkeypatch.setattr(queue_module, "heappush", push)
+    assert [bench.pop().id for _ in range(2)] == ["0", "other"]  # type: ignore[union-attr]
+    del bench.room[NAMES[0]]
+    bench.queue.room_grew(NAMES[0], inf)
+    assert pushes <= 64
+    assert bench.pop().id == "1"  # type: ignore[union-attr]
 
 
 def test_ties_go_to_the_earlier_enqueueing() -> None:

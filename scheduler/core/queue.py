@@ -16,11 +16,13 @@ from collections import deque
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from itertools import chain
+from math import inf
 
 from scheduler.core.policy import Entry, Policy
 from scheduler.core.types import Request
 
 _COMPACT_AT = 1024  # fewer dead entries are not worth a rebuild
+_ONE_BY_ONE = 64  # so many step aside one after another; where more would have to, all do at once
 
 
 class _Group:
@@ -43,11 +45,23 @@ class _Group:
     def step_aside(self, entry: Entry) -> None:
         heappush(self.aside.setdefault(entry[3].tenant, []), entry)
 
+    def all_step_aside(self, tenant: str) -> None:
+        """All of one tenant. O(n), and some times faster than one by one."""
+        heap, aside = self.heap, self.aside.setdefault(tenant, [])
+        aside += [entry for entry in heap if entry[3].tenant == tenant and entry[3].ticket == entry[2]]
+        heap[:] = [entry for entry in heap if entry[3].tenant != tenant]
+        heapify(aside)
+        heapify(heap)
+
     def come_back(self, tenant: str, most: float) -> None:
         """The best of its entries that stepped aside; of those that stay, the first is live."""
         aside = self.aside.get(tenant)
         if aside is None:
             return
+        if most == inf:
+            self.heap += aside
+            heapify(self.heap)
+            aside.clear()
         while aside and (most > 0 or aside[0][3].ticket != aside[0][2]):
             entry = heappop(aside)
             if entry[3].ticket == entry[2]:
@@ -215,7 +229,7 @@ class ReadyQueue:
 
     def _find_first(self, name: str, group: _Group) -> None:
         """The group's best entry that may run, left at heap[0]; what is dead before it drops out."""
-        heap, room = group.heap, self._room
+        heap, room, one_by_one = group.heap, self._room, _ONE_BY_ONE
         while heap:
             entry = heap[0]
             request = entry[3]
@@ -223,6 +237,10 @@ class ReadyQueue:
                 if not room or room.get(request.tenant, 1) > 0:
                     self._firsts[name] = entry
                     return
+                if not one_by_one:
+                    group.all_step_aside(request.tenant)
+                    continue
+                one_by_one -= 1
                 group.step_aside(entry)
             heappop(heap)
         self._firsts.pop(name, None)
