@@ -18,6 +18,7 @@ from scheduler.record.expect import evaluate
 from scheduler.record.recorder import Recorder
 from scheduler.record.summary import load_ended
 from scheduler.record.tally import Tally
+from scheduler.twin.gaps import histograms
 from scheduler.twin.gpu import Gpu
 from scheduler.twin.simulate import Load, Simulation
 from scheduler.twin.steering import Steered
@@ -142,7 +143,7 @@ class VirtualRun:
         if self.simulation.failure is None and not self.simulation.stopped:
             self._mark(self.simulation.now, load_ended(self.scheduler.books.counts()))
         if self._log is not None:
-            for group, gaps in self._log.histograms().items():
+            for group, gaps in histograms(self._log).items():
                 self.tally.add_gaps(group, gaps)
         document = run_document(
             run_header(self.plan, self.plan.profile.detail, self.scheduler.slots.capacity, "virtual"),

@@ -17,6 +17,7 @@ from scheduler.load.scenario import Scenario, load_scenario
 from scheduler.plan import make_plan
 from scheduler.record.playback import Playback
 from scheduler.record.recording import read_recording
+from scheduler.twin.gaps import histograms
 from scheduler.twin.gpu import Gpu
 from scheduler.twin.profile import Profile
 from scheduler.twin.steplog import StepLog
@@ -195,7 +196,7 @@ def test_gaps_of_the_log_are_those_of_the_requests(kv_tokens: int) -> None:
         for gpu in both:
             gpu.start(str(number), *lengths, live[str(number)])
     assert (both[0].state().preemptions > 20) is (kv_tokens == 900)
-    assert log.histograms() == gaps
+    assert histograms(log) == gaps
 
 
 def test_a_recorded_run_has_its_change_points(tmp_path: Path) -> None:
