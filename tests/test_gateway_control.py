@@ -306,7 +306,7 @@ async def test_attached_a_preview_that_came_too_early_is_asked_for_again(
 async def test_attach_says_why_not(served: Served) -> None:
     for url, key, what in (
         (served.url, ACME, "operator"),
-        (served.url, None, "key"),
+        (served.url, None, "operator's key from DRIFTSCHED_OPERATOR_KEY"),
         ("http://127.0.0.1:1", OPERATOR, "cannot attach"),
         ("nonsense", None, "such as http"),
         ("http://[::1", None, "such as http"),

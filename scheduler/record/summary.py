@@ -31,6 +31,9 @@ def summary(document: Mapping[str, Any]) -> str:
             f"switch     at {_number(switch['at_s'])} s: {switch['from']} → {switch['to']}, "
             f"{switch['queued']} queued, {_number(switch['took_ms'])} ms"
         )
+    if expected := document["expect"]:
+        met = sum(expectation["ok"] for expectation in expected)
+        lines.append(f"expect     {met} of {len(expected)} met")
     return "\n".join(lines)
 
 
