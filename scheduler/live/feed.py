@@ -133,8 +133,10 @@ class LocalFeed:
         run.session.add_load(self._load)
 
     def _ready(self) -> None:
-        if self._run.session.engine_state not in ("ready", "restarting"):
-            raise NotNow(f"the engine is {self._run.session.engine_state}; try again when it is ready")
+        state = self._run.session.engine_state
+        if state not in ("ready", "restarting"):
+            then = "stop, and start anew" if state == "dead" else "try again when it is ready"
+            raise NotNow(f"the engine is {state}; {then}")
 
     def pause(self, by: str = "operator") -> None:
         self._run.session.pause(by=by)
