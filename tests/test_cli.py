@@ -107,6 +107,13 @@ def test_a_missed_expectation_exits_1_and_says_which(capsys: pytest.CaptureFixtu
     assert "requests.finished == 4 (it is 3)" in err
 
 
+def test_a_run_tells_why_requests_were_rejected(capsys: pytest.CaptureFixture[str], fast: Path) -> None:
+    assert "rejected" not in run(capsys, "run", str(fast))[1]
+    fast.write_text(FAST + "limits: {max_queued: 1}\n")
+    _, out, _ = run(capsys, "run", str(fast))
+    assert "1 finished, 2 rejected\nrejected   2 queue_full\n" in out
+
+
 def test_a_folder_may_be_used_again_which_is_told(capsys: pytest.CaptureFixture[str], fast: Path) -> None:
     folder = fast.parent / "run"
     assert "replaced" not in run(capsys, "run", str(fast), "--out", str(folder))[2]
