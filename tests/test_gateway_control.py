@@ -268,6 +268,9 @@ async def test_attached_a_run_looks_and_is_steered_as_at_home(served: Served) ->
         await until(lambda: served.run.scheduler.books.tenant("acme").config.limits == Limits(3, ttl_s=2.0))
         feed.inject("demo")
         await until(lambda: feed.view().scenario == "demo")
+        feed.stop_loads(by="dana")
+        await until(lambda: any("loads stopped by dana" in notice.text for notice in feed.notices()))
+        assert not served.run.session.loads
         feed.burst("nobody", 1.0, 1.0)
         await until(lambda: any(n.kind == "error" and "unknown tenant" in n.text for n in feed.notices()))
         feed.switch_policy("nonsense")

@@ -231,8 +231,7 @@ class Control:
 
     async def stop_scenario(self, http: web.Request) -> web.Response:
         verb = await self._read(http, Verb)
-        self._run.session.stop_loads()
-        return self._tell(Kind.SCENARIO, "loads stopped", verb)
+        return self._do(lambda: self._feed.stop_loads(by=verb.by))
 
     async def burst(self, http: web.Request) -> web.Response:
         verb = await self._read(http, StartBurst)

@@ -209,6 +209,9 @@ class RemoteFeed:
     def burst(self, tenant: str, rate: float, seconds: float, by: str = "operator") -> None:
         self._send("POST", "/control/burst", tenant=tenant, rate=rate, seconds=seconds, by=by)
 
+    def stop_loads(self, by: str = "operator") -> None:
+        self._send("DELETE", "/control/scenario", by=by)
+
     def pause(self, by: str = "operator") -> None:
         self._send("POST", "/control/pause", by=by)
 

@@ -132,6 +132,11 @@ class LocalFeed:
         run.on_event(Event(now, Kind.SCENARIO, None, {"what": what, "by": by}))
         run.session.add_load(self._load)
 
+    def stop_loads(self, by: str = "operator") -> None:
+        self._run.session.stop_loads()
+        told = {"what": "loads stopped", "by": by}
+        self._run.on_event(Event(self._run.clock.now(), Kind.SCENARIO, None, told))
+
     def _ready(self) -> None:
         state = self._run.session.engine_state
         if state not in ("ready", "restarting"):
