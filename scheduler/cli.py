@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--figures", type=Path, metavar="DIR", help="also write each figure as PNG and SVG")
     report.set_defaults(command=_report)
 
-    check = add("check", "validate a scenario file")
+    check = add("check", "validate a scenario file, or a config of serve")
     check.add_argument("scenario", help="a file, or a shipped name")
     check.set_defaults(command=_check)
 

@@ -281,6 +281,13 @@ async def test_attached_a_run_looks_and_is_steered_as_at_home(served: Served) ->
         assert numbers == list(range(1, len(numbers) + 1))
 
 
+async def test_attached_one_sees_that_the_server_stops(served: Served) -> None:
+    async with RemoteFeed(served.url, OPERATOR) as feed:
+        assert feed.view().engine_state == "ready"
+        served.gateway.drain()
+        await until(lambda: feed.view().engine_state == "stopping")
+
+
 async def test_attached_one_sees_who_else_may_switch_the_policy() -> None:
     rules = {"guard": {"worse_than_predicted": 0.25}, "policy": {"auto": {}}}
     for config, armed in (({}, False), (rules, True)):
