@@ -46,6 +46,7 @@ _LABELS = {
     "ctrl+p": "^p",
     "ctrl+c": "^c",
     "ctrl+q": "^q",
+    "ctrl+s": "^s",
     "up": "↑",
     "down": "↓",
     "pageup": "PgUp",
@@ -91,6 +92,9 @@ COMMANDS: tuple[Command, ...] = (
     Command("enter", "estimator_apply", "apply", "Switch to the one under the cursor.", "estimator", "apply"),
     Command("escape", "estimator_cancel", "cancel", "Leave it as it is.", "estimator", "dismiss"),
     Command("enter", "inject_apply", "inject", "Inject the scenario, or send the burst.", "inject", "apply"),
+    Command(
+        "ctrl+s", "stop_loads", "stop all load", "Stop all load; what is here goes on.", "inject", "stop"
+    ),
     Command("escape", "inject_cancel", "cancel", "Inject nothing.", "inject", "dismiss"),
     Command("enter", "tenant_apply", "apply", "Set weight and limits as written.", "tenant", "apply"),
     Command("escape", "tenant_cancel", "close", "Leave the tenant as it is.", "tenant", "dismiss"),

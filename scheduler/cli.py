@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scheduler.cli_bench import add_benches, add_command
+from scheduler.gateway import KEY_VARIABLE
 from scheduler.live.output import drop_output, open_streams, printable_lines
 from scheduler.record.version import package_version
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from scheduler.load.schema import Scenario
     from scheduler.plan import Plan
 
-KEY_VARIABLE = "DRIFTSCHED_OPERATOR_KEY"
 
 OK, FAILED, USAGE, ENGINE, INTERRUPTED = 0, 1, 2, 3, 130
 PIPE = 141  # as a shell tells that SIGPIPE ended a command: the reader of stdout was gone
@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--figures", type=Path, metavar="DIR", help="also write each figure as PNG and SVG")
     report.set_defaults(command=_report)
 
-    check = add("check", "validate a scenario file")
+    check = add("check", "validate a scenario file, or a config of serve")
     check.add_argument("scenario", help="a file, or a shipped name")
     check.set_defaults(command=_check)
 
@@ -339,10 +339,17 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from scheduler.load.scenario import load_scenario
+    from scheduler.load.scenario import ScenarioError, load_scenario
     from scheduler.plan import make_plan
 
-    scenario = load_scenario(args.scenario)
+    try:
+        scenario = load_scenario(args.scenario)
+    except ScenarioError as error:
+        if {problem.path for problem in error.problems}.isdisjoint(("keys", "operator", "journal")):
+            raise
+        from scheduler.gateway.config import load_config
+
+        scenario = load_config(args.scenario)  # a config of serve
     make_plan(scenario, clock=None).scheduler()
     print(f"{args.scenario}: ok (tenants: {len(scenario.tenants)}, streams: {len(scenario.load)})")
     return OK

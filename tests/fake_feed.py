@@ -228,6 +228,10 @@ class FakeFeed:
         lane.burst.append((rate, self.now + seconds))
         self.notice("scenario", f"burst: {tenant} +{rate:g} requests/s for {seconds:g} s", marker=True)
 
+    def stop_loads(self, by: str = "operator") -> None:
+        self._called("stop_loads")
+        self.notice("scenario", "loads stopped", marker=True)
+
     def pause(self, by: str = "operator") -> None:
         self._called("pause")
         self.paused = True

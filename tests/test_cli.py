@@ -58,6 +58,18 @@ def test_the_oracle_needs_no_word_about_the_clock(capsys: pytest.CaptureFixture[
     assert "true lengths" in err
 
 
+def test_check_knows_a_config_of_serve(capsys: pytest.CaptureFixture[str], fast: Path) -> None:
+    config = (
+        f"name: shop\ntenants: [{{name: acme}}]\nkeys: {{acme: env:ACME_KEY}}\njournal: {fast.parent}/j\n"
+    )
+    fast.write_text(config)
+    assert run(capsys, "check", str(fast))[:2] == (0, f"{fast}: ok (tenants: 1, streams: 0)\n")
+    fast.write_text(config.replace("{acme:", "{acne:"))
+    code, _, err = run(capsys, "check", str(fast))
+    assert code == 2
+    assert "keys.acne: unknown tenant; allowed: acme; did you mean 'acme'?" in err
+
+
 def test_check_looks_at_what_the_engine_takes(capsys: pytest.CaptureFixture[str], fast: Path) -> None:
     fast.write_text(FAST.replace("{kind: sim}", "{kind: sim, args: {max_model_len: -3}}"))
     code, _, err = run(capsys, "check", str(fast))
@@ -88,10 +100,18 @@ def test_a_run_knows_how_to_begin_it_again(
 
 
 def test_a_missed_expectation_exits_1_and_says_which(capsys: pytest.CaptureFixture[str], fast: Path) -> None:
-    fast.write_text(FAST + "expect: [requests.finished == 4]\n")
-    code, _, err = run(capsys, "run", str(fast))
+    fast.write_text(FAST + "expect: [requests.finished == 4, requests.failed == 0]\n")
+    code, out, err = run(capsys, "run", str(fast))
     assert code == 1
+    assert "expect     1 of 2 met" in out
     assert "requests.finished == 4 (it is 3)" in err
+
+
+def test_a_run_tells_why_requests_were_rejected(capsys: pytest.CaptureFixture[str], fast: Path) -> None:
+    assert "rejected" not in run(capsys, "run", str(fast))[1]
+    fast.write_text(FAST + "limits: {max_queued: 1}\n")
+    _, out, _ = run(capsys, "run", str(fast))
+    assert "1 finished, 2 rejected\nrejected   2 queue_full\n" in out
 
 
 def test_a_folder_may_be_used_again_which_is_told(capsys: pytest.CaptureFixture[str], fast: Path) -> None:

@@ -268,6 +268,9 @@ async def test_attached_a_run_looks_and_is_steered_as_at_home(served: Served) ->
         await until(lambda: served.run.scheduler.books.tenant("acme").config.limits == Limits(3, ttl_s=2.0))
         feed.inject("demo")
         await until(lambda: feed.view().scenario == "demo")
+        feed.stop_loads(by="dana")
+        await until(lambda: any("loads stopped by dana" in notice.text for notice in feed.notices()))
+        assert not served.run.session.loads
         feed.burst("nobody", 1.0, 1.0)
         await until(lambda: any(n.kind == "error" and "unknown tenant" in n.text for n in feed.notices()))
         feed.switch_policy("nonsense")
@@ -276,6 +279,13 @@ async def test_attached_a_run_looks_and_is_steered_as_at_home(served: Served) ->
             feed.inject("/etc/hostname")
         numbers = [notice.seq for notice in feed.notices()]
         assert numbers == list(range(1, len(numbers) + 1))
+
+
+async def test_attached_one_sees_that_the_server_stops(served: Served) -> None:
+    async with RemoteFeed(served.url, OPERATOR) as feed:
+        assert feed.view().engine_state == "ready"
+        served.gateway.drain()
+        await until(lambda: feed.view().engine_state == "stopping")
 
 
 async def test_attached_one_sees_who_else_may_switch_the_policy() -> None:
@@ -306,7 +316,7 @@ async def test_attached_a_preview_that_came_too_early_is_asked_for_again(
 async def test_attach_says_why_not(served: Served) -> None:
     for url, key, what in (
         (served.url, ACME, "operator"),
-        (served.url, None, "key"),
+        (served.url, None, "operator's key from DRIFTSCHED_OPERATOR_KEY"),
         ("http://127.0.0.1:1", OPERATOR, "cannot attach"),
         ("nonsense", None, "such as http"),
         ("http://[::1", None, "such as http"),

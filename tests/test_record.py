@@ -404,10 +404,13 @@ def test_the_summary_that_a_run_ends_with() -> None:
             "tiers": {"premium": {"e2e": nobody, "ttft": nobody}},
         },
         "switches": [switch],
+        "rejections": {"queue_full": 3, "too_long": 1},
+        "expect": [{"text": "requests.failed == 0", "ok": True, "value": 0}],
     }
     assert summary(document).splitlines() == [
         "small: fifo on simulated L4, continuous, capacity 32, virtual time",
         "requests   60 submitted, 0 finished, 60 cancelled",
+        "rejected   3 queue_full, 1 too_long",
         "tokens     4321 out, 1234/s over 3.5 s",
         "estimate   mean absolute error - tokens (uncorrected 80)",
         "fairness   Jain 0.988, SLOs met by -",
@@ -416,5 +419,6 @@ def test_the_summary_that_a_run_ends_with() -> None:
         "all             1.23      1.23      1.23      1.23      1.23      1.23",
         "premium            -         -         -         -         -         -",
         "switch     at 20 s: fifo → sjf, 12 queued, 0.5 ms",
+        "expect     1 of 1 met",
     ]
     assert "SLOs met by 95%" in summary({**document, "goodput": {"slo_share": 0.949}})

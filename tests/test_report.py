@@ -21,7 +21,7 @@ from scheduler.virtual import VirtualRun
 
 pytest.importorskip("matplotlib", reason="the `report` extra is not installed")
 from scheduler.record.figures import INK, _one_per_policy, pictures
-from scheduler.record.html import reproduce
+from scheduler.record.html import page, reproduce
 
 HOSTILE = """
 name: hostile
@@ -114,6 +114,27 @@ def test_hostile_tenant_names_are_shown_and_do_nothing(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;$x_{" in text
     assert "_hidden &amp; ?evil" in text
     assert "\u202e" not in text
+
+
+@pytest.mark.parametrize(
+    ("timeline", "shown"),
+    [
+        ("", "fifo"),
+        ("timeline: [{at: 1s, policy: sjf}]", "fifo → sjf"),
+        (
+            "timeline: [{at: 1s, policy: edf}, {at: 2s, policy: fifo}, {at: 3s, policy: sjf}]",
+            "fifo → … → sjf",
+        ),
+    ],
+)
+def test_a_run_of_several_policies_is_not_called_by_one(tmp_path: Path, timeline: str, shown: str) -> None:
+    load = "load: [{tenant: a, arrivals: {poisson: 5}, for: 4s}]"
+    (tmp_path / "s.yaml").write_text(f"name: s\ntenants: [{{name: a}}]\n{load}\n{timeline}\n")
+    plan = make_plan(load_scenario(str(tmp_path / "s.yaml")), clock="virtual")
+    VirtualRun(plan, out=tmp_path / "run").run()
+    runs = read_folders([tmp_path / "run"])
+    assert runs[0].policy == shown
+    assert f"<td>{shown}</td>" in page(runs, [])
 
 
 def test_reading_back(folder: Path) -> None:

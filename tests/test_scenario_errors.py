@@ -66,14 +66,18 @@ ADDED = [
     ("engine: {kind: simm}", "7: engine.kind: got 'simm'", "allowed: sim, vllm, auto"),
     ("engine: {capacity: 0}", "7: engine.capacity: must be at least 1", ""),
     ("engine: {capacity: '8'}", "7: engine.capacity: must be a whole number, got '8'", ""),
-    ("engine: []", "7: engine: must be a mapping, got a list", ""),
+    ("engine: []", "7: engine: must be a mapping, got a list; allowed: kind, gpu, model, ", ""),
     ("engine: {gpu: mine.yaml}", "7: engine.gpu: no such file: 'mine.yaml'", "relative to the scenario"),
     ("engine: {gpu: s.yaml}", "7: engine.gpu:", "step: Field required"),
     ("engine: {gpu: l5}", "7: engine.gpu: no GPU 'l5'; allowed: cpu, l4, l4-eager, FILE.yaml", ""),
     ("engine: {model: ./nope}", "7: engine.model: no such folder: './nope'", "relative to the scenario"),
     ("engine: {tokenizer: ./nope}", "7: engine.tokenizer: no such folder: './nope'", ""),
-    ("dispatch: batched", "7: dispatch: must be `continuous` or a mapping", ""),
-    ("dispatch: 5", "7: dispatch: must be `continuous` or a mapping, got 5", ""),
+    (
+        "dispatch: batched",
+        "7: dispatch: must be `continuous` or a mapping such as {microbatch: {size: 32",
+        "",
+    ),
+    ("dispatch: 5", "7: dispatch: must be `continuous` or a mapping such as {microbatch: ", ""),
     ("estimator: [paper]", "7: estimator: must be an estimator's name or a mapping, got a list", ""),
     ("dispatch: {microbatch: {wiat: 1s}}", "7: dispatch.microbatch.wiat: unknown key", "did you mean 'wait'"),
     ("dispatch: {microbatch: {wait: soon}}", "7: dispatch.microbatch.wait: not a duration: 'soon'", '"10ms"'),
@@ -143,7 +147,7 @@ STREAMS = [
     ("{tenant: acmee, arrivals: {poisson: 1}, for: 1s}", "6: load.0.tenant: unknown tenant 'acmee'", "'acme'?"),
     ("{tenant: {acme: 1, x: 1}, arrivals: {poisson: 1}, for: 1s}", "6: load.0.tenant.x: unknown tenant", ""),
     ("{tenant: 5, arrivals: {poisson: 1}, for: 1s}", "6: load.0.tenant: must be a tenant's name, or several", "got 5"),
-    ("{tenant: acme, arrivals: 5, for: 1s}", "6: load.0.arrivals: must be `at-once` or a mapping, got 5", ""),
+    ("{tenant: acme, arrivals: 5, for: 1s}", "6: load.0.arrivals: must be `at-once` or a mapping such as {poisson: 4.0}, got 5", ""),
     ("{tenant: {acme: 0}, arrivals: {poisson: 1}, for: 1s}", "6: load.0.tenant: at least one share", ""),
     ("{arrivals: {poisson: 1}, for: 1s}", "6: load.0: tenant is required", ""),
     ("{tenant: acme, for: 1s}", "6: load.0: exactly one of arrivals, trace is needed, got none", ""),
@@ -155,7 +159,7 @@ STREAMS = [
     ("{tenant: acme, arrivals: {diurnal: {low: 3, high: 2}}, for: 1s}", "6: load.0.arrivals.diurnal: low must not be above high", "3 and 2"),
     ("{tenant: acme, arrivals: {poisson: 1, at-once: true}, for: 1s}", "6: load.0.arrivals: exactly one of poisson, uniform", "got poisson, at-once"),
     ("{tenant: acme, arrivals: {poisson: fast}, for: 1s}", "6: load.0.arrivals.poisson: must be a number", ""),
-    ("{tenant: acme, arrivals: closed, for: 1s}", "6: load.0.arrivals: must be `at-once` or a mapping", ""),
+    ("{tenant: acme, arrivals: closed, for: 1s}", "6: load.0.arrivals: must be `at-once` or a mapping such as {poisson: 4.0}, got 'closed'", ""),
     ("{tenant: acme, arrivals: {poisson: 1}}", "6: load.0: without an end", "`count: 1000`"),
     ("{tenant: acme, arrivals: at-once, for: 1s}", "6: load.0: at-once needs `count`", ""),
     ("{tenant: acme, arrivals: {poisson: 1}, for: 0}", "6: load.0.for: must be above 0, got 0", ""),
@@ -199,7 +203,8 @@ TENANTS = [
     ('{name: "b\\e[31m"}', "4: tenants.1.name: holds a control or invisible character", ""),
     ("{name: ' b'}", "4: tenants.1.name: must be 1 to 64 characters", "no space at the ends"),
     ("{tier: batch}", "4: tenants.1.name: is required", ""),
-    ("b", "4: tenants.1: must be a mapping, got 'b'", ""),
+    ("b", "4: tenants.1: must be a mapping, got 'b'; allowed: max_queued, ", ", name, tier, weight, slo"),
+    ("{name: b, slo: 2s}", "4: tenants.1.slo: must be a mapping, got '2s'; allowed: ttft, e2e, tpot", ""),
 ]
 
 
@@ -236,6 +241,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) 
         (b"", "the file is empty"),
         (b"just text", "must be a mapping, got 'just text'"),
         (b"- 1", "must be a mapping, got a list"),
+        (b"name: a\ntenants:\n  - name: b\n - name: c", "s.yaml:4: .* in the middle of another: check the indentation"),
         (b"name: \xff", "not UTF-8 text"),
         (b"#" * (1 << 20) + b"#", "larger than"),
         (b"a: " + b"[" * 1200, "nested too deeply"),
@@ -245,7 +251,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) 
             b"%c: &%c [%s]\n" % (98 + i, 98 + i, b",".join([b"*%c" % (97 + i)] * 10)) for i in range(6)
         ), "aliases expanded: more than is allowed"),
     ],
-    ids=["empty", "text", "list", "latin-1", "huge", "deep", "deep closed", "cycle", "a billion laughs"],
+    ids=["empty", "text", "list", "indentation", "latin-1", "huge", "deep", "deep closed", "cycle", "a billion laughs"],
 )  # fmt: skip
 def test_files_that_are_no_scenario(tmp_path: Path, content: bytes, what: str) -> None:
     file = tmp_path / "s.yaml"

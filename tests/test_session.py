@@ -20,7 +20,7 @@ from scheduler.engines.engine import Chunk, EngineLost
 from scheduler.gateway.control import SetTenant
 from scheduler.live.feed import LocalFeed
 from scheduler.live.run import LiveRun
-from scheduler.live.view import CommandError
+from scheduler.live.view import CommandError, NotNow
 from scheduler.load.scenario import load_scenario
 from scheduler.load.schema import TenantChange
 from scheduler.plan import make_plan
@@ -215,6 +215,8 @@ async def test_a_mistake_while_an_end_is_settled_ends_the_run(
     monkeypatch.setattr(bench.run.scheduler.estimator, "observe", observe)
     await until(bench.run.session.drained.is_set)
     assert str(bench.run.session.failure) == "ValueError"
+    with pytest.raises(NotNow, match="the engine is dead; stop, and start anew"):
+        bench.feed.burst("acme", 1.0, 1.0)
     assert "ValueError in mock.py:" in caplog.text
     assert "words" not in caplog.text
 

@@ -329,6 +329,15 @@ async def test_injecting_a_scenario() -> None:
         assert isinstance(app.screen, MainScreen)
 
 
+async def test_stopping_what_was_injected() -> None:
+    async with running() as (app, pilot, feed):
+        await pilot.press("s")
+        assert "^s stop all load" in text_of(app)
+        await pilot.press("ctrl+s")
+        assert feed.calls == [("stop_loads",)]
+        assert isinstance(app.screen, MainScreen)
+
+
 async def test_a_burst_of_the_tenant_under_the_cursor() -> None:
     async with running() as (app, pilot, feed):
         await pilot.press("down", "s", "tab", "end", "0", "tab", "enter")

@@ -356,6 +356,12 @@ def test_a_run_s_time_goes_on_where_its_load_came_at_once(total_s: float | None,
     assert shown in status_text(fields(view, False, "", Cost(6, 0.02)), 160) + " "
 
 
+def test_a_recording_is_told_of_on_a_small_screen_too() -> None:
+    view = replace(FakeFeed().view(), scenario_elapsed_s=24.0, scenario_total_s=120.0)
+    text = status_text(fields(view, False, "", Cost(6, 0.02)), 80)
+    assert text.endswith("LIVE policy fifo │ simulated run  0/32 wait   0 │ ● REC")
+
+
 def test_a_policy_s_parameters_give_way_before_figures_do() -> None:
     feed = FakeFeed()
     feed.policy = "fair+two-class credit=2000 q=0.55"

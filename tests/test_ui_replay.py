@@ -115,6 +115,7 @@ def test_a_recorded_run_cannot_be_changed(recording: Recording) -> None:
         lambda: feed.switch_estimator("learned"),
         lambda: feed.inject("demo"),
         lambda: feed.burst("a", 1, 1),
+        feed.stop_loads,
         lambda: feed.set_tenant("a", weight=2),
         feed.preview,
     )

@@ -1,4 +1,4 @@
-"""The injector: a scenario from the list, or a quick burst of one tenant."""
+"""The injector: a scenario from the list, or a quick burst of one tenant; and the end of all that."""
 
 from __future__ import annotations
 
@@ -64,3 +64,6 @@ class InjectScreen(Dialog):
                 self.send(feed.burst, self._tenant, rate, seconds)
         elif index is not None:
             self.send(feed.inject, self._names[index])
+
+    def action_stop(self) -> None:
+        self.send(self.drift.feed.stop_loads)

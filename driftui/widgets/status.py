@@ -195,7 +195,7 @@ def _recording(view: View) -> Field:
         return Field([(0, ())])
     size = Part(f" {figures.size(view.recorded_bytes)}", palette.BAD, True)
     word = Part("● REC", palette.BAD, True)
-    return Field([(28, (word, size)), (48, (word,)), (99, ())], group=True)
+    return Field([(28, (word, size)), (51, (word,)), (99, ())], group=True)
 
 
 def _machine(view: View, cost: Cost) -> list[Field]:

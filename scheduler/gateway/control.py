@@ -140,7 +140,10 @@ class Control:
         """The whole picture, and the notices since ``after``."""
         self._operator(http)
         notices = self._feed.notices(_after(http))
-        body = {"view": to_json(self._feed.view()), "notices": notices_to_json(notices)}
+        view = self._feed.view()
+        if self._completions.stopping:  # of which the session knows only when all is drained
+            view = replace(view, engine_state="stopping")
+        body = {"view": to_json(view), "notices": notices_to_json(notices)}
         return web.json_response(body)
 
     async def events(self, http: web.Request) -> web.StreamResponse:
@@ -231,8 +234,7 @@ class Control:
 
     async def stop_scenario(self, http: web.Request) -> web.Response:
         verb = await self._read(http, Verb)
-        self._run.session.stop_loads()
-        return self._tell(Kind.SCENARIO, "loads stopped", verb)
+        return self._do(lambda: self._feed.stop_loads(by=verb.by))
 
     async def burst(self, http: web.Request) -> web.Response:
         verb = await self._read(http, StartBurst)

@@ -14,6 +14,7 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 
 from scheduler.core.types import Limits
+from scheduler.gateway import KEY_VARIABLE
 from scheduler.gateway.wire import WireError, notices_from_json, preview_from_json, view_from_json
 from scheduler.live.tasks import Tasks
 from scheduler.live.view import CommandError, Notice, NotNow, Preview, View
@@ -96,8 +97,10 @@ class RemoteFeed:
             if answer.status != 200:
                 error = told.get("error") if isinstance(told, dict) else None
                 why = error.get("message") if isinstance(error, dict) else error  # a proxy's may be a string
-                refusal = NotNow if answer.status == 409 else CommandError
-                raise refusal(str(why or f"status {answer.status}"))
+                said = str(why or f"status {answer.status}")
+                if answer.status == 401:
+                    said += f"; attach reads the operator's key from {KEY_VARIABLE}"
+                raise (NotNow if answer.status == 409 else CommandError)(said)
             return told
 
     async def _follow(self) -> None:
@@ -205,6 +208,9 @@ class RemoteFeed:
 
     def burst(self, tenant: str, rate: float, seconds: float, by: str = "operator") -> None:
         self._send("POST", "/control/burst", tenant=tenant, rate=rate, seconds=seconds, by=by)
+
+    def stop_loads(self, by: str = "operator") -> None:
+        self._send("DELETE", "/control/scenario", by=by)
 
     def pause(self, by: str = "operator") -> None:
         self._send("POST", "/control/pause", by=by)

@@ -132,9 +132,16 @@ class LocalFeed:
         run.on_event(Event(now, Kind.SCENARIO, None, {"what": what, "by": by}))
         run.session.add_load(self._load)
 
+    def stop_loads(self, by: str = "operator") -> None:
+        self._run.session.stop_loads()
+        told = {"what": "loads stopped", "by": by}
+        self._run.on_event(Event(self._run.clock.now(), Kind.SCENARIO, None, told))
+
     def _ready(self) -> None:
-        if self._run.session.engine_state not in ("ready", "restarting"):
-            raise NotNow(f"the engine is {self._run.session.engine_state}; try again when it is ready")
+        state = self._run.session.engine_state
+        if state not in ("ready", "restarting"):
+            then = "stop, and start anew" if state == "dead" else "try again when it is ready"
+            raise NotNow(f"the engine is {state}; {then}")
 
     def pause(self, by: str = "operator") -> None:
         self._run.session.pause(by=by)

@@ -122,4 +122,4 @@ class ReplayFeed:
         raise CommandError("this run is recorded: it can be watched, not changed")
 
     preview = switch_policy = undo_policy = switch_estimator = inject = burst = _refuse
-    pause = resume = set_tenant = _refuse
+    stop_loads = pause = resume = set_tenant = _refuse

@@ -130,6 +130,9 @@ class Feed(Protocol):
     def burst(self, tenant: str, rate: float, seconds: float, by: str = "operator") -> None:
         """Extra Poisson arrivals of one tenant, ``rate`` per second. Raises CommandError."""
 
+    def stop_loads(self, by: str = "operator") -> None:
+        """No further request of any scenario or burst comes; what is here goes on. Raises CommandError."""
+
     def pause(self, by: str = "operator") -> None: ...
 
     def resume(self, by: str = "operator") -> None: ...

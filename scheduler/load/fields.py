@@ -165,14 +165,14 @@ TenantShares = Annotated[
 ]
 
 
-def or_section(word: str, section: dict[str, Any]) -> BeforeValidator:
-    """Let one word stand for a section."""
+def or_section(word: str, section: dict[str, Any], such_as: str) -> BeforeValidator:
+    """Let one word stand for a section; ``such_as`` is one as it may be written."""
 
     def expand(value: object) -> object:
         if value == word:
             return section
         if not isinstance(value, Mapping | Section):
-            raise ValueError(f"must be `{word}` or a mapping, got {kind_of(value)}")
+            raise ValueError(f"must be `{word}` or a mapping such as {such_as}, got {kind_of(value)}")
         return value
 
     return BeforeValidator(expand)

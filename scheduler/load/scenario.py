@@ -114,6 +114,8 @@ def _in_words(details: ErrorDetails, loc: Loc, model: type[BaseModel]) -> str:
             return f"must be at least {ctx['ge']:g}, got {given}"
         case "less_than_equal":
             return f"must be at most {ctx['le']:g}, got {given}"
+        case "model_type" | "model_attributes_type":
+            return f"must be a mapping, got {given}; allowed: {', '.join(_keys(model, loc))}"
         case kind if kind in _WANTED:
             return f"must be {_WANTED[kind]}, got {given}"
         case _:
@@ -129,8 +131,6 @@ _WANTED: Mapping[str, str] = {
     "tuple_type": "a list",
     "dict_type": "a mapping",
     "mapping_type": "a mapping",
-    "model_type": "a mapping",
-    "model_attributes_type": "a mapping",
 }
 
 

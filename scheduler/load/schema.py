@@ -333,7 +333,7 @@ class Scenario(Section):
     """One line for lists."""
     seed: int = 0
     engine: EngineSection = EngineSection()
-    dispatch: Annotated[Dispatch, or_section("continuous", {})] = Dispatch()
+    dispatch: Annotated[Dispatch, or_section("continuous", {}, "{microbatch: {size: 32}}")] = Dispatch()
     policy: Annotated[PolicySection, BeforeValidator(_policy)] = PolicySection()
     """A name, a name with its parameters, or `auto`."""
     guard: GuardSection | None = None

@@ -192,11 +192,11 @@ class Stream(Section):
     name: Name | None = None
     tenant: TenantShares | None = None
     """Who asks: one tenant, or several with their shares; a jsonl trace may say so itself."""
-    arrivals: Annotated[Arrivals, or_section("at-once", {"at-once": True})] | None = None
+    arrivals: Annotated[Arrivals, or_section("at-once", {"at-once": True}, "{poisson: 4.0}")] | None = None
     trace: Trace | None = None
     mix: Annotated[dict[Category, Portion], AfterValidator(some_share)] | None = None
     """Shares of the categories; the paper's learning phase where not given."""
-    prompts: Annotated[Prompts, or_section("paper", {})] | None = None
+    prompts: Annotated[Prompts, or_section("paper", {}, "{file: F.jsonl}")] | None = None
     from_s: Seconds = Field(default=0.0, alias="from")
     """Start, from the run's start; with ``after``, from that moment."""
     after: str | None = None

@@ -155,6 +155,8 @@ def _syntax_problem(file: str, error: yaml.MarkedYAMLError) -> Problem:
         what = "a second document starts here, one document a file is allowed"
     elif "'\\t'" in what:
         what = "a tab cannot be used here, indent with spaces"
+    elif "but found '<block" in what:
+        what = "a list or a mapping begins here in the middle of another: check the indentation"
     elif error.context and error.problem:
         what = f"{error.context}: {what}"
     return Problem(file, (mark.line if mark else 0) + 1, "", what)

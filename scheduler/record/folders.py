@@ -76,7 +76,14 @@ class RunFolder:
 
     @property
     def policy(self) -> str:
-        return str(self.told("policy"))
+        """The policy at the start and, where it was switched, the last one: what no one policy did alone."""
+        try:
+            later = [str(switch["to"]) for switch in self.document.get("switches", ())]
+        except MALFORMED as error:
+            raise FolderError(f"{self.name}: switches in its run.json: {why(error)}") from error
+        if len(later) > 1:
+            later = ["…", later[-1]]
+        return " → ".join([str(self.told("policy")), *later])
 
     @property
     def static(self) -> bool:

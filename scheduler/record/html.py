@@ -92,7 +92,7 @@ def _word(key: str) -> Callable[[RunFolder], Any]:
 
 _RUN_COLUMNS: dict[str, Callable[[RunFolder], Any]] = {
     "run": lambda run: run.name,
-    "policy": _word("policy"),
+    "policy": lambda run: run.policy,
     "dispatch": _word("dispatch"),
     "counter": _word("counter"),
     "calibrated": lambda run: "yes" if run.calibrated else "no",

@@ -13,6 +13,7 @@ def summary(document: Mapping[str, Any]) -> str:
         f"{document['scenario']}: {document['policy']} on {document['engine_detail']}, "
         f"{document['dispatch']}, capacity {document['capacity']}, {document['clock']} time",
         f"requests   {_counts(requests)}",
+        *([f"rejected   {_counts(rejections)}"] if (rejections := document["rejections"]) else []),
         f"tokens     {tokens['output']} out, {_number(tokens['output_per_s'])}/s "
         f"over {_number(document['duration_s'])} s",
         f"estimate   mean absolute error {_number(estimate['mae'])} tokens "
@@ -31,6 +32,9 @@ def summary(document: Mapping[str, Any]) -> str:
             f"switch     at {_number(switch['at_s'])} s: {switch['from']} → {switch['to']}, "
             f"{switch['queued']} queued, {_number(switch['took_ms'])} ms"
         )
+    if expected := document["expect"]:
+        met = sum(expectation["ok"] for expectation in expected)
+        lines.append(f"expect     {met} of {len(expected)} met")
     return "\n".join(lines)
 
 
