@@ -16,6 +16,7 @@ from scheduler.gateway.completions import DEADLINE, PRIORITY
 from scheduler.gateway.control import BY
 from scheduler.gateway.jobs import IDEMPOTENCY_KEY, KEY
 from scheduler.gateway.params import MAX_STOP_CHARS, MAX_STOPS, NEUTRAL, ROLES
+from scheduler.gateway.response import REQUEST_ID
 from scheduler.load.fields import MAX_WEIGHT, MIN_WEIGHT
 
 Json = dict[str, Any]
@@ -79,6 +80,13 @@ def document() -> Json:
             "securitySchemes": {
                 "tenant": {"type": "http", "scheme": "bearer", "description": "A tenant's API key."},
                 "operator": {"type": "http", "scheme": "bearer", "description": "The operator's key."},
+            },
+            "headers": {
+                "RequestId": {
+                    "description": "For logs: the id of the request in the run folder, where there was one.",
+                    "required": True,
+                    "schema": {"type": "string"},
+                }
             },
             "schemas": {
                 "Completion": _completion(),
@@ -190,6 +198,9 @@ def _operation(
             **{code: {"description": _ERRORS[code], "content": error} for code in errors.split()},
         },
     }
+    if key == "tenant":  # what is under /v1
+        for response in operation["responses"].values():
+            response["headers"] = {REQUEST_ID: {"$ref": "#/components/headers/RequestId"}}
     if path:
         operation["parameters"] = [
             {"name": path, "in": "path", "required": True, "schema": {"type": "string"}}
