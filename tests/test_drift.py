@@ -60,6 +60,11 @@ def test_a_change_is_told_once_and_soon(sd: float, scale: float) -> None:
         assert back.before == pytest.approx(change.after, rel=0.5)
 
 
+def test_noise_alone_is_told_about_once_in_two_hundred_thousand_answers() -> None:
+    found = [changes(ChangeDetector(), random.Random(seed), 50_000, 1.0, 0.5) for seed in range(4)]
+    assert sum(map(len, found)) <= 3
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_hundred_answers_are_enough_to_know_what_is_usual(seed: int) -> None:
     rng, detector = random.Random(seed), ChangeDetector()
