@@ -17,7 +17,7 @@ from scheduler.gateway.control import BY
 from scheduler.gateway.jobs import IDEMPOTENCY_KEY, KEY
 from scheduler.gateway.params import MAX_STOP_CHARS, MAX_STOPS, NEUTRAL, ROLES
 from scheduler.gateway.response import REQUEST_ID
-from scheduler.load.fields import MAX_WEIGHT, MIN_WEIGHT
+from scheduler.load.fields import MAX_COUNT, MAX_WEIGHT, MIN_WEIGHT
 
 Json = dict[str, Any]
 
@@ -311,16 +311,20 @@ def _positive() -> Json:
     return {"type": "number", "exclusiveMinimum": 0}
 
 
+def _limit(least: int) -> Json:
+    return {"type": ["integer", "null"], "minimum": least, "maximum": MAX_COUNT}
+
+
 def _rates() -> Json:
-    each = {"type": ["integer", "null"], "minimum": 1}
+    each = _limit(1)
     return {"requests_per_minute": each, "tokens_per_minute": each}
 
 
 def _limits() -> Json:
     return {
-        "max_queued": {"type": ["integer", "null"], "minimum": 0},
-        "max_queued_tokens": {"type": ["integer", "null"], "minimum": 0},
-        "max_in_flight": {"type": ["integer", "null"], "minimum": 1},
+        "max_queued": _limit(0),
+        "max_queued_tokens": _limit(0),
+        "max_in_flight": _limit(1),
         "ttl": {"anyOf": [_positive(), _duration(), {"type": "null"}]},
     }
 
