@@ -46,9 +46,13 @@ def tenant(place: int) -> str:
     return TENANTS[place % len(TENANTS)]
 
 
-def dashed(place: int) -> bool:
-    """The second ten have the colours of the first, so their lines are dashed."""
-    return place // len(TENANTS) % 2 == 1
+STROKES = "━╍┅"
+"""How lines are drawn, as legends show it: whole, dashed, dotted."""
+
+
+def stroke(place: int) -> int:
+    """The second ten have the colours of the first, so their lines are dashed; those of the third, dotted."""
+    return place // len(TENANTS) % len(STROKES)
 
 
 _KINDS: dict[str, tuple[str, str]] = {

@@ -338,6 +338,8 @@ def run_header(plan: Plan, engine_detail: str, capacity: int, clock: str) -> dic
         "paper": plan.scenario.paper,
         "clock": clock,
         "policy": plan.policy,
+        "guarded": plan.guard is not None,
+        "autopilot": plan.goal is not None,
         "estimator": plan.scenario.estimator.kind,
         "counter": plan.scenario.estimator.counter,
         "calibrated": plan.scenario.estimator.calibrate,

@@ -109,6 +109,8 @@ async def serve_until(
     finally:
         gateway.drain()
         await cancel_all(starting, given_up)
+        if gateway.jobs is not None and (left := await gateway.jobs.leave_waiting()):
+            say(f"{left} jobs that wait are left to the next start")
         waiting = run.scheduler.books.totals.queued + run.scheduler.books.totals.in_flight
         say(f"stopping: {waiting} requests get up to {DRAIN_S:g} s" if waiting else "stopping")
         document = await run.stop(drain_s=DRAIN_S)

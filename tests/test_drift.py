@@ -60,6 +60,11 @@ def test_a_change_is_told_once_and_soon(sd: float, scale: float) -> None:
         assert back.before == pytest.approx(change.after, rel=0.5)
 
 
+def test_noise_alone_is_told_about_once_in_two_hundred_thousand_answers() -> None:
+    found = [changes(ChangeDetector(), random.Random(seed), 50_000, 1.0, 0.5) for seed in range(4)]
+    assert sum(map(len, found)) <= 3
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_hundred_answers_are_enough_to_know_what_is_usual(seed: int) -> None:
     rng, detector = random.Random(seed), ChangeDetector()
@@ -201,20 +206,22 @@ def test_how_far_a_tenant_falls_short_is_told_and_when_it_is_over(
 
 
 def test_an_episode_of_requests_that_are_not_served_is_told_at_both_its_ends() -> None:
-    """Once each, however many they are; a minute without one ends it, a shorter pause does not."""
+    """Once each, however many they are; a minute without one ends it, a shorter pause does not;
+    two minutes do where it comes back.
+    """
     tenants = [replace(TENANTS[0], limits=Limits(max_queued=0)), *TENANTS[1:]]
     scheduler, watch, notices = make_scheduler(tenants=tenants), Watch(), Notices()
     told: list[Event] = []
-    for now in (*range(100, 136), 195, 254, 255, 400):
+    for now in (*range(100, 136), 195, 314, 315, 400):
         told += watch.look(scheduler, now)
-        if now not in (254, 255):
+        if now not in (314, 315):
             request = make_request(str(now), arrival_s=now)
             assert scheduler.submit(request, now) is not None
             told += filter(None, [watch.on_ended(request)])
     for event in told:
         notices.on_event(event)
     assert [(event.at_s, event.kind) for event in told] == [
-        (at_s, Kind.UNSERVED) for at_s in (100.0, 195.0, 195.0, 255.0, 400.0)
+        (at_s, Kind.UNSERVED) for at_s in (100.0, 195.0, 195.0, 315.0, 400.0)
     ]
     assert [notice.text for notice in notices.after(0)] == [
         "acme: requests are rejected (tenant_queue_full)",
@@ -223,6 +230,27 @@ def test_an_episode_of_requests_that_are_not_served_is_told_at_both_its_ends() -
         "acme: no more requests are rejected; 1 in 0 s",
         "acme: requests are rejected (tenant_queue_full)",
     ]
+
+
+@pytest.mark.parametrize("every_s", [70, 200, 500])
+def test_what_comes_back_now_and_then_is_soon_told_as_one_episode(every_s: int) -> None:
+    scheduler, watch = make_scheduler(limits=Limits(max_queued=0)), Watch()
+    told: list[Event] = []
+    for number in range(50):
+        now = float(every_s * number)
+        request = make_request(str(number), arrival_s=now)
+        assert scheduler.submit(request, now) is not None
+        told += filter(None, [watch.on_ended(request)])
+        for later in range(1, every_s, 5):
+            told += watch.look(scheduler, now + later)
+    assert len(told) <= 9
+    last_s = 49.0 * every_s
+    (end,) = watch.look(scheduler, last_s + 600)
+    assert end.detail["requests"] >= 45
+    again = make_request("again", arrival_s=last_s + 700)
+    scheduler.submit(again, last_s + 700)
+    assert watch.on_ended(again) is not None
+    assert [event.detail["requests"] for event in watch.look(scheduler, last_s + 760)] == [1], "as at first"
 
 
 def test_requests_that_expire_are_told_beside_those_that_are_rejected() -> None:

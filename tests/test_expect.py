@@ -77,6 +77,7 @@ PATHS = valid_paths(["acme", "a.b"], TIERS)
         "max_model_len == 2048",
         "counter == tokenizer",
         "calibrated == true",
+        "guarded == false",
         "failure == null",
     ],
 )

@@ -136,6 +136,7 @@ async def test_pause_resume_limits_tenants_drain(served: Served) -> None:
             {"limits": {"tokens_per_minute": 10**400}},
             "limits.tokens_per_minute: must be at most 1e+18",
         ),
+        ("/control/limits", {"max_queued": 10**18}, "max_queued: must be at most 1e+18, got 1000"),
         ("/control/limits", {"max_queued": -1}, "max_queued: must be at least 0, got -1"),
         ("/control/estimator", {}, "estimator: is required"),
     ],

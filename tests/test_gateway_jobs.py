@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from gateway_kit import ACME, GLOBEX, JOBS, Served, chat, completion, ended, serving, two_keys
 from kill_jobs import kills
+from waiting import until
 
 from scheduler.core.estimate import PaperEstimator
 from scheduler.core.tenant_estimate import TenantEstimator
@@ -209,6 +210,29 @@ async def test_a_server_that_drains_takes_old_jobs_up_and_a_dead_one_leaves_them
             assert (await ended(served, job))["status"] == "finished"
 
 
+async def test_at_a_stop_jobs_that_wait_do_not_delay_who_waits_for_an_answer(path: Path) -> None:
+    async with serving(journal=path, capacity=1, start=False) as served:
+        said, stopping = list[str](), asyncio.Event()
+        server = asyncio.create_task(serve_until(stopping, served.run, served.gateway, said.append))
+        await until(lambda: len(said) == 1)
+        assert said.pop().startswith("ready: ")
+        asked = [asyncio.create_task(served.post("/v1/completions", completion(max_tokens=500)))]
+        await until(lambda: served.run.scheduler.books.totals.in_flight == 1)
+        left = [(await served.post(JOBS, completion()))[1]["id"] for _ in range(3)]
+        asked.append(asyncio.create_task(served.post("/v1/completions", completion())))
+        await until(lambda: served.run.scheduler.books.totals.queued == 4)
+        stopping.set()
+        async with asyncio.timeout(20):
+            await server
+            assert [(await answer)[0] for answer in asked] == [200, 200]
+        assert said[:2] == [
+            "3 jobs that wait are left to the next start",
+            "stopping: 2 requests get up to 30 s",
+        ]
+    async with serving(journal=path) as served:
+        assert {(await ended(served, job))["status"] for job in left} == {"finished"}
+
+
 async def test_a_server_that_stops_while_it_takes_jobs_up_leaves_the_rest(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,7 +253,7 @@ async def test_a_server_that_stops_while_it_takes_jobs_up_leaves_the_rest(
         monkeypatch.setattr("scheduler.serve.DRAIN_S", 0.0)
         async with asyncio.timeout(5):
             await serve_until(stopping, served.run, served.gateway, said.append)
-        assert said[0].startswith("stopping: ")
+        assert said[0].endswith(" jobs that wait are left to the next start")
         assert 3 <= len(taken) < len(left)
         assert [notice.kind for notice in served.run.notices.after(0)].count("error") == 0
     async with serving(journal=path) as served:

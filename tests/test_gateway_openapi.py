@@ -10,6 +10,7 @@ from gateway_kit import serving
 
 from scheduler.gateway.openapi import document
 from scheduler.gateway.params import CHAT, COMPLETION, NEUTRAL
+from scheduler.gateway.response import REQUEST_ID
 
 FILE = Path(__file__).resolve().parent.parent / "docs" / "openapi.json"
 
@@ -29,6 +30,13 @@ async def test_every_route_is_described_and_nothing_else(tmp_path: Path) -> None
         }
     described = {(method, path) for path, methods in document()["paths"].items() for method in methods}
     assert described == routes
+
+
+def test_every_answer_under_v1_has_an_id() -> None:
+    for path, methods in document()["paths"].items():
+        for operation in methods.values():
+            told = [REQUEST_ID in response.get("headers", {}) for response in operation["responses"].values()]
+            assert set(told) == {path.startswith("/v1/")}, path
 
 
 def test_every_parameter_is_described() -> None:

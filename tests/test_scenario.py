@@ -88,6 +88,7 @@ def test_a_scenario_is_frozen(example: Path) -> None:
         ("paper: false", "limits: {max_queued: 9, ttl: 1.5m}", "limits.limits", Limits(9, None, None, 90)),
         ("paper: false", "paper: true", "paper", True),
         ("seed: 7", "seed: 0x10", "seed", 16),
+        ("seed: 7", "seed: 0xDE0B6B3A763FFFF", "seed", 10**18 - 1),
         ("seed: 7", "seed: 7.0", "seed", 7),
         ("paper: false", "max_inflight_tokens: 26e3", "max_inflight_tokens", 26000),
     ],

@@ -51,6 +51,8 @@ ADDED = [
     ("speed: .nan", "7: speed: .nan is not allowed", "finite"),
     ("speed: -.inf", "7: speed: -.inf is not allowed", "finite"),
     ("speed: 1e999", "7: speed: the number is too large", ""),
+    ("seed: 0xDE0B6B3A7640000", "7: seed: the number is too large, at most 18 decimal digits", ""),
+    ("limits: {max_queued: 0o77777777777777777777}", "7: limits.max_queued: the number is too large", ""),
     ("seed: 010", "7: seed: 010 is octal", "leading zero"),
     ("speed: 0", "7: speed: must be above 0, got 0", ""),
     ("name: again", "7: name: the key is here twice", "first in line 1"),

@@ -68,10 +68,13 @@ def test_a_logarithmic_axis_has_ticks_at_whole_powers(rows: int) -> None:
     assert 1 <= len(ticks) <= 7
 
 
-async def test_of_twenty_tenants_no_two_are_drawn_alike() -> None:
-    looks = {(palette.tenant(place), palette.dashed(place)) for place in range(20)}
-    assert len(looks) == 20
-    async with running(FakeFeed(many(20)), seconds=3) as (app, pilot, _):
+async def test_of_thirty_tenants_no_two_are_drawn_alike() -> None:
+    looks = {(palette.tenant(place), palette.stroke(place)) for place in range(30)}
+    assert len(looks) == 30
+    async with running(FakeFeed(many(30)), seconds=3) as (app, pilot, _):
         await pilot.press("1", *["down"] * 15)
         await pilot.pause()
         assert "╍ tenant-15" in text_of(app)
+        await pilot.press(*["down"] * 10)
+        await pilot.pause()
+        assert "┅ tenant-25" in text_of(app)

@@ -20,7 +20,7 @@ from scheduler.cli import main
 from scheduler.live.replay import FASTEST, ReplayFeed
 from scheduler.live.view import CommandError
 from scheduler.load.scenario import load_scenario
-from scheduler.plan import make_plan
+from scheduler.plan import make_plan, run_header
 from scheduler.record.playback import Playback
 from scheduler.record.recording import Recording, read_recording
 from scheduler.virtual import VirtualRun
@@ -61,6 +61,28 @@ async def replaying(recording: Recording, size: tuple[int, int] = (160, 48)) -> 
         app.tick()
         await pilot.pause()
         yield app, pilot, feed, wall
+
+
+@pytest.mark.parametrize(
+    ("scenario", "policy", "armed"),
+    [("demo", None, (False, False)), ("autopilot", None, (True, True)), ("autopilot", "sjf", (True, False))],
+)
+def test_run_json_says_what_was_armed(scenario: str, policy: str | None, armed: tuple[bool, bool]) -> None:
+    header = run_header(make_plan(load_scenario(scenario), policy=policy, clock="virtual"), "", 1, "virtual")
+    assert (header["guarded"], header["autopilot"]) == armed
+
+
+def test_it_tells_what_was_armed(recording: Recording) -> None:
+    for armed in ({}, {"guarded": True}, {"autopilot": True}):
+        document = {**recording.document, **armed}
+        view = ReplayFeed(replace(recording, document=document), clock=Wall()).view()
+        assert (view.guarded, view.autopilot) == ("guarded" in armed, "autopilot" in armed)
+
+
+def test_a_run_of_a_version_that_did_not_tell_what_was_armed(recording: Recording) -> None:
+    document = {k: v for k, v in recording.document.items() if k not in ("guarded", "autopilot")}
+    view = ReplayFeed(replace(recording, document=document), clock=Wall()).view()
+    assert (view.guarded, view.autopilot) == (False, False)
 
 
 def test_it_plays_at_its_pace_holds_and_ends(recording: Recording) -> None:

@@ -163,7 +163,7 @@ class MainScreen(Screen[None]):
         places = sorted(
             [(tenant is selected, history.colour_index(tenant.name), tenant.name) for tenant in tenants]
         )
-        lines = [(name, name, palette.tenant(at), palette.dashed(at), strong) for strong, at, name in places]
+        lines = [(name, name, palette.tenant(at), palette.stroke(at), strong) for strong, at, name in places]
         markers = tuple(
             Marker(notice.at_s, palette.kind(notice.kind)[1]) for notice in history.notices if notice.marker
         )

@@ -22,8 +22,8 @@ LABEL_CELLS = 5  # of the vertical axis
 _LINES_AROUND = 2  # legend above, time axis below
 _LEGEND_INDENT = LABEL_CELLS - 2
 _LEGEND_GAP = 2
-_LEGEND_MARK, _LEGEND_DASHED = "━ ", "╍ "
-_DASH = 4  # dot columns drawn, and as many left out
+_LEGEND_MARK = 2  # cells: the stroke and a blank
+_DASHES = (0, 4, 1)  # of each stroke: dot columns drawn, and as many left out
 _UNSEEN = 50  # a line so many times lower than the highest is not to be told from the axis
 _SHORTEST_NAME, _LONGEST_NAME = 9, 18  # rather than cut names further, a legend leaves some tenants out
 
@@ -35,7 +35,7 @@ class Series(NamedTuple):
     tenant: str | None
     name: str  # as in the legend
     colour: str
-    dashed: bool = False
+    stroke: int = 0  # of ``palette.STROKES``
     strong: bool = False  # of the tenant under the cursor
 
 
@@ -150,10 +150,10 @@ class Chart(Panel):
             low, high, ticks = scale(values, 0.0, 1.0, rows=height, whole=True)
         else:
             low, high, ticks = scale(values, *self._least, rows=height)
-        dashed = [series.dashed for series in self._series]
-        if True in dashed:
-            gaps = np.arange(grid.first, grid.first + grid.buckets) // _DASH % 2 == 1
-            values[np.outer(dashed, gaps)] = np.nan
+        columns = np.arange(grid.first, grid.first + grid.buckets)
+        for line, series in zip(values, self._series, strict=True):
+            if dash := _DASHES[series.stroke]:
+                line[columns // dash % 2 == 1] = np.nan
         raster = Raster(width, height)
         raster.plot(values, low, high)
         labels: dict[int, str] = {}
@@ -190,12 +190,12 @@ class Chart(Panel):
         pairs = sorted(zip(self._series, latest, strict=True), key=lambda pair: not pair[0].strong)
         names = [clean(series.name) for series, _ in pairs]
         shown = [self._unit(value) for _, value in pairs]
-        around = _LEGEND_GAP + len(_LEGEND_MARK) + 1
+        around = _LEGEND_GAP + _LEGEND_MARK + 1
         room = width - _LEGEND_INDENT + _LEGEND_GAP - sum(len(figure) + around for figure in shown)
         most = name_cells(tuple(map(cell_len, names)), room)
         for at, ((series, _), name, figure) in enumerate(zip(pairs, names, shown, strict=True)):
             text = f"{clean(name, most)} {figure}"
-            cells = gap + len(_LEGEND_MARK) + cell_len(text)
+            cells = gap + _LEGEND_MARK + cell_len(text)
             more = f"  +{len(names) - at}"
             left = len(names) - at - 1  # after this one
             if used + cells + (len(more) if left else 0) > width:
@@ -203,8 +203,8 @@ class Chart(Panel):
                 line.append(Segment(more, ink(palette.FAINT)))
                 used += len(more)
                 break
-            mark = _LEGEND_DASHED if series.dashed else _LEGEND_MARK
-            line.append(Segment(" " * gap + mark, ink(series.colour)))
+            mark = palette.STROKES[series.stroke]
+            line.append(Segment(f"{' ' * gap}{mark} ", ink(series.colour)))
             line.append(Segment(text, ink(palette.BRIGHT if series.strong else palette.FAINT)))
             used, gap = used + cells, _LEGEND_GAP
         line.append(Segment(" " * (width - used), ink(palette.FAINT)))

@@ -19,6 +19,8 @@ SLO_OUT = (0.90, 0.50, 0.10)  # shares of requests that meet their objectives: e
 SLO_BACK = 0.95  # until it is above this again; higher than the first, so that none flaps
 QUIET_S = 60.0
 """So long no request is rejected, or expires, once that is over; limits by the minute come and go faster."""
+AGAIN_S = 600.0
+"""What comes back sooner than this must have been quiet for twice as long as before, and this at most."""
 
 
 @dataclass(slots=True)
@@ -28,7 +30,9 @@ class _Episode:
     reason: str  # of the first
     since_s: float
     last_s: float
+    quiet_s: float  # after the last so long, it is over
     requests: int = 1
+    over: bool = False
 
 
 class Watch:
@@ -36,7 +40,9 @@ class Watch:
 
     def __init__(self) -> None:
         self._detectors: defaultdict[str, ChangeDetector] = defaultdict(ChangeDetector)
-        self._episodes: dict[tuple[str, str], _Episode] = {}  # by tenant and what becomes of its requests
+        self._episodes: dict[
+            tuple[str, str], _Episode
+        ] = {}  # the latest by tenant and what becomes of its requests
         self._worst: dict[str, float] = {}  # of those who miss their objectives: the lowest share yet
 
     def on_ended(self, request: Request) -> Event | None:
@@ -58,11 +64,14 @@ class Watch:
     def _on_unserved(self, request: Request) -> Event | None:
         now, what = request.ended_s or 0.0, request.state.value
         episode = self._episodes.get((request.tenant, what))
-        if episode is not None:
+        if episode is not None and not episode.over:
             episode.last_s = now
             episode.requests += 1
             return None
-        self._episodes[request.tenant, what] = _Episode(request.reason, now, now)
+        quiet_s = QUIET_S
+        if episode is not None and now - episode.last_s < AGAIN_S:
+            quiet_s = min(2 * episode.quiet_s, AGAIN_S)
+        self._episodes[request.tenant, what] = _Episode(request.reason, now, now, quiet_s)
         detail = {"tenant": request.tenant, "what": what, "reason": request.reason}
         return Event(now, Kind.UNSERVED, None, detail)
 
@@ -71,8 +80,8 @@ class Watch:
         requests are no longer rejected, or no longer expire.
         """
         for (name, what), episode in list(self._episodes.items()):
-            if now - episode.last_s >= QUIET_S:
-                del self._episodes[name, what]
+            if not episode.over and now - episode.last_s >= episode.quiet_s:
+                episode.over = True
                 detail = {"tenant": name, "what": what, "reason": episode.reason}
                 told = {"requests": episode.requests, "over_s": episode.last_s - episode.since_s}
                 yield Event(now, Kind.UNSERVED, None, {**detail, **told})

@@ -143,6 +143,18 @@ class Jobs:
             what = f"what {scheduler.estimator.name} had learned cannot be read; it begins anew"
             self._run.notices.add(self._run.clock.now(), "error", what)
 
+    async def leave_waiting(self) -> int:
+        """Before the run stops: the jobs that wait are the next server's, and the time that is left belongs
+        to what runs and to who waits for an answer. Returns how many jobs.
+        """
+        left = 0
+        for job in list(self._live.values()):
+            if job.request.state is State.QUEUED and not job.cancelled:
+                self._run.session.cancel(job.request.id)
+                left += 1
+                await asyncio.sleep(0)  # there may be many thousands
+        return left
+
     async def close(self) -> None:
         """After the run has stopped: what has ended is written, the rest waits for the next server."""
         relearned = self._tidying is not None

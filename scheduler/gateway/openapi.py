@@ -16,7 +16,8 @@ from scheduler.gateway.completions import DEADLINE, PRIORITY
 from scheduler.gateway.control import BY
 from scheduler.gateway.jobs import IDEMPOTENCY_KEY, KEY
 from scheduler.gateway.params import MAX_STOP_CHARS, MAX_STOPS, NEUTRAL, ROLES
-from scheduler.load.fields import MAX_WEIGHT, MIN_WEIGHT
+from scheduler.gateway.response import REQUEST_ID
+from scheduler.load.fields import MAX_COUNT, MAX_WEIGHT, MIN_WEIGHT
 
 Json = dict[str, Any]
 
@@ -79,6 +80,13 @@ def document() -> Json:
             "securitySchemes": {
                 "tenant": {"type": "http", "scheme": "bearer", "description": "A tenant's API key."},
                 "operator": {"type": "http", "scheme": "bearer", "description": "The operator's key."},
+            },
+            "headers": {
+                "RequestId": {
+                    "description": "For logs: the id of the request in the run folder, where there was one.",
+                    "required": True,
+                    "schema": {"type": "string"},
+                }
             },
             "schemas": {
                 "Completion": _completion(),
@@ -190,6 +198,9 @@ def _operation(
             **{code: {"description": _ERRORS[code], "content": error} for code in errors.split()},
         },
     }
+    if key == "tenant":  # what is under /v1
+        for response in operation["responses"].values():
+            response["headers"] = {REQUEST_ID: {"$ref": "#/components/headers/RequestId"}}
     if path:
         operation["parameters"] = [
             {"name": path, "in": "path", "required": True, "schema": {"type": "string"}}
@@ -300,16 +311,20 @@ def _positive() -> Json:
     return {"type": "number", "exclusiveMinimum": 0}
 
 
+def _limit(least: int) -> Json:
+    return {"type": ["integer", "null"], "minimum": least, "maximum": MAX_COUNT}
+
+
 def _rates() -> Json:
-    each = {"type": ["integer", "null"], "minimum": 1}
+    each = _limit(1)
     return {"requests_per_minute": each, "tokens_per_minute": each}
 
 
 def _limits() -> Json:
     return {
-        "max_queued": {"type": ["integer", "null"], "minimum": 0},
-        "max_queued_tokens": {"type": ["integer", "null"], "minimum": 0},
-        "max_in_flight": {"type": ["integer", "null"], "minimum": 1},
+        "max_queued": _limit(0),
+        "max_queued_tokens": _limit(0),
+        "max_in_flight": _limit(1),
         "ttl": {"anyOf": [_positive(), _duration(), {"type": "null"}]},
     }
 

@@ -104,6 +104,8 @@ class ReplayFeed:
             loop_lag_p99_ms=nan if lag_ms is None else lag_ms,
             health=health(machine),
             replay=self.state,
+            guarded=bool(told.get("guarded")),  # a run of an earlier version does not say
+            autopilot=bool(told.get("autopilot")),
         )
 
     def notices(self, after: int = 0) -> Sequence[Notice]:

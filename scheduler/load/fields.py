@@ -155,7 +155,9 @@ SomeRate = Annotated[float, Field(gt=0, le=MAX_RATE)]
 Portion = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)]
-Count = Annotated[int, Field(ge=1, le=10**18)]  # files hold no longer numbers; JSON may, beyond any float
+MAX_COUNT = 10**18 - 1  # run folders hold no longer numbers; JSON may, beyond any float
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 PolicySpec = Annotated[str, BeforeValidator(policy_spec)]
 TenantShares = Annotated[

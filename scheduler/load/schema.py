@@ -20,6 +20,7 @@ from scheduler.core.policies import policy_from
 from scheduler.core.types import Limits, Slo, Tenant, Tier
 from scheduler.load.fields import (
     Count,
+    CountOrZero,
     Duration,
     Name,
     PolicySpec,
@@ -120,9 +121,9 @@ class SloSection(Section):
 class LimitsSection(Section):
     """Bounds on what may wait and run; unset is unbounded."""
 
-    max_queued: Annotated[int, Field(ge=0)] | None = None
+    max_queued: CountOrZero | None = None
     """Requests waiting."""
-    max_queued_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_queued_tokens: CountOrZero | None = None
     """Estimated tokens waiting, prompt and output."""
     max_in_flight: Count | None = None
     """Requests running."""

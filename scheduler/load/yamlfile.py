@@ -255,10 +255,10 @@ class _Builder:
             )
         elif re.fullmatch(r"[+-]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", text):
             self._add(loc, f"{text} is not allowed, a finite number is needed")
-        elif re.fullmatch(r"0o[0-7]{1,20}", text):
-            return int(text[2:], 8)
-        elif re.fullmatch(r"0x[0-9a-fA-F]{1,16}", text):
-            return int(text[2:], 16)
+        elif re.fullmatch(r"0o[0-7]{1,20}|0x[0-9a-fA-F]{1,16}", text):
+            if (whole := int(text, 0)) < 10**18:  # as of decimal numbers: run folders hold no longer ones
+                return whole
+            self._add(loc, "the number is too large, at most 18 decimal digits are allowed")
         elif re.fullmatch(r"[+-]?0[0-9]+", text):
             self._add(loc, f"{text} is octal to some YAML readers: write it without the leading zero")
         elif re.fullmatch(r"[+-]?[0-9]{1,18}", text):

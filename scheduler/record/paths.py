@@ -34,7 +34,7 @@ def valid_paths(tenants: Iterable[str], tiers: Iterable[str]) -> Mapping[str, fl
     run: dict[str, Any] = {
         **dict.fromkeys(words, ""),
         **dict.fromkeys(("schema", "capacity", "seed", "duration_s", "wall_s"), 0.0),
-        **dict.fromkeys(("paper", "interrupted", "calibrated"), False),
+        **dict.fromkeys(("paper", "interrupted", "guarded", "autopilot", "calibrated"), False),
         "tenants": dict.fromkeys(tenants, configured),
         "limits": limits,
         **dict.fromkeys(("max_inflight_tokens", "max_model_len"), 0.0),
