@@ -40,9 +40,8 @@ class Watch:
 
     def __init__(self) -> None:
         self._detectors: defaultdict[str, ChangeDetector] = defaultdict(ChangeDetector)
-        self._episodes: dict[
-            tuple[str, str], _Episode
-        ] = {}  # the latest by tenant and what becomes of its requests
+        # The latest, by tenant and what becomes of its requests.
+        self._episodes: dict[tuple[str, str], _Episode] = {}
         self._worst: dict[str, float] = {}  # of those who miss their objectives: the lowest share yet
 
     def on_ended(self, request: Request) -> Event | None:
