@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from heapq import heappush
+import heapq
 from math import inf
 
 import pytest
@@ -14,9 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from scheduler.core import queue as queue_module
 from scheduler.core.policies import policy_from
-from scheduler.core.policy import Entry
 from scheduler.core.queue import ReadyQueue
 from scheduler.core.types import Request
+from scheduler.core.waiting import WaitingRoom
 
 NAMES = [tenant.name for tenant in TENANTS]
 ORDERINGS = ["fifo", "priority", "sjf", "aging", "aging rate=0.5"]  # one group: a plain order
@@ -97,12 +97,12 @@ class QueueMachine(RuleBasedStateMachine):
         policy=st.sampled_from(ORDERINGS),
         limited=st.sets(st.sampled_from(NAMES)),
         compact_at=st.sampled_from([1, 2, 1024]),
-        one_by_one=st.sampled_from([0, 1, 64]),
+        few=st.sampled_from([0, 1, 64]),
     )
-    def begin(self, policy: str, limited: set[str], compact_at: int, one_by_one: int) -> None:
+    def begin(self, policy: str, limited: set[str], compact_at: int, few: int) -> None:
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(queue_module, "_COMPACT_AT", compact_at)
-        self.patch.setattr(queue_module, "_ONE_BY_ONE", one_by_one)
+        self.patch.setattr(queue_module, "_FEW", few)
         self.bench = Bench(policy, dict.fromkeys(limited, 1))
         self.pushed = 0
 
@@ -163,7 +163,7 @@ TestQueueMachine = QueueMachine.TestCase
 
 
 def heap_size(queue: ReadyQueue) -> int:
-    return sum(map(len, queue._groups.values()))
+    return sum(len(heap) for group in queue._groups.values() for heap in (group.heap, *group.aside.values()))
 
 
 def test_dead_entries_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,19 +202,118 @@ def test_a_limit_on_a_long_queue_does_not_move_it_one_by_one(monkeypatch: pytest
     for i in range(1000):
         bench.push(make_request(str(i), NAMES[0], arrival_s=float(i)))
     bench.push(make_request("other", NAMES[1], arrival_s=1e6))
-    pushes = 0
-
-    def push(heap: list[Entry], entry: Entry) -> None:
-        nonlocal pushes
-        pushes += 1
-        heappush(heap, entry)
-
-    monkeypatch.setattr(queue_module, "heappush", push)
+    pops = counted(monkeypatch, "heappop")
     assert [bench.pop().id for _ in range(2)] == ["0", "other"]  # type: ignore[union-attr]
-    del bench.room[NAMES[0]]
-    bench.queue.room_grew(NAMES[0], inf)
-    assert pushes <= 64
-    assert bench.pop().id == "1"  # type: ignore[union-attr]
+    for room in (999, inf):
+        bench.room[NAMES[0]] = 999
+        bench.queue.room_grew(NAMES[0], room)
+        assert bench.pop().id == "1" if room == 999 else "2"  # type: ignore[union-attr]
+        bench.set_room(NAMES[0], 0)
+    assert len(pops) <= 64
+
+
+def test_where_many_tenants_are_at_their_limits_the_queue_is_not_gone_through_for_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They step aside together, when the last tenant that might run comes to its limit, too."""
+    queue = ReadyQueue(policy_from("fifo"), room := {f"t{i}": 1 for i in range(200)})
+    for i in range(1000):
+        request = make_request(str(i), arrival_s=float(i), ticket=i)
+        request.tenant = f"t{i % 200}"
+        queue.push(request)
+    rebuilt = counted(monkeypatch, "heapify")
+    for i in range(200):
+        popped = queue.pop()
+        assert popped is not None
+        assert popped.id == str(i)
+        room[popped.tenant] = 0
+        queue.room_gone(popped.tenant)
+    assert queue.pop() is None
+    assert len(rebuilt) < 10
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[None]:
+    """Grows by one with each call of this function of heapq by a queue."""
+    calls: list[None] = []
+    function = getattr(heapq, name)
+    monkeypatch.setattr(queue_module, name, lambda *args: (calls.append(None), function(*args))[1])
+    return calls
+
+
+def test_a_long_queue_is_rebuilt_for_as_many_dead_as_it_has_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue_module, "_COMPACT_AT", 10)
+    bench = Bench("fifo")
+    requests = [make_request(str(i), arrival_s=float(i)) for i in range(1000)]
+    for request in requests:
+        bench.push(request)
+    rebuilt = counted(monkeypatch, "heapify")
+    for request in requests[:1:-1]:
+        bench.cancel(request)
+    assert 1 <= len(rebuilt) <= 3
+    assert heap_size(bench.queue) < 1000
+
+
+def test_what_stays_when_all_else_steps_aside_is_in_order() -> None:
+    bench = Bench("fifo", {NAMES[0]: 1})
+    for i in range(300, 0, -1):
+        bench.push(make_request(str(i), NAMES[i % 2] if i > 99 else NAMES[0], arrival_s=float(i)))
+    assert [bench.pop() is not None for _ in range(101)] == [True] * 101
+    assert bench.pop() is None
+
+
+def test_the_next_one_comes_back_for_one_that_is_cancelled() -> None:
+    bench = Bench("fifo", {"acme": 0})
+    first, second = make_request("first"), make_request("second", arrival_s=1.0)
+    bench.push(first)
+    bench.push(second)
+    bench.room["acme"] = 1
+    bench.queue.room_grew("acme", 1)
+    bench.cancel(first)
+    assert bench.pop() is second
+
+
+def test_room_for_several_is_taken_by_several() -> None:
+    """Raised by an operator, and given back by those who end."""
+    waiting = WaitingRoom(policy_from("fifo"))
+    waiting.set_room("acme", 0)
+    for i in range(9):
+        waiting.enter(make_request(str(i), arrival_s=float(i)))
+
+    def taken() -> list[str]:
+        names = []
+        while (request := waiting.queue.pop()) is not None:
+            waiting.take_room(request.tenant)
+            names.append(request.id)
+        return names
+
+    assert taken() == []
+    waiting.set_room("acme", 3)
+    assert taken() == ["0", "1", "2"]
+    for _ in range(2):
+        waiting.give_room("acme")
+    assert taken() == ["3", "4"]
+
+
+def test_room_that_comes_during_a_swap_is_there_after_it() -> None:
+    waiting = WaitingRoom(policy_from("fifo"))
+    waiting.set_room("acme", 0)
+    request = make_request("waits")
+    waiting.enter(request)
+    swap = waiting.begin_swap(policy_from("sjf"), [request], 0.0, "")
+    assert swap.step(9)
+    waiting.give_room("acme")
+    waiting.end_swap(swap, [])
+    assert waiting.queue.peek() is request
+    assert waiting.queue.pop() is request
+
+
+def test_a_retired_queue_is_gone_once_those_aside_are() -> None:
+    queue = ReadyQueue(policy_from("fifo"), {"acme": 0})
+    for i in range(5):
+        queue.push(make_request(str(i), ticket=i))
+    assert not queue.dismantle(3)
+    assert heap_size(queue) == 2
+    assert queue.dismantle(3)
 
 
 def test_ties_go_to_the_earlier_enqueueing() -> None:
@@ -262,3 +361,33 @@ def test_a_group_that_waits_for_room_has_not_begun_to_wait_anew(monkeypatch: pyt
     queue.room_gone("acme")
     queue.push(make_request("third", "acme", ticket=3))
     assert heard == ["acme"]
+    for request in list(queue):
+        request.ticket = -1
+        queue.forget(request)
+    queue.push(make_request("fourth", "acme", ticket=4))
+    assert heard == ["acme", "acme"], "those aside have all gone"
+
+
+def test_a_place_that_lapses_is_no_new_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = policy_from("fair+edf")
+    policy.bind({tenant.name: tenant for tenant in TENANTS})
+    heard: list[str] = []
+    monkeypatch.setattr(type(policy), "on_backlogged", lambda _, group: heard.append(group))
+    queue = ReadyQueue(policy, {})
+    queue.push(make_request("waits", "acme", ticket=1))
+    queue.lapse(1e6)
+    assert heard == ["acme"]
+
+
+def test_who_stepped_aside_goes_before_one_whose_place_has_lapsed() -> None:
+    """``acme`` may run one more; its first, back at the end, must not stand for it there."""
+    policy = policy_from("edf")
+    policy.bind({tenant.name: tenant for tenant in TENANTS})
+    queue = ReadyQueue(policy, room := {"acme": 0})
+    early, late = make_request("early", "acme", ticket=1), make_request("late", "acme", 1e3, ticket=2)
+    for request in (early, late):
+        queue.push(request)
+    room["acme"] = 1
+    queue.room_grew("acme", 1)
+    queue.lapse(999.0)
+    assert queue.pop() is late

@@ -7,58 +7,64 @@ policy to choose from.
 
 What comes to the top and belongs to a tenant at its in-flight limit steps aside, into a heap of its tenant's:
 so such a tenant is skipped without a scan. With each further request that it may run one comes back, so that
-as many as may run are in the group's heap, the best of them.
+as many as may run are in the group's heap at least, the best of them.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
 from itertools import chain
-from math import inf
 
 from scheduler.core.policy import Entry, Policy
 from scheduler.core.types import Request
 
 _COMPACT_AT = 1024  # fewer dead entries are not worth a rebuild
-_ONE_BY_ONE = 64  # so many step aside one after another; where more would have to, all do at once
+_FEW = 64  # so many come back, and one in so many steps aside, one by one; else all do at once
 
 
 class _Group:
-    __slots__ = ("aside", "dead", "heap")
+    __slots__ = ("aside", "compact_at", "dead", "heap")
 
     def __init__(self) -> None:
         self.heap: list[Entry] = []
-        self.aside: dict[str, list[Entry]] = {}  # by tenant
+        self.aside: dict[str, list[Entry]] = {}  # by tenant; the first of each is live
         self.dead = 0  # an upper bound
-
-    def __len__(self) -> int:
-        """Entries, dead ones too."""
-        return len(self.heap) + sum(map(len, self.aside.values()))
+        self.compact_at = _COMPACT_AT
 
     def __iter__(self) -> Iterator[Entry]:
         """Every live entry, in no particular order."""
         for heap in (self.heap, *self.aside.values()):
             yield from (entry for entry in heap if entry[3].ticket == entry[2])
 
+    def of(self, tenant: str) -> list[Entry]:
+        """The live entries of one tenant, in no particular order. O(n)."""
+        heaps = self.heap, self.aside.get(tenant, ())
+        return [e for heap in heaps for e in heap if e[3].tenant == tenant and e[3].ticket == e[2]]
+
     def step_aside(self, entry: Entry) -> None:
         heappush(self.aside.setdefault(entry[3].tenant, []), entry)
 
-    def all_step_aside(self, tenant: str) -> None:
-        """All of one tenant. O(n), and some times faster than one by one."""
-        heap, aside = self.heap, self.aside.setdefault(tenant, [])
-        aside += [entry for entry in heap if entry[3].tenant == tenant and entry[3].ticket == entry[2]]
-        heap[:] = [entry for entry in heap if entry[3].tenant != tenant]
-        heapify(aside)
-        heapify(heap)
+    def all_step_aside(self, room: dict[str, int]) -> None:
+        """All whose tenants may run nothing more. O(n), and some times faster than one by one."""
+        stay = []
+        for entry in self.heap:
+            request = entry[3]
+            if request.ticket == entry[2]:
+                if room.get(request.tenant, 1) > 0:
+                    stay.append(entry)
+                else:
+                    self.step_aside(entry)
+        heapify(stay)
+        self.heap[:] = stay
 
     def come_back(self, tenant: str, most: float) -> None:
-        """The best of its entries that stepped aside; of those that stay, the first is live."""
+        """The best of its entries that stepped aside, or all; of those that stay, the first is live."""
         aside = self.aside.get(tenant)
         if aside is None:
             return
-        if most == inf:
+        if most > _FEW:
             self.heap += aside
             heapify(self.heap)
             aside.clear()
@@ -76,6 +82,7 @@ class _Group:
             heap[:] = [entry for entry in heap if entry[3].ticket == entry[2]]
             heapify(heap)
         self.dead = 0
+        self.compact_at = max(_COMPACT_AT, len(self.heap) + sum(map(len, self.aside.values())))
 
 
 class ReadyQueue:
@@ -110,7 +117,7 @@ class ReadyQueue:
         group = self._groups.get(name)
         if group is None:
             group = self._groups[name] = _Group()
-        if self._hears_backlogged and name not in self._firsts and not group:
+        if self._hears_backlogged and name not in self._firsts and not group.aside:
             self.policy.on_backlogged(name)
         if self._room and self._room.get(request.tenant, 1) <= 0:
             group.step_aside(entry)
@@ -159,12 +166,12 @@ class ReadyQueue:
         """Give the heads whose place has lapsed a new one; for a policy that ``lapses``."""
         firsts = self._firsts
         for name in list(firsts):
+            group = self._groups[name]
             while (entry := firsts.get(name)) is not None and self.policy.lapsed(entry, now):
                 _, _, ticket, request = entry
-                request.ticket = -1
-                self.forget(request)
-                request.ticket = ticket
-                self.push(request)
+                heapreplace(group.heap, (*self._key(request), ticket, request))
+                group.come_back(request.tenant, 1)  # one that stepped aside may be better now
+                self._find_first(name, group)
 
     def forget(self, request: Request) -> None:
         """Told that a request's entry here, if there is one, has died."""
@@ -173,10 +180,10 @@ class ReadyQueue:
             return
         name = self.policy.group(request)
         group = self._groups.get(name)
-        if not group:
+        if group is None:
             return
         group.dead += 1
-        if group.dead >= _COMPACT_AT and group.dead * 2 > len(group):
+        if group.dead >= group.compact_at:
             group.compact()
         if group.aside:  # it was perhaps the one that its tenant may run
             group.come_back(request.tenant, min(1, self._room.get(request.tenant, 1)))
@@ -191,9 +198,9 @@ class ReadyQueue:
             if retried is request:
                 return before
             before += retried.tenant == tenant
-        mine = [entry for entry in self._groups[self.policy.group(request)] if entry[3].tenant == tenant]
+        mine = self._groups[self.policy.group(request)].of(tenant)
         own = next(entry for entry in mine if entry[3] is request)
-        return before + sum(entry < own for entry in mine)
+        return before + len([entry for entry in mine if entry < own])
 
     def dismantle(self, max_items: int) -> bool:
         """Throw away up to ``max_items`` entries of a queue that orders no more; True once it is empty."""
@@ -229,7 +236,7 @@ class ReadyQueue:
 
     def _find_first(self, name: str, group: _Group) -> None:
         """The group's best entry that may run, left at heap[0]; what is dead before it drops out."""
-        heap, room, one_by_one = group.heap, self._room, _ONE_BY_ONE
+        heap, room, moved = group.heap, self._room, 0
         while heap:
             entry = heap[0]
             request = entry[3]
@@ -237,10 +244,10 @@ class ReadyQueue:
                 if not room or room.get(request.tenant, 1) > 0:
                     self._firsts[name] = entry
                     return
-                if not one_by_one:
-                    group.all_step_aside(request.tenant)
+                if moved * _FEW > len(heap):
+                    group.all_step_aside(room)
                     continue
-                one_by_one -= 1
+                moved += 1
                 group.step_aside(entry)
             heappop(heap)
         self._firsts.pop(name, None)
