@@ -92,6 +92,20 @@ def test_who_may_not_wait_is_gone_in_time_however_busy_the_slots() -> None:
     assert played(what, "fifo")["longest_wait_s"] == pytest.approx(0.001)
 
 
+def test_what_runs_at_the_very_start_is_played_on() -> None:
+    """It is prefilled before the picture's time, which is then below 0."""
+    assert played(picture(queued=0, arrivals=(), now=0.0), "fifo")["ended"] == 8
+
+
+def test_an_answer_begins_when_it_is_asked_for() -> None:
+    """Not when the GPU, idle since, had its last step."""
+    came = tuple(
+        pending(number, 100.0, 100.0, arrival_s=10.0 * number, max_tokens=100) for number in range(1, 10)
+    )
+    figures = played(picture(queued=0, running=0, arrivals=came), "fifo")
+    assert figures["e2e.p50"] == pytest.approx(100 * 0.016, rel=0.05)
+
+
 def test_a_course_is_what_shorter_plays_come_to() -> None:
     what = picture()
     future = draw_future(what, 100.0, 0)

@@ -5,6 +5,7 @@ Noting which phases it ran, and in which of them each request decoded, costs a f
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable
 from struct import Struct
 
@@ -32,12 +33,6 @@ class GroupLog:
         self.gaps[bucket] = self.gaps.get(bucket, 0) + 1
 
 
-class _Groups(dict[Hashable, GroupLog]):
-    def __missing__(self, group: Hashable) -> GroupLog:
-        log = self[group] = GroupLog()
-        return log
-
-
 class StepLog:
     """The phases of one GPU, and the steps that each request decoded in, with its group: what gaps are
     counted by. The GPU itself writes it: this is the hot path of a virtual run.
@@ -46,4 +41,4 @@ class StepLog:
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
         self.phases = bytearray()  # packed, one after another
-        self.groups: dict[Hashable, GroupLog] = _Groups()
+        self.groups: defaultdict[Hashable, GroupLog] = defaultdict(GroupLog)
