@@ -54,7 +54,7 @@ async def _run(plan: Plan, speed: float | None, record: Path | None, listen: tup
         if gateway is not None:
             gateway.drain()
         await cancel_all(starting)
-        await run.stop(drain_s=DRAIN_S)
+        await run.stop(drain_s=DRAIN_S, interrupted=not run.session.drained.is_set())
         if gateway is not None:
             await gateway.close()
         left = True

@@ -249,7 +249,7 @@ def _run(args: argparse.Namespace) -> int:
         print(printable_lines(summary(document)))
     for expectation in document["expect"]:
         if not expectation["ok"]:
-            _complain(f"not met: {expectation['text']} (it is {expectation['value']})")
+            _complain(f"not met: {expectation['text']} (it is {json.dumps(expectation['value'])})")
     if document["failure"] is not None:
         _complain(f"driftsched: engine failure: {document['failure']}")
         return ENGINE

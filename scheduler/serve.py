@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import resource
 import sys
 from collections.abc import Callable
@@ -119,7 +120,7 @@ async def serve_until(
             say(f"recorded in {run.recorder.folder}")
             for expectation in document["expect"]:
                 if not expectation["ok"]:
-                    say(f"not met: {expectation['text']} (it is {expectation['value']})")
+                    say(f"not met: {expectation['text']} (it is {json.dumps(expectation['value'])})")
         say("stopped")
 
 

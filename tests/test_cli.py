@@ -100,11 +100,15 @@ def test_a_run_knows_how_to_begin_it_again(
 
 
 def test_a_missed_expectation_exits_1_and_says_which(capsys: pytest.CaptureFixture[str], fast: Path) -> None:
-    fast.write_text(FAST + "expect: [requests.finished == 4, requests.failed == 0]\n")
+    fast.write_text(
+        FAST + "expect: [requests.finished == 4, requests.failed == 0, failure == lost, paper == true]\n"
+    )
     code, out, err = run(capsys, "run", str(fast))
     assert code == 1
-    assert "expect     1 of 2 met" in out
+    assert "expect     1 of 4 met" in out
     assert "requests.finished == 4 (it is 3)" in err
+    assert "failure == lost (it is null)" in err, "in the words of run.json"
+    assert "paper == true (it is false)" in err
 
 
 def test_a_run_tells_why_requests_were_rejected(capsys: pytest.CaptureFixture[str], fast: Path) -> None:

@@ -221,6 +221,19 @@ async def test_guard_and_autopilot_steer_a_live_run(tmp_path: Path) -> None:
         assert done == [("sjf", "autopilot"), ("fifo", "guard")], "what the guard did is not undone by it"
 
 
+async def test_a_pause_is_not_the_fault_of_the_switch_before_it(tmp_path: Path) -> None:
+    guard = "guard: {when: e2e.p50 > 0.1s, over: 10s, hold: 0s, cooldown: 1s}\n"
+    async with running(tmp_path, SCENARIO + guard) as run:
+        await until(lambda: run.scheduler.books.totals.queued > 20)
+        run.session.switch_policy(policy_from("sjf"), by="me")
+        run.session.pause(by="me")
+        resumed_s = run.clock.now() + 1.5 * CHECK_S
+        await until(lambda: run.clock.now() > resumed_s)
+        run.session.resume(by="me")
+        await until(lambda: run.clock.now() > resumed_s + 3 * CHECK_S)
+        assert [switch["by"] for switch in run.session.switches] == ["me"]
+
+
 async def test_from_afar() -> None:
     async with serving() as served, RemoteFeed(served.url) as feed:
 

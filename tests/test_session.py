@@ -337,6 +337,22 @@ async def test_inject_and_burst_add_load(tmp_path: Path) -> None:
     bench.run.scheduler.check()
 
 
+async def test_a_burst_of_any_tenant_whatever_was_injected_last(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, count=1)
+    await bench.run.start()
+    file = tmp_path / "other.yaml"
+    file.write_text(SCENARIO.replace("COUNT", "1").replace("MORE", "").replace("acme", "newcomer"))
+    bench.feed.inject(str(file))
+    for tenant in ("acme", "lab", "newcomer"):
+        bench.feed.burst(tenant, rate=5.0, seconds=10.0)
+    await until(bench.run.session.drained.is_set)
+    bursts = {request.tenant for request in bench.ended if request.submitted_by.startswith("burst-")}
+    assert bursts == {"acme", "lab", "newcomer"}
+    with pytest.raises(CommandError, match="allowed: acme, lab, newcomer"):
+        bench.feed.burst("nobody", rate=1.0, seconds=1.0)
+    await bench.run.stop()
+
+
 async def test_tenant_limits_and_weights_change_live(bench: Bench) -> None:
     bench.feed.set_tenant("lab", weight=7.0, limits=Limits(max_in_flight=1))
     row = next(t for t in bench.feed.view().snapshot.tenants if t.name == "lab")

@@ -380,6 +380,21 @@ async def test_what_nobody_edited_stays_as_it_is() -> None:
         assert feed.calls == [("set_tenant", "acme-chat", None, Limits(max_queued=5000))]
 
 
+async def test_what_changes_under_an_open_form_is_not_taken_back() -> None:
+    async with running() as (app, pilot, feed):
+        await pilot.press("t", "tab", "end", "0")
+        lane = feed.lanes[0]
+        lane.weight, lane.limits = 9.0, replace(lane.limits, max_in_flight=12)
+        form = app.screen
+        assert isinstance(form, TenantScreen)
+        form._follow()
+        assert (form.inputs["weight"].value, form.inputs["max_queued"].value) == ("9", "5000")
+        lane.limits = replace(lane.limits, ttl_s=30.0)  # since it looked last
+        await pilot.press("enter")
+        limits = Limits(max_queued=5000, max_in_flight=12, ttl_s=30.0)
+        assert feed.calls == [("set_tenant", "acme-chat", None, limits)]
+
+
 async def test_a_bad_limit_is_explained_and_not_sent() -> None:
     async with running() as (app, pilot, feed):
         await pilot.press("t", "tab", "end", "x", "enter")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fake_feed import FakeFeed
@@ -140,7 +142,10 @@ Leave = Callable[[], Awaitable[None]]
 
 
 async def leave_by(
-    monkeypatch: pytest.MonkeyPatch, way_out: Callable[[LocalFeed, Leave], Awaitable[int]]
+    monkeypatch: pytest.MonkeyPatch,
+    way_out: Callable[[LocalFeed, Leave], Awaitable[int]],
+    scenario: str = "demo",
+    record: Path | None = None,
 ) -> int:
     """The exit code of a live run whose dashboard is this."""
 
@@ -148,7 +153,7 @@ async def leave_by(
         return await way_out(feed, on_quit)
 
     monkeypatch.setattr(live, "run_dashboard", dashboard)
-    return await live._run(make_plan(load_scenario("demo")), speed=10.0, record=None, listen=None)
+    return await live._run(make_plan(load_scenario(scenario)), speed=10.0, record=record, listen=None)
 
 
 @pytest.fixture
@@ -205,3 +210,21 @@ async def test_a_start_that_fails_whyever_is_seen(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(SimulatedEngine, "start", start)
     with pytest.raises(EngineError, match=r"^KeyError$"):
         await leave_by(monkeypatch, waits)
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_a_run_that_is_left_before_its_load_is_done_was_interrupted(
+    early: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = tmp_path / "one.yaml"
+    scenario.write_text(
+        "name: one\ntenants: [{name: acme}]\nload: [{tenant: acme, arrivals: at-once, count: 1}]\n"
+    )
+
+    async def leaves(feed: LocalFeed, leave: Leave) -> int:
+        await until(lambda: feed.view().scenario_done or (early and feed.view().snapshot.in_flight > 0))
+        await leave()
+        return 0
+
+    assert await leave_by(monkeypatch, leaves, str(scenario), tmp_path / "run") == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["interrupted"] is early

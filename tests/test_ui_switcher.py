@@ -36,6 +36,15 @@ async def test_where_no_policy_makes_a_difference_the_switcher_says_so() -> None
         assert feed.policies()["sjf"] in shown
 
 
+async def test_a_preview_says_that_it_knows_no_pause() -> None:
+    feed = FakeFeed()
+    feed.changes["snapshot"] = replace(feed.view().snapshot, paused=True)
+    async with running(feed, (80, 24)) as (app, pilot, _):
+        await pilot.press("p")
+        await pilot.pause()
+        assert "E2E predicted for the next 120 s, if resumed (simulated)" in text_of(app)
+
+
 async def test_it_is_not_said_before_all_are_predicted() -> None:
     feed = FakeFeed()
     preview = alike(feed)

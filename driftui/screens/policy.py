@@ -64,7 +64,7 @@ class PolicyScreen(Dialog):
         self._shown: Preview | None = None
         self._moot = False
         self._refusal = ""  # why there is no preview
-        self._now_s = snapshot.now
+        self._now_s, self._paused = snapshot.now, snapshot.paused
         self.header = plain(PREDICTING, id="header")
         self.options = Choices(self._rows())
         specs = list(self._specs.values())
@@ -105,7 +105,7 @@ class PolicyScreen(Dialog):
     def _follow(self) -> None:
         """The run goes on: a preview gets old, and somebody else may switch the policy."""
         snapshot = self.drift.feed.view().snapshot
-        self._now_s = snapshot.now
+        self._now_s, self._paused = snapshot.now, snapshot.paused
         self.effect.update(Content(_effect(snapshot)))
         if self._shown is not None:
             self.header.update(Content(self._heading(self._shown)))
@@ -189,7 +189,8 @@ class PolicyScreen(Dialog):
         if all(isnan(row.figures.get("e2e.p50", nan)) for row in preview.policies.values()):
             return "nothing to predict: no request waits, and none came lately"
         age_s = self._now_s - preview.at_s
-        span = f"the next {preview.horizon_s:.0f} s (simulated)"
+        resumed = ", if resumed" * self._paused  # a preview knows no pause
+        span = f"the next {preview.horizon_s:.0f} s{resumed} (simulated)"
         if age_s >= OLD_S:
             span += f", as of {age_s:.0f} s ago"
         if self._moot and not set(self._specs.values()) <= preview.policies.keys():

@@ -65,8 +65,17 @@ def facts(tenant: TenantSnapshot) -> str:
     )
 
 
+def _written(tenant: TenantSnapshot, name: str) -> str:
+    """One value of the form, so that it reads as just this; "" for no bound."""
+    value = tenant.weight if name == "weight" else getattr(tenant.limits, name)
+    return "" if value is None else repr(value).removesuffix(".0")
+
+
 class TenantScreen(Dialog):
-    """Inspector and editor. An empty bound is no bound; limits not in the form stay as they are."""
+    """Inspector and editor. An empty bound is no bound; limits not in the form stay as they are.
+
+    What is not edited follows the run, where a timeline or another operator may change it meanwhile.
+    """
 
     BINDINGS = bindings("tenant")
     WHERE = "tenant"
@@ -84,12 +93,10 @@ class TenantScreen(Dialog):
         tenant = self._find()
         self._facts: Static = plain("", id="facts")
         self.inputs: dict[str, Input] = {}
+        self._before: dict[str, str] = {}  # what the run had, as far as it is not edited
         rows: list[Widget] = []
         for name, label in () if self.drift.feed.view().replay else _FORM:
-            value = None
-            if tenant is not None:
-                value = tenant.weight if name == "weight" else getattr(tenant.limits, name)
-            text = "" if value is None else repr(value).removesuffix(".0")  # which reads as just this
+            text = self._before[name] = "" if tenant is None else _written(tenant, name)
             self.inputs[name] = field(text, placeholder="no bound", id=name)
             rows.append(Horizontal(plain(label, classes="label"), self.inputs[name], classes="row"))
         return [self._facts, *rows]
@@ -103,10 +110,16 @@ class TenantScreen(Dialog):
 
     def _follow(self) -> None:
         tenant = self._find()
-        text = facts(tenant) if tenant is not None else "This tenant is gone."
-        self._facts.update(Content(text))
+        if tenant is None:
+            self._facts.update(Content("This tenant is gone."))
+            return
+        self._facts.update(Content(facts(tenant)))
+        for name, shown in self.inputs.items():
+            if shown.value == self._before[name]:
+                shown.value = self._before[name] = _written(tenant, name)
 
     def action_apply(self) -> None:
+        self._follow()
         tenant = self._find()
         if not self.inputs:  # a recorded one is only looked at
             self.dismiss(None)

@@ -54,6 +54,10 @@ class Guard:
         self._violated_since_s = inf
         self.switched_s = now
 
+    def let_go(self) -> None:
+        """What comes of the last switch cannot be told any more: it is not undone."""
+        self._target = None
+
     def check(self, current: str, figures: Figures, now: float, beside: Beside | None = None) -> str | None:
         """The policy to go back to, now; None to leave things as they are. ``figures`` are over the last
         ``over_s`` seconds, or since the last switch if that is later; ``beside`` is None where nothing is

@@ -30,6 +30,7 @@ class LocalFeed:
         self._playing = run.plan.scenario.name
         self._since_s = 0.0
         self._load: Workload = run.load
+        self._loads = dict.fromkeys((tenant.name for tenant in run.plan.tenants), run.load)  # a burst's
 
     def view(self) -> View:
         run = self._run
@@ -115,6 +116,7 @@ class LocalFeed:
             estimator=self._estimator,
         )
         self._playing, self._since_s, self._load = found.name, now, load
+        self._loads |= dict.fromkeys((tenant.name for tenant in found.tenants), load)
         run.on_event(Event(now, Kind.SCENARIO, None, {"what": f"{found.name} injected", "by": by}))
         run.session.add_load(load, [tenant.to_core() for tenant in found.tenants])
 
@@ -124,13 +126,13 @@ class LocalFeed:
         run = self._run
         self._ready()
         now = run.clock.now()
-        try:
-            self._load.burst(tenant, rate, seconds, now)
-        except ValueError as error:
-            raise CommandError(str(error)) from error
+        load = self._loads.get(tenant)
+        if load is None:
+            raise CommandError(f"unknown tenant; allowed: {', '.join(self._loads)}")
+        load.burst(tenant, rate, seconds, now)
         what = f"burst: {tenant} +{rate:g}/s for {seconds:g} s"
         run.on_event(Event(now, Kind.SCENARIO, None, {"what": what, "by": by}))
-        run.session.add_load(self._load)
+        run.session.add_load(load)
 
     def stop_loads(self, by: str = "operator") -> None:
         self._run.session.stop_loads()

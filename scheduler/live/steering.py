@@ -68,6 +68,9 @@ class Steering:
         guard, window, scheduler = self._guard, self._window, self._session.scheduler
         assert guard is not None
         assert window is not None
+        if scheduler.paused:
+            guard.let_go()  # what waits grows old under any policy, and shows in the figures for long
+            return
         figures = window.figures(scheduler.books.configs.values(), now, guard.switched_s)
         target = guard.check(scheduler.policy.describe(), figures, now, self._previewer.beside(now))
         if target is not None:
