@@ -96,8 +96,9 @@ class Fair(Sharing):
     """Tokens served are shared by weight: each tenant has a counter of tokens / weight, the lowest goes next.
 
     The estimated cost is charged at dispatch and corrected at the end. Who was idle saved little up: its
-    counter is lifted to ``credit`` below the ``floor``, that of the last tenant served, as it stood before
-    the charge. The credit lets those who stay within their share have their bursts while somebody floods.
+    counter is lifted to ``credit`` below the ``floor``, the highest with which anybody was served so far, as
+    it stood before the charge. The credit lets those who stay within their share have their bursts while
+    somebody floods.
     """
 
     kind: ClassVar[str] = "fair"
