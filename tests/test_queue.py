@@ -204,10 +204,10 @@ def test_a_limit_on_a_long_queue_does_not_move_it_one_by_one(monkeypatch: pytest
     bench.push(make_request("other", NAMES[1], arrival_s=1e6))
     pops = counted(monkeypatch, "heappop")
     assert [bench.pop().id for _ in range(2)] == ["0", "other"]  # type: ignore[union-attr]
-    for room in (999, inf):
+    for room, best in ((999, "1"), (inf, "2")):
         bench.room[NAMES[0]] = 999
         bench.queue.room_grew(NAMES[0], room)
-        assert bench.pop().id == "1" if room == 999 else "2"  # type: ignore[union-attr]
+        assert bench.pop().id == best  # type: ignore[union-attr]
         bench.set_room(NAMES[0], 0)
     assert len(pops) <= 64
 
