@@ -189,7 +189,7 @@ class PolicyScreen(Dialog):
         if all(isnan(row.figures.get("e2e.p50", nan)) for row in preview.policies.values()):
             return "nothing to predict: no request waits, and none came lately"
         age_s = self._now_s - preview.at_s
-        resumed = ", if resumed" * self._paused  # a preview knows no pause
+        resumed = ", if resumed" if self._paused else ""  # a preview knows no pause
         span = f"the next {preview.horizon_s:.0f} s{resumed} (simulated)"
         if age_s >= OLD_S:
             span += f", as of {age_s:.0f} s ago"
