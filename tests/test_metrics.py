@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from core_kit import TENANTS, Guess, complete, dispatch_all, make_request, make_scheduler, submit_all
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scheduler.core.metrics import (
@@ -22,6 +22,7 @@ from scheduler.core.metrics import (
     gap_value,
     meets_slo,
     percentiles,
+    rank_index,
 )
 from scheduler.core.policies import policy_from
 from scheduler.core.scheduler import Scheduler
@@ -43,6 +44,13 @@ def test_percentiles_are_nearest_rank(values: list[float]) -> None:
     assert list(got[:4]) == expected
     assert got.max == max(values)
     assert got.mean == pytest.approx(math.fsum(values) / len(values), abs=1e-6)
+
+
+@given(st.integers(1, 99), st.integers(1, 2000))
+@example(percent=55, count=100)  # 0.55 * 100 > 55
+@example(percent=67, count=1500)
+def test_a_rank_is_not_moved_by_rounding(percent: int, count: int) -> None:
+    assert rank_index(percent / 100, count) == -(-percent * count // 100) - 1
 
 
 def test_percentiles_of_one_to_a_hundred() -> None:

@@ -44,17 +44,18 @@ def gap_value(bucket: int) -> float:
 
 def gap_rank(counts: Mapping[int, int], share: float) -> float:
     """Nearest rank, in seconds to 2.5 %, of gaps counted by bucket; NaN where there is none."""
-    wanted, seen = share * sum(counts.values()), 0
+    rank, seen = rank_index(share, sum(counts.values())), 0
     for bucket in sorted(counts):
         seen += counts[bucket]
-        if seen >= wanted:
+        if seen > rank:
             return gap_value(bucket)
     return nan
 
 
 def rank_index(share: float, count: int) -> int:
     """Where the nearest rank is among ``count`` values in ascending order."""
-    return max(0, ceil(share * count) - 1)
+    # Rounded: in floats 0.55 x 100 is a little above 55, which would be one rank too high.
+    return max(0, ceil(round(share * count, 9)) - 1)
 
 
 def nearest_rank(ordered: Sequence[float], share: float) -> float:

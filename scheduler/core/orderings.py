@@ -9,9 +9,10 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import ceil, inf, isfinite
+from math import inf, isfinite
 from typing import TYPE_CHECKING, ClassVar
 
+from scheduler.core.metrics import nearest_rank
 from scheduler.core.policy import Entry, Key, Policy
 from scheduler.core.types import TIER_RANK, Request, Tenant
 
@@ -107,8 +108,7 @@ class RecentSizes:
             del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
 
     def quantile(self, q: float) -> float:
-        """Nearest rank."""
-        return self._sorted[max(0, ceil(q * len(self._sorted)) - 1)]
+        return nearest_rank(self._sorted, q)
 
 
 @dataclass(slots=True)
