@@ -234,6 +234,22 @@ async def test_a_pause_is_not_the_fault_of_the_switch_before_it(tmp_path: Path) 
         assert [switch["by"] for switch in run.session.switches] == ["me"]
 
 
+async def test_what_is_observed_of_a_switch_ends_with_a_pause(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        await until(lambda: run.scheduler.books.totals.queued > 20)
+        run.session.switch_policy(policy_from("sjf"), by="me")
+        await until(lambda: run.clock.now() > run.session.switches[0]["at_s"] + 1.0)
+        run.session.pause(by="me")
+        paused_s = run.clock.now()
+        await until(lambda: run.clock.now() > paused_s + 1.0)
+        run.session.switch_policy(policy_from("fair"), by="me")
+        run.session.resume(by="me")
+        first, second = run.previewer.document(run.clock.now() + 10.0)
+    assert first["observed_s"] == pytest.approx(paused_s - first["at_s"], abs=0.5)
+    assert first["observed"]["ended"] > 0
+    assert second["observed_s"] == 0.0, "begun while nothing was dispatched"
+
+
 async def test_from_afar() -> None:
     async with serving() as served, RemoteFeed(served.url) as feed:
 

@@ -78,6 +78,10 @@ class Previewer:
             self.recent.ended(request)
         self._predictions.on_ended(request)
 
+    def on_paused(self, now: float) -> None:
+        """From now on what waits grows old under any policy."""
+        self._predictions.close(now, self._scheduler.active())
+
     def on_switch(self, source: str, target: str, now: float) -> None:
         """The policy changes: predict what comes of it, and of staying, where that can be told."""
         if not self._clock.started:
@@ -86,6 +90,8 @@ class Previewer:
         exposure = self._expose() if books.totals.queued <= MAX_PICTURED else None
         prediction = Prediction(now, source, target, HORIZON_S, books.configs.values())
         self._predictions.begin(prediction, self._scheduler.active())
+        if self._scheduler.paused:
+            self.on_paused(now)
         self._observe_later(prediction)
         if exposure is not None:
             self._tasks.spawn(self._predict(exposure, prediction))

@@ -34,6 +34,7 @@ TELEMETRY_S = 0.2
 
 # For each request: looking them up in the enum is slow.
 _QUEUED, _REJECTED, _DISPATCHED = Kind.QUEUED, Kind.REJECTED, Kind.DISPATCHED
+_PAUSED = Kind.PAUSED
 UNDO = " (undo)"
 """Ends the name of who asks for a switch that takes another one back."""
 
@@ -154,6 +155,8 @@ class LiveRun:
         kind = event.kind
         if event.request is None:
             self.notices.on_event(event)
+            if kind is _PAUSED:
+                self.previewer.on_paused(event.at_s)
         elif kind is _DISPATCHED:
             self.lag.begin()
         elif kind is _QUEUED or kind is _REJECTED:

@@ -52,7 +52,7 @@ class Prediction:
 
     def line(self) -> str | None:
         """For the list of events: "sjf: predicted p50 8.1 s, observed 8.6 s"; None where there is nothing."""
-        if self.predicted is None or self.observed is None:
+        if self.predicted is None or self.observed is None or not self.observed_s:
             return None
         expected, found = self.predicted.get("e2e.p50"), self.observed.get("e2e.p50")
         if expected is None or found is None:
@@ -75,15 +75,19 @@ class Prediction:
 
 
 class Predictions:
-    """Those of one run; a switch ends the span of the one before."""
+    """Those of one run; a switch ends the span of the one before, and so does a pause."""
 
     def __init__(self) -> None:
         self._all: deque[Prediction] = deque(maxlen=KEPT)
 
     def begin(self, prediction: Prediction, active: Iterable[Request]) -> None:
-        if self._all:
-            self._all[-1].close(prediction.at_s, active)
+        self.close(prediction.at_s, active)
         self._all.append(prediction)
+
+    def close(self, now: float, active: Iterable[Request]) -> None:
+        """What is still to come says nothing of the latest switch."""
+        if self._all:
+            self._all[-1].close(now, active)
 
     @property
     def latest(self) -> Prediction | None:
@@ -98,6 +102,5 @@ class Predictions:
             self._all[-1].on_ended(request)
 
     def document(self, now: float, active: Iterable[Request]) -> list[dict[str, Any]]:
-        if self._all:
-            self._all[-1].close(now, active)
+        self.close(now, active)
         return [prediction.document() for prediction in self._all]

@@ -100,8 +100,7 @@ class Steered(Watched):
         scheduler = self.scheduler
         if self._closes_s <= now:
             self._closes_s = inf
-            if (prediction := self._predictions.latest) is not None:
-                prediction.close(now, scheduler.active())
+            self._predictions.close(now, scheduler.active())
         actions = super().take(now)
         for action in actions:
             if type(action) is SwitchPolicy:
