@@ -237,6 +237,22 @@ async def test_instants_and_gaps_are_the_gpus_own_however_late_the_loop_wakes_up
     await engine.stop()
 
 
+async def test_telemetry_is_of_now_though_no_timer_has_fired() -> None:
+    clock = SteppedClock()
+    engine = SimulatedEngine(PROFILE, 2, clock, start_delay_s=0.0)
+    await engine.start()
+    reading = asyncio.ensure_future(read(engine, "a", tokens=40))
+    await asyncio.sleep(0)
+    gpu = Gpu(PROFILE, 2)
+    gpu.start("a", 5, 40)
+    for clock.now_s in (0.3, 0.5):
+        gpu.advance(clock.now_s)
+        assert engine.telemetry().steps == gpu.state().steps > 0
+    assert engine.telemetry().kv_use == gpu.state().kv_tokens / PROFILE.kv_tokens
+    await engine.stop()
+    await reading
+
+
 async def test_tokens_are_handed_over_as_they_come_in_few_chunks() -> None:
     engine = SimulatedEngine(PROFILE, 2, running_clock(20.0), text=True)
     await engine.start()
