@@ -15,7 +15,7 @@ from waiting import until
 
 from scheduler.core.crashes import GIVEN_UP, MAX_CRASHES
 from scheduler.core.policies import policy_from
-from scheduler.core.types import Limits, Request, State
+from scheduler.core.types import Limits, Request, State, Tenant
 from scheduler.engines.engine import Chunk, EngineLost
 from scheduler.gateway.control import SetTenant
 from scheduler.live.feed import LocalFeed
@@ -348,8 +348,11 @@ async def test_a_burst_of_any_tenant_whatever_was_injected_last(tmp_path: Path) 
     await until(bench.run.session.drained.is_set)
     bursts = {request.tenant for request in bench.ended if request.submitted_by.startswith("burst-")}
     assert bursts == {"acme", "lab", "newcomer"}
-    with pytest.raises(CommandError, match="allowed: acme, lab, newcomer"):
-        bench.feed.burst("nobody", rate=1.0, seconds=1.0)
+    bench.run.scheduler.add_tenant(Tenant("client"))  # as a gateway does
+    allowed = "allowed: acme, lab, newcomer"
+    for tenant, what in (("nobody", "unknown tenant"), ("client", "no scenario says what this tenant asks")):
+        with pytest.raises(CommandError, match=f"^{what}; {allowed}$"):
+            bench.feed.burst(tenant, rate=1.0, seconds=1.0)
     await bench.run.stop()
 
 

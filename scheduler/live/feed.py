@@ -128,7 +128,9 @@ class LocalFeed:
         now = run.clock.now()
         load = self._loads.get(tenant)
         if load is None:
-            raise CommandError(f"unknown tenant; allowed: {', '.join(self._loads)}")
+            served = tenant in run.scheduler.books.configs
+            what = "no scenario says what this tenant asks" if served else "unknown tenant"
+            raise CommandError(f"{what}; allowed: {', '.join(self._loads) or 'none'}")
         load.burst(tenant, rate, seconds, now)
         what = f"burst: {tenant} +{rate:g}/s for {seconds:g} s"
         run.on_event(Event(now, Kind.SCENARIO, None, {"what": what, "by": by}))

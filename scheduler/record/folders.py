@@ -123,17 +123,20 @@ def read_folders(paths: Sequence[Path]) -> list[RunFolder]:
 
 def read_folder(path: Path, name: str) -> RunFolder:
     """Raises FolderError."""
+    place = path / "run.json"
     try:
-        document = run_json(json.loads((path / "run.json").read_text(encoding="utf-8")))
-        with open(path / "metrics.csv", newline="", encoding="utf-8") as file:
+        document = run_json(json.loads(place.read_text(encoding="utf-8")))
+        place = path / "metrics.csv"
+        with open(place, newline="", encoding="utf-8") as file:
             rows = list(_rows(csv.DictReader(file)))
-        with open(path / "queue_depth.csv", newline="", encoding="utf-8") as file:
+        place = path / "queue_depth.csv"
+        with open(place, newline="", encoding="utf-8") as file:
             columns = zip(*csv.reader(file), strict=True)
             depth = {column: [float(cell) for cell in cells] for column, *cells in columns}
         _ = depth["elapsed_seconds"]
         return RunFolder(name, document, rows, depth)
     except (OSError, *MALFORMED) as error:
-        raise FolderError(f"{path}: not a whole run folder: {why(error)}") from error
+        raise FolderError(f"not a whole run folder: {place}: {why(error)}") from error
 
 
 def _rows(lines: Iterable[dict[str, str]]) -> Iterable[Row]:
