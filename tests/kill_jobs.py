@@ -112,7 +112,7 @@ class Killing:
 
     def doing(self) -> tuple[int, int, int, int]:
         """In a commit, taking up old jobs, queued, in flight."""
-        return STATE.unpack(self._doing)  # type: ignore[return-value]
+        return STATE.unpack(self._doing)
 
     @contextmanager
     def server(self, *, ready: bool = True) -> Iterator[subprocess.Popen[bytes]]:

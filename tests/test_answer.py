@@ -62,7 +62,7 @@ async def test_an_answer_that_comes_at_its_end_alone_may_be_long() -> None:
 async def test_a_slow_reader_is_dropped_and_its_request_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer_module, "MAX_UNREAD", 20)
     async with serving(speed=20.0) as served:
-        ended = []
+        ended: list[Request] = []
         served.run.observers.append(ended.append)
         body = completion(stream=True, max_tokens=8000)  # 5 s
         async with served.http.post(served.url + "/v1/completions", json=body) as got:

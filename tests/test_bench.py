@@ -22,6 +22,7 @@ from scheduler.bench import core
 from scheduler.bench.engine import Side, Turn, Work, compare, requests_of, share_claim, through
 from scheduler.bench.result import BenchError, Claim, Result
 from scheduler.cli import main
+from scheduler.core.policies import POLICIES
 from scheduler.engines.engine import EngineConfigError, EngineError
 from scheduler.live.run import LiveRun
 from scheduler.load.scenario import Scenario
@@ -48,9 +49,7 @@ def test_the_document_of_a_result() -> None:
 def test_bench_core_measures_every_policy_beside_its_yardstick() -> None:
     sizes = core.Sizes(rounds=1, cycles=50, queued=40, deep=100, swapped=100)
     result = core.bench_core(silent, sizes=sizes)
-    assert [row["what"] for row in result.rows] == ["cycle"] * len(core.POLICIES) + ["push+pop"] * 2 + [
-        "swap"
-    ]
+    assert [row["what"] for row in result.rows] == ["cycle"] * len(POLICIES) + ["push+pop"] * 2 + ["swap"]
     assert all(row["us_per_request"] > 0 and row["heapq_us"] > 0 for row in result.rows)
     assert {row["queued"] for row in result.rows} == {40, 100}
     assert [claim.id for claim in result.claims] == [

@@ -83,7 +83,7 @@ async def test_concurrent_streams_keep_their_tokens_apart(engine: Engine) -> Non
 
 
 async def test_abort_ends_the_stream_with_its_count(engine: Engine) -> None:
-    chunks = []
+    chunks: list[Chunk] = []
     async for chunk in engine.generate(request(tokens=LONG, forced_tokens=LONG)):
         if not chunks:
             await engine.abort("r")
@@ -210,7 +210,7 @@ async def test_instants_and_gaps_are_the_gpus_own_however_late_the_loop_wakes_up
     await engine.start()
     arrivals = {"a": 0.0, "b": 0.1, "c": 0.4}
     lengths = {"a": 40, "b": 25, "c": 30}
-    gpu = Gpu(PROFILE, 2, track_gaps=True)
+    gpu: Gpu[str] = Gpu(PROFILE, 2, track_gaps=True)
     expected: list[Told] = []
     streams = []
     for request_id, arrival_s in arrivals.items():
@@ -243,7 +243,7 @@ async def test_telemetry_is_of_now_though_no_timer_has_fired() -> None:
     await engine.start()
     reading = asyncio.ensure_future(read(engine, "a", tokens=40))
     await asyncio.sleep(0)
-    gpu = Gpu(PROFILE, 2)
+    gpu: Gpu[str] = Gpu(PROFILE, 2)
     gpu.start("a", 5, 40)
     for clock.now_s in (0.3, 0.5):
         gpu.advance(clock.now_s)

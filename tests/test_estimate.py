@@ -225,7 +225,12 @@ def test_a_cut_answer_longer_than_believed_raises_the_bias() -> None:
 
 def test_a_short_prompt_is_read_once_and_no_more_are_kept_than_that() -> None:
     read: list[str] = []
-    look = reading_once(lambda prompt: read.append(prompt) or len(prompt))
+
+    def length(prompt: str) -> int:
+        read.append(prompt)
+        return len(prompt)
+
+    look = reading_once(length)
     assert [look("what is DNS"), look("what is DNS"), look("x" * 5000), look("x" * 5000)] == [
         11,
         11,

@@ -97,7 +97,8 @@ def test_tenant_state_round_trips(statistic: str) -> None:
     again.restore(json.loads(json.dumps(estimator.state())))
     for tenant in ("t0", "t1", "new"):
         assert again.estimate(ask(tenant)) == estimator.estimate(ask(tenant))
-    teach(estimator, 500), teach(again, 500)
+    teach(estimator, 500)
+    teach(again, 500)
     assert again.state() == estimator.state()
 
 

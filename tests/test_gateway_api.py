@@ -23,7 +23,7 @@ from gateway_kit import (
 )
 from waiting import until
 
-from scheduler.core.types import State
+from scheduler.core.types import Request, State
 from scheduler.engines.engine import EngineLost
 from scheduler.gateway.completions import DEADLINE, PRIORITY
 from scheduler.load.schema import TenantSection
@@ -171,7 +171,7 @@ async def test_stop_cuts_before_the_string(served: Served) -> None:
 
 async def test_the_request_carries_what_was_asked(served: Served) -> None:
     asked = chat(temperature=0, top_p=0.5, seed=7, stop="x", max_completion_tokens=9, max_tokens=9)
-    seen = []
+    seen: list[Request] = []
     served.run.observers.append(seen.append)
     status, _, _ = await served.post(CHATS, asked)
     assert status == 200
@@ -181,7 +181,7 @@ async def test_the_request_carries_what_was_asked(served: Served) -> None:
 
 
 async def test_defaults(served: Served) -> None:
-    seen = []
+    seen: list[Request] = []
     served.run.observers.append(seen.append)
     await served.post(COMPLETIONS, {"prompt": "Hello.", "temperature": None, "stop": None})
     await served.post(CHATS, {"messages": [{"role": "system", "content": [{"type": "text", "text": "Hi."}]}]})
@@ -189,7 +189,7 @@ async def test_defaults(served: Served) -> None:
 
 
 async def test_ignore_eos_forces_the_length(served: Served) -> None:
-    seen = []
+    seen: list[Request] = []
     served.run.observers.append(seen.append)
     await served.post(COMPLETIONS, completion(ignore_eos=True))
     assert seen[0].forced_tokens == 5
@@ -205,7 +205,7 @@ async def test_a_seed_is_refused_where_it_would_not_be_honoured(
 
 async def test_priority_may_lower_the_tier_and_never_raise_it() -> None:
     async with serving(tenants=[TenantSection(name="default", tier="standard")]) as served:
-        seen = []
+        seen: list[Request] = []
         served.run.observers.append(seen.append)
         status, _, _ = await served.post(COMPLETIONS, completion(), headers={PRIORITY: "batch"})
         assert (status, seen[0].tier) == (200, "batch")
@@ -247,7 +247,7 @@ async def test_a_full_queue_is_429_with_retry_after() -> None:
 
 async def test_a_client_that_leaves_the_queue_or_its_answer_frees_its_place() -> None:
     async with serving(capacity=1, speed=1.0) as served:
-        ended = []
+        ended: list[Request] = []
         served.run.observers.append(ended.append)
         totals = served.run.scheduler.books.totals
         tasks = [
@@ -265,7 +265,7 @@ async def test_a_client_that_leaves_the_queue_or_its_answer_frees_its_place() ->
 
 
 async def test_the_time_that_a_body_takes_to_come_is_not_ours(served: Served) -> None:
-    seen = []
+    seen: list[Request] = []
     served.run.observers.append(seen.append)
     last = asyncio.Event()
 

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from math import inf, isnan, nan
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -44,7 +45,8 @@ def test_a_view_survives_the_wire() -> None:
 
 
 def test_what_is_no_view_is_refused() -> None:
-    for data in (None, [], {}, {"snapshot": 5}):
+    no_views: list[Any] = [None, [], {}, {"snapshot": 5}]
+    for data in no_views:
         with pytest.raises(WireError):
             view_from_json(data)
     with pytest.raises(WireError):
@@ -290,7 +292,7 @@ async def test_attached_one_sees_that_the_server_stops(served: Served) -> None:
 
 
 async def test_attached_one_sees_who_else_may_switch_the_policy() -> None:
-    rules = {"guard": {"worse_than_predicted": 0.25}, "policy": {"auto": {}}}
+    rules: dict[str, Any] = {"guard": {"worse_than_predicted": 0.25}, "policy": {"auto": {}}}
     for config, armed in (({}, False), (rules, True)):
         async with serving(keys=two_keys(), **config) as served, RemoteFeed(served.url, OPERATOR) as feed:
             assert (feed.view().guarded, feed.view().autopilot) == (armed, armed)

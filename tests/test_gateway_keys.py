@@ -10,6 +10,7 @@ import pytest
 from gateway_kit import ACME, ENVIRON, GLOBEX, OPERATOR, bearer, completion, serving, two_keys
 
 from scheduler.cli import main
+from scheduler.core.types import Request
 from scheduler.gateway.config import load_config
 from scheduler.gateway.errors import ApiError
 from scheduler.gateway.keys import BadKey, Keys
@@ -22,7 +23,7 @@ COMPLETIONS = "/v1/completions"
 
 async def test_a_key_is_its_tenant() -> None:
     async with serving(keys=two_keys()) as served:
-        seen = []
+        seen: list[Request] = []
         served.run.observers.append(seen.append)
         for key in (ACME, GLOBEX):
             assert (await served.post(COMPLETIONS, completion(), key))[0] == 200
@@ -43,7 +44,7 @@ async def test_no_key_another_key_and_the_operators_key() -> None:
 
 async def test_without_keys_any_authorization_is_default() -> None:
     async with serving() as served:
-        seen = []
+        seen: list[Request] = []
         served.run.observers.append(seen.append)
         for key in (None, "anything"):
             assert (await served.post(COMPLETIONS, completion(), key))[0] == 200

@@ -73,7 +73,7 @@ actions = st.lists(
 @settings(max_examples=500, deadline=None)
 @given(profiles, st.integers(1, 4), actions)
 def test_jumping_equals_stepping(profile: Profile, slots: int, script: list[Action]) -> None:
-    jumping = Gpu(profile, slots, track_gaps=True)
+    jumping: Gpu[str] = Gpu(profile, slots, track_gaps=True)
     stepping = SteppingGpu(profile, slots)
     live: set[str] = set()
     ended: list[str] = []
@@ -144,7 +144,7 @@ def test_real_profiles_agree_to_a_microsecond(
         script.append((now, f"r{number}", prompt, output))
         if number % 3 == 0:
             script.append((now + patience_s, f"r{number}", -1, 0))
-    jumping = Gpu(profile, 4, track_gaps=True)
+    jumping: Gpu[str] = Gpu(profile, 4, track_gaps=True)
     stepping = SteppingGpu(profile, 4)
     events: list[Told] = []
     expected: list[Told] = []
@@ -183,7 +183,7 @@ def summary(events: list[Told]) -> list[tuple[float, str, str]]:
 
 
 def test_an_example_worked_out_by_hand() -> None:
-    gpu = Gpu(simple(), 2, track_gaps=True)
+    gpu: Gpu[str] = Gpu(simple(), 2, track_gaps=True)
     gpu.start("a", 5, 3)  # prefill: 10 + 1 + 5 = 16 ms
     events = told(gpu.advance(0.020))
     gpu.start("b", 4, 2)  # a's second step takes 11 ms, to 27; then 10 + 2 + 4 = 16 ms, to 43
@@ -203,7 +203,7 @@ def test_an_example_worked_out_by_hand() -> None:
 
 
 def test_a_long_prompt_is_prefilled_in_chunks_beside_decoding() -> None:
-    gpu = Gpu(simple(max_num_batched_tokens=8), 3)
+    gpu: Gpu[str] = Gpu(simple(max_num_batched_tokens=8), 3)
     gpu.start("a", 2, 20)  # 13 ms
     gpu.advance(0.013)
     gpu.start("long", 16, 1)  # chunks of 7, 7 and 2 beside a's tokens: 19, 19 and 14 ms
@@ -217,7 +217,7 @@ def test_a_long_prompt_is_prefilled_in_chunks_beside_decoding() -> None:
 
 
 def test_a_full_kv_cache_preempts_the_latest_and_prefills_it_again() -> None:
-    gpu = Gpu(simple(kv_tokens=10), 2, track_gaps=True)
+    gpu: Gpu[str] = Gpu(simple(kv_tokens=10), 2, track_gaps=True)
     gpu.start("a", 3, 8)  # holds 3 .. 10
     gpu.start("b", 3, 4)  # fits until both hold 5
     events = drain(gpu)
@@ -230,7 +230,7 @@ def test_a_full_kv_cache_preempts_the_latest_and_prefills_it_again() -> None:
 
 
 def test_a_prompt_preempted_between_its_chunks_costs_nobody_else_a_place() -> None:
-    gpu = Gpu(simple(kv_tokens=12, max_num_batched_tokens=6), 5)
+    gpu: Gpu[str] = Gpu(simple(kv_tokens=12, max_num_batched_tokens=6), 5)
     for request_id in "abcd":
         gpu.start(request_id, 1, 9)
     gpu.advance(0.018)
@@ -242,7 +242,7 @@ def test_a_prompt_preempted_between_its_chunks_costs_nobody_else_a_place() -> No
 
 
 def test_whatever_starts_at_an_instant_joins_the_step_that_begins_there() -> None:
-    gpu = Gpu(simple(), 3)
+    gpu: Gpu[str] = Gpu(simple(), 3)
     gpu.start("a", 1, 1)
     assert gpu.next_event() == pytest.approx(0.012)
     gpu.start("b", 1, 1)
@@ -252,7 +252,7 @@ def test_whatever_starts_at_an_instant_joins_the_step_that_begins_there() -> Non
 
 
 def test_a_cancelled_sequence_is_gone_but_its_step_is_not_given_back() -> None:
-    gpu = Gpu(simple(), 2)
+    gpu: Gpu[str] = Gpu(simple(), 2)
     gpu.start("a", 1, 100)
     gpu.start("b", 1, 3)  # 14 ms, then 12 with both
     gpu.start("c", 1, 1)
@@ -266,7 +266,7 @@ def test_a_cancelled_sequence_is_gone_but_its_step_is_not_given_back() -> None:
 
 
 def test_a_cancel_at_a_boundary_is_not_forgotten_when_more_join_the_step() -> None:
-    gpu = Gpu(simple(), 3)
+    gpu: Gpu[str] = Gpu(simple(), 3)
     gpu.start("a", 1, 100)
     gpu.start("b", 1, 1)
     gpu.advance(0.014)
@@ -277,10 +277,8 @@ def test_a_cancel_at_a_boundary_is_not_forgotten_when_more_join_the_step() -> No
 
 
 def test_without_first_token_events_the_ends_tell_the_same() -> None:
-    loud, quiet = (
-        Gpu(simple(), 2, track_gaps=True),
-        Gpu(simple(), 2, first_token_events=False, track_gaps=True),
-    )
+    loud: Gpu[str] = Gpu(simple(), 2, track_gaps=True)
+    quiet: Gpu[str] = Gpu(simple(), 2, first_token_events=False, track_gaps=True)
     for gpu in (loud, quiet):
         for number in range(6):
             gpu.start(f"r{number}", 3, 1 + 2 * number)
@@ -288,7 +286,7 @@ def test_without_first_token_events_the_ends_tell_the_same() -> None:
 
 
 def test_a_crash_loses_all_and_leaves_an_empty_gpu() -> None:
-    gpu = Gpu(simple(), 2)
+    gpu: Gpu[str] = Gpu(simple(), 2)
     for request_id in ("c", "a", "b"):
         gpu.start(request_id, 1, 9)
     gpu.advance(0.030)
@@ -300,7 +298,7 @@ def test_a_crash_loses_all_and_leaves_an_empty_gpu() -> None:
 
 
 def test_what_can_never_run_is_refused() -> None:
-    gpu = Gpu(simple(kv_tokens=10), 2)
+    gpu: Gpu[str] = Gpu(simple(kv_tokens=10), 2)
     gpu.start("fits", 4, 7)
     with pytest.raises(NeverFits, match="4 prompt and 8 output tokens; the KV cache holds 10"):
         gpu.start("r", 4, 8)
@@ -379,7 +377,7 @@ def test_the_step_at_a_time_is_right_to_the_last_bit(name: str) -> None:
 
 
 def test_steps_are_counted_on_over_a_crash() -> None:
-    gpu = Gpu(simple(), 4)
+    gpu: Gpu[str] = Gpu(simple(), 4)
     gpu.start("a", 3, 20)
     gpu.next_event()
     gpu.advance(0.1)

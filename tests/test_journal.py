@@ -144,7 +144,9 @@ async def fail(*written: object) -> None:
 
 async def test_what_cannot_be_written_stops_no_other_write(path: Path) -> None:
     journal, held = Journal(path), threading.Event()
-    group = [journal._ask(lambda db: held.wait(20))]  # meanwhile the rest comes, for one commit
+    group: list[asyncio.Future[Any]] = [
+        journal._ask(lambda db: held.wait(20))
+    ]  # meanwhile the rest comes, for one commit
     group += [journal.find("acme", "job-\udcff"), journal.add(entry("job-1"))]
     held.set()
     _, wrong, right = await asyncio.gather(*group, return_exceptions=True)

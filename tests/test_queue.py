@@ -236,7 +236,12 @@ def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[None]:
     """Grows by one with each call of this function of heapq by a queue."""
     calls: list[None] = []
     function = getattr(heapq, name)
-    monkeypatch.setattr(queue_module, name, lambda *args: (calls.append(None), function(*args))[1])
+
+    def count(*args: object) -> object:
+        calls.append(None)
+        return function(*args)
+
+    monkeypatch.setattr(queue_module, name, count)
     return calls
 
 

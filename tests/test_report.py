@@ -8,6 +8,7 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from scheduler.bench.paper_cell import Cell, run_cell
@@ -92,7 +93,7 @@ def test_figures_show_what_run_json_says(folder: Path) -> None:
         latency = [run.document["latency_s"] for run in shown]
         e2e = [(of["all"] if group == "all" else of["tiers"][group])["e2e"] for of in latency]
         assert [bar.get_height() for bar in bars] == [six["p50"] for six in e2e]
-        assert [top for _, top in dashes.get_offsets()] == [six["p99"] for six in e2e]
+        assert [top for _, top in np.asarray(dashes.get_offsets())] == [six["p99"] for six in e2e]
     documents = {run.name: run.document for run in runs}
     classes = figures["2-classes"]
     for axes, name in zip(classes.figure.axes, classes.runs, strict=True):

@@ -170,13 +170,16 @@ async def test_an_engine_that_dies_with_nothing_to_run_is_brought_back(tmp_path:
 
 async def test_three_crashes_stop_the_engine_for_good(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
+
+    async def engine_is(state: str) -> None:
+        await until(lambda: bench.run.session.engine_state == state)
+
     await bench.run.start()
     for crash in range(MAX_CRASHES):
-        await until(lambda: bench.run.session.engine_state == "ready")
+        await engine_is("ready")
         await until(lambda: bench.run.scheduler.books.totals.in_flight > 0)
         bench.run.engine.crash()
-        state = "dead" if crash == MAX_CRASHES - 1 else "restarting"
-        await until(lambda state=state: bench.run.session.engine_state == state)
+        await engine_is("dead" if crash == MAX_CRASHES - 1 else "restarting")
     assert isinstance(bench.run.session.failure, EngineLost)
     assert str(bench.run.session.failure).startswith(f"{GIVEN_UP}: the simulated engine ")
     assert bench.run.session.drained.is_set()
@@ -391,7 +394,8 @@ async def test_tenant_limits_and_weights_change_live(bench: Bench) -> None:
 async def test_a_tenant_has_the_same_bounds_here_as_in_a_file_and_over_the_wire(
     tmp_path: Path, field: str, value: float
 ) -> None:
-    change = {"weight": value} if field == "weight" else {"limits": Limits(**{field: value})}
+    limits: dict[str, Any] = {field: value}
+    change = {"weight": value} if field == "weight" else {"limits": Limits(**limits)}
     bench = Bench(tmp_path, count=1)
     with pytest.raises(CommandError, match=f"^{field.removesuffix('_s')}: .*(must be|allowed)"):
         bench.feed.set_tenant("lab", **change)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_feed import FakeFeed
@@ -161,7 +162,7 @@ def stops(monkeypatch: pytest.MonkeyPatch) -> list[LiveRun]:
     """The runs that were stopped, each as often as it was."""
     stopped, stop = [], LiveRun.stop
 
-    async def count(run: LiveRun, **how: float) -> object:
+    async def count(run: LiveRun, **how: Any) -> object:
         stopped.append(run)
         return await stop(run, **how)
 

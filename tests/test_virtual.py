@@ -174,7 +174,10 @@ def test_gaps_of_the_log_are_those_of_the_requests(kv_tokens: int) -> None:
     )  # fmt: skip
     rng = random.Random(kv_tokens)
     log = StepLog(profile)
-    both = [Gpu(profile, 12, track_gaps=True), Gpu(profile, 12, first_token_events=False, log=log)]
+    both: list[Gpu[str]] = [
+        Gpu(profile, 12, track_gaps=True),
+        Gpu(profile, 12, first_token_events=False, log=log),
+    ]
     gaps: dict[str, dict[int, int]] = {"a": {}, "b": {}}
     live: dict[str, str] = {}
     now = 0.0

@@ -53,7 +53,7 @@ def requests(workload: Workload, until_s: float = inf) -> list[Request]:
     return [action for _, action in run(workload, until_s) if isinstance(action, Request)]
 
 
-def content(request: Request) -> tuple[object, ...]:
+def content(request: Request) -> tuple[Any, ...]:
     return (request.arrival_s, request.tenant, request.prompt, request.max_tokens, request.intended_tokens)
 
 
@@ -414,7 +414,9 @@ def test_no_answer_of_a_trace_is_cut_that_was_not(tmp_path: Path) -> None:
 
 
 def test_the_lengths_of_a_stream_go_before_those_of_its_trace(tmp_path: Path) -> None:
-    write = {"t.jsonl": [{"arrival_s": 1, "prompt_tokens": 5, "output_tokens": 9}] * 4}
+    write: dict[str, list[dict[str, object]]] = {
+        "t.jsonl": [{"arrival_s": 1, "prompt_tokens": 5, "output_tokens": 9}] * 4
+    }
     write["l.jsonl"] = [{"prompt": "Why?", "output_tokens": tokens} for tokens in (101, 102, 103, 104)]
     for name, rows in write.items():
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
