@@ -119,6 +119,26 @@ ADDED = [
         "allowed: kind, calibrate, statistic, embeddings",
     ),
     (
+        "timeline:\n- at: 5s\n  estimator:\n    kind: learned\n    statistic: mean",
+        "11: timeline.0.estimator.statistic: an option of tenant, not of learned",
+        "allowed for learned: embeddings",
+    ),
+    (
+        "timeline: [{at: 5s, estimator: {embeddings: minilm}}]",
+        "7: timeline.0.estimator.embeddings: an option of learned, not of paper",
+        "allowed for paper: calibrate",
+    ),
+    (
+        "estimator: learned\ntimeline: [{at: 5s, estimator: {calibrate: false}}]",
+        "8: timeline.0.estimator.calibrate: an option of paper, not of learned",
+        "allowed for learned: embeddings",
+    ),
+    (
+        "timeline: [{at: 5s, estimator: {kind: {}, statistic: mean}}]",
+        "7: timeline.0.estimator.kind: must be text",
+        "",
+    ),
+    (
         "timeline: [{at: 5s, fault: {engine: melt}}]",
         "7: timeline.0.fault.engine: got 'melt'",
         "allowed: crash",

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from scheduler.core.estimators import ESTIMATORS
 from scheduler.core.types import TIERS
 from scheduler.load.samples import read_samples
 from scheduler.load.stream import Stream
@@ -22,6 +23,8 @@ from scheduler.record.paths import valid_paths
 
 Found = tuple[Loc, str]
 
+_ESTIMATOR_OF = {"calibrate": "paper", "statistic": "tenant", "embeddings": "learned"}
+
 
 def cross_check(data: Mapping[str, Any], context: Mapping[str, Any]) -> Iterator[Found]:
     """Everything that is wrong between sections, as (location, what)."""
@@ -31,6 +34,7 @@ def cross_check(data: Mapping[str, Any], context: Mapping[str, Any]) -> Iterator
     yield from _duplicates(data, "load")
     if tenants:
         yield from _unknown_tenants(data, tenants)
+    yield from _estimators(data)
     yield from _reservation(data)
     yield from _orders(streams)
     yield from _files(tenants, streams)
@@ -84,6 +88,24 @@ def _unknown_tenants(data: Mapping[str, Any], tenants: list[str]) -> Iterator[Fo
     for loc, name in used:
         if isinstance(name, str) and name not in tenants:
             yield loc, f"unknown tenant {name!r:.60}; {did_you_mean(name, tenants)}"
+
+
+def _estimators(data: Mapping[str, Any]) -> Iterator[Found]:
+    """A switch that sets an option of another kind. The scenario's own are for all that it may go over to."""
+    own = data.get("estimator")
+    first = own.get("kind", "paper") if isinstance(own, dict) else own or "paper"
+    for index, item in _items(data, "timeline"):
+        said = item.get("estimator") if isinstance(item, dict) else None
+        if not isinstance(said, dict):
+            continue
+        kind = said.get("kind", first)
+        if not isinstance(kind, str) or kind not in ESTIMATORS:
+            continue  # reported as that
+        allowed = ", ".join(name for name, of in _ESTIMATOR_OF.items() if of == kind) or "none"
+        for option, of in _ESTIMATOR_OF.items():
+            if option in said and of != kind:
+                what = f"an option of {of}, not of {kind}; allowed for {kind}: {allowed}"
+                yield ("timeline", index, "estimator", option), what
 
 
 def _reservation(data: Mapping[str, Any]) -> Iterator[Found]:
