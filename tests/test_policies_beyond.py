@@ -206,6 +206,7 @@ def test_a_description_keeps_every_digit(spec: str) -> None:
 def test_parameters_reach_both_halves() -> None:
     assert policy_from("lottery+two-class q=0.4 seed=7").describe() == "lottery+two-class seed=7 q=0.4"
     assert policy_from("fair+two-class").describe() == "fair+two-class credit=2000 q=0.55"
+    assert policy_from("fair + two-class q=0.4").describe() == "fair+two-class credit=2000 q=0.4"
     assert {"fair+two-class", "two-class", "packed"} <= set(POLICIES)
 
 

@@ -6,6 +6,7 @@ then runs over it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,7 +86,7 @@ def _kinds(name: object) -> tuple[type[Policy], ...]:
 
 
 def _parse(text: str) -> dict[str, Any]:
-    name, *pairs = text.split() or [""]
+    name, *pairs = re.sub(r"\s*\+\s*", "+", text).split() or [""]  # "fair + sjf", too
     given: dict[str, Any] = {"name": name}
     for pair in pairs:
         key, _, value = pair.partition("=")
