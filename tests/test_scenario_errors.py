@@ -58,6 +58,13 @@ ADDED = [
     ("name: again", "7: name: the key is here twice", "first in line 1"),
     ("policy: 5", "7: policy: must be a policy's name, or {name: aging, rate: 0.01}", ""),
     ("policy: sjff", "7: policy: unknown policy 'sjff'", "did you mean 'sjf'"),
+    ("max_queued: 9", "7: max_queued: unknown key", "it is a key of 'limits' and of 'tenants'"),
+    ("seed:5\nspeed: 1", "7: a `key: value` is needed here", "a space after it"),
+    (
+        "limits:\n  ttl:5s\n  max_queued: 3",
+        "9: a second `key: value` begins here",
+        "the space after the colon above",
+    ),
     ("policy: {name: aging, rat: 1}", "7: policy: policy aging: unknown parameter 'rat'", "it takes rate"),
     ("estimator: {kind: papr}", "7: estimator: unknown estimator 'papr'", "did you mean 'paper'"),
     (
@@ -221,6 +228,7 @@ TENANTS = [
     ("{name: lab}", "4: tenants.1.name: the name 'lab' is taken", ""),
     ("{name: b, tier: premum}", "4: tenants.1.tier: got 'premum'", "did you mean 'premium'"),
     ("{name: b, weight: 0}", "4: tenants.1.weight: must be at least 1e-06", ""),
+    ("{name: b, ttft: 1s}", "4: tenants.1.ttft: unknown key", "it is a key of 'slo'"),
     ("{name: b, slo: {ttfb: 1s}}", "4: tenants.1.slo.ttfb: unknown key; allowed: ttft, e2e, tpot", ""),
     ('{name: "b\\e[31m"}', "4: tenants.1.name: holds a control or invisible character", ""),
     ("{name: ' b'}", "4: tenants.1.name: must be 1 to 64 characters", "no space at the ends"),

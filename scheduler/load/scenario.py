@@ -100,7 +100,8 @@ def _in_words(details: ErrorDetails, loc: Loc, model: type[BaseModel]) -> str:
     ctx, given = details.get("ctx", {}), kind_of(details["input"])
     match details["type"]:
         case "extra_forbidden":
-            return f"unknown key; {did_you_mean(loc[-1], _keys(model, loc[:-1]))}"
+            tail = did_you_mean(loc[-1], _keys(model, loc[:-1]))
+            return f"unknown key; {tail}{'' if tail.endswith('?') else _home(model, loc)}"
         case "missing":
             return "is required"
         case "literal_error":
@@ -134,13 +135,23 @@ _WANTED: Mapping[str, str] = {
 }
 
 
+def _home(model: type[BaseModel], loc: Loc) -> str:
+    """Where the key at ``loc`` belongs, if it stands one level too high."""
+    outer = _section(model, loc[:-1])
+    inner = [key for key in _keys(outer, ()) if (found := _field(outer, key)) and loc[-1] in _keys(found, ())]
+    return f"; it is a key of {' and of '.join(map(repr, inner))}" if inner else ""
+
+
 def _keys(model: type[BaseModel], loc: Loc) -> list[str]:
     """The keys that the section at ``loc`` may have."""
-    section: Any = model
+    return [field.alias or name for name, field in _section(model, loc).model_fields.items()]
+
+
+def _section(model: type[BaseModel], loc: Loc) -> type[BaseModel]:
     for part in loc:
-        if isinstance(part, str) and (found := _field(section, part)) is not None:
-            section = found
-    return [field.alias or name for name, field in section.model_fields.items()]
+        if isinstance(part, str) and (found := _field(model, part)) is not None:
+            model = found
+    return model
 
 
 def _field(section: type[BaseModel], key: str) -> type[BaseModel] | None:

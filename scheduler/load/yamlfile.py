@@ -157,6 +157,11 @@ def _syntax_problem(file: str, error: yaml.MarkedYAMLError) -> Problem:
         what = "a tab cannot be used here, indent with spaces"
     elif "but found '<block" in what:
         what = "a list or a mapping begins here in the middle of another: check the indentation"
+    elif what == "could not find expected ':'":
+        mark = error.context_mark or mark  # the line itself, not the one after it
+        what = "a `key: value` is needed here: a colon needs a space after it"
+    elif what == "mapping values are not allowed here":
+        what = "a second `key: value` begins here: check the indentation, and the space after the colon above"
     elif error.context and error.problem:
         what = f"{error.context}: {what}"
     return Problem(file, (mark.line if mark else 0) + 1, "", what)
