@@ -255,3 +255,24 @@ def test_figures_show_the_regime_that_has_more_policies() -> None:
     continuous = [ran(policy, "continuous") for policy in ("sjf", "fair", "fifo")]
     assert _one_per_policy([*continuous[:2], *micro]) == micro[::-1]
     assert [run.policy for run in _one_per_policy([*micro, *continuous])] == ["fifo", "sjf", "fair"]
+
+
+def test_runs_of_other_tenants_have_each_their_own_legend(tmp_path: Path) -> None:
+    def run(policy: str, tenants: list[str]) -> None:
+        load = [{"tenant": name, "arrivals": "at-once", "count": 5 + n} for n, name in enumerate(tenants)]
+        scenario = {"name": "x", "tenants": [{"name": name} for name in tenants], "load": load}
+        (tmp_path / "s.yaml").write_text(json.dumps({**scenario, "engine": {"capacity": 4}}))
+        plan = make_plan(load_scenario(str(tmp_path / "s.yaml")), clock="virtual", policy=policy)
+        VirtualRun(plan, out=tmp_path / policy).run()
+
+    def legends(*policies: str) -> list[list[str]]:
+        runs = read_folders([tmp_path / policy for policy in policies])
+        [figure] = [picture.figure for picture in pictures(runs) if picture.id == "8-queues"]
+        found = [*figure.legends, *(legend for ax in figure.axes if (legend := ax.get_legend()))]
+        return [[text.get_text().strip() for text in legend.get_texts()] for legend in found]
+
+    run("fifo", ["a", "b"])
+    run("sjf", ["a", "b"])
+    run("weighted", [f"t{n}" for n in range(7)])
+    assert legends("fifo", "sjf") == [["a", "b"]]
+    assert legends("fifo", "weighted") == [["b", "a"], ["t6", "t5", "t4", "t3", "t2"]]

@@ -231,11 +231,21 @@ def _by_policy(
     _same_top(axes[: len(shown)])
     for ax in axes[len(shown) :]:
         ax.set_axis_off()
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(6, max(1, len(labels))), markerscale=3
-    )
+    _legends(figure, axes[: len(shown)])
     yield ReportFigure(id_, title, caption, figure, _names(shown))
+
+
+def _legends(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One for all panels that mean the same by their colours, else one in each: runs of other tenants."""
+    handles, labels = axes[0].get_legend_handles_labels()
+    if all(ax.get_legend_handles_labels()[1] == labels for ax in axes):
+        columns = min(6, max(1, len(labels)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, markerscale=3)
+        return
+    for ax in axes:
+        highest_first = sorted(ax.get_lines(), key=lambda line: -line.get_path().get_extents().y1)
+        title = "the longest five" if len(highest_first) > 5 else None
+        ax.legend(handles=highest_first[:5], title=title, loc="upper left", fontsize=6, title_fontsize=6)
 
 
 def _bias(ax: Axes, run: RunFolder) -> None:
@@ -255,6 +265,9 @@ def _queues(ax: Axes, run: RunFolder) -> None:
             run.depth["elapsed_seconds"],
             run.depth[column],
             color=COLOURS[index % len(COLOURS)],
+            ls=("-", "--", ":")[
+                index // len(COLOURS) % 3
+            ],  # the second five tenants dashed, the third dotted
             lw=1,
             label=f" {plain(column.removeprefix('tenant:'))}",  # a first "_" would hide it from the legend
         )
