@@ -57,6 +57,7 @@ ADDED = [
     ("speed: 0", "7: speed: must be above 0, got 0", ""),
     ("name: again", "7: name: the key is here twice", "first in line 1"),
     ("policy: 5", "7: policy: must be a policy's name, or {name: aging, rate: 0.01}", ""),
+    ("policy: SJF", "7: policy: unknown policy 'SJF'", "did you mean 'sjf'"),
     ("policy: sjff", "7: policy: unknown policy 'sjff'", "did you mean 'sjf'"),
     ("max_queued: 9", "7: max_queued: unknown key", "it is a key of 'limits' and of 'tenants'"),
     ("seed:5\nspeed: 1", "7: a `key: value` is needed here", "a space after it"),

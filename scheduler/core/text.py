@@ -16,5 +16,6 @@ def is_unsafe(char: str) -> bool:
 
 def hint(word: object, allowed: Iterable[str]) -> str:
     """The end of a message, "; did you mean 'sjf'?"; nothing where no allowed word is near."""
-    near = difflib.get_close_matches(str(word), allowed, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    names = {name.lower(): name for name in allowed}
+    near = difflib.get_close_matches(str(word).lower(), names, n=1)
+    return f"; did you mean {names[near[0]]!r}?" if near else ""
