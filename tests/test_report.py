@@ -73,6 +73,7 @@ def test_one_page_with_every_figure_and_nothing_to_fetch(
     assert page.links
     assert all(link.startswith(("#", "data:")) for link in page.links)
     assert "@import" not in text
+    assert "@media print{.wide{overflow:visible;max-height:none}}" in text  # paper does not scroll
     assert INK not in text
     assert "prefers-color-scheme:dark" in text
     assert text.count("driftsched bench paper --paper-faithful --out DIR") >= 7

@@ -160,6 +160,7 @@ h1{font-size:1.5rem}h2{font-size:1.1rem;margin:2.2rem 0 .6rem}
 figure{margin:0}figure svg{width:100%;height:auto;color:var(--ink)}
 figcaption,footer,summary{color:var(--dim);font-size:.9rem}
 .wide{overflow:auto;max-height:28rem;border:1px solid var(--line);border-radius:6px}
+@media print{.wide{overflow:visible;max-height:none}}
 table{border-collapse:collapse;width:100%;font-size:.82rem}
 th{position:sticky;top:0;background:var(--row);cursor:pointer;text-align:left;white-space:nowrap}th.n{text-align:right}
 th[aria-sort=ascending]::after{content:" ▲"}th[aria-sort=descending]::after{content:" ▼"}
