@@ -24,6 +24,7 @@ from scheduler.record.folders import RunFolder
 
 INK = "#000001"  # as good as black, and stands for currentColor
 COLOURS = ("#3b8ee0", "#e0812b", "#3aa657", "#c8559f", "#8b7cd8")  # readable on white and on near-black
+DASHES = ("-", "--", ":")  # once the colours are used up
 _STYLE: Any = {  # Any: matplotlib types the keys as literals
     "font.size": 9,
     "font.family": "sans-serif",
@@ -265,9 +266,7 @@ def _queues(ax: Axes, run: RunFolder) -> None:
             run.depth["elapsed_seconds"],
             run.depth[column],
             color=COLOURS[index % len(COLOURS)],
-            ls=("-", "--", ":")[
-                index // len(COLOURS) % 3
-            ],  # the second five tenants dashed, the third dotted
+            ls=DASHES[index // len(COLOURS) % len(DASHES)],
             lw=1,
             label=f" {plain(column.removeprefix('tenant:'))}",  # a first "_" would hide it from the legend
         )
