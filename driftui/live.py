@@ -21,8 +21,11 @@ from scheduler.serve import make_gateway
 DRAIN_S = 10.0
 
 
-def run_live(plan: Plan, *, speed: float | None, record: Path | None, listen: str | None) -> int:
-    """Returns the exit code; ``listen`` lets clients in beside the scenario's load.
+def run_live(
+    plan: Plan, *, speed: float | None, record: Path | None, listen: str | None, files: Path | None
+) -> int:
+    """Returns the exit code; ``listen`` lets clients in beside the scenario's load, and ``files`` is a folder
+    with scenarios that may be injected, too.
 
     Raises EngineError: before the screen opens where it can be known then, else once the run is over.
     """
@@ -37,10 +40,16 @@ def run_live(plan: Plan, *, speed: float | None, record: Path | None, listen: st
         with engine_output_to(log):
             preflight(plan.model)  # spawning its helpers fails once the screen owns the terminal
     with own_terminal(log):
-        return asyncio.run(_run(plan, speed, record, address))
+        return asyncio.run(_run(plan, speed, record, address, files))
 
 
-async def _run(plan: Plan, speed: float | None, record: Path | None, listen: tuple[str, int] | None) -> int:
+async def _run(
+    plan: Plan,
+    speed: float | None,
+    record: Path | None,
+    listen: tuple[str, int] | None,
+    files: Path | None = None,
+) -> int:
     run = LiveRun(plan, out=record, speed=speed, clients=listen is not None)
     gateway = None
     if listen is not None:
@@ -59,7 +68,7 @@ async def _run(plan: Plan, speed: float | None, record: Path | None, listen: tup
             await gateway.close()
         left = True
 
-    feed = LocalFeed(run) if gateway is None else gateway.feed
+    feed = LocalFeed(run, files) if gateway is None else gateway.feed  # no files for those who are not here
     code = await run_dashboard(feed, on_quit=leave, on_hurry=run.session.skip_drain)
     if not left:
         print(f"driftsched: stopping the run, {DRAIN_S:g} s at most", file=sys.__stderr__)

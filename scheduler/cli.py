@@ -266,7 +266,9 @@ def _live(args: argparse.Namespace) -> int:
 
     plan = _plan(args, load_scenario(args.scenario), "live", args.scenario)
     _tell_replaced(args.record)
-    return run_live(plan, speed=args.speed, record=args.record, listen=args.listen)
+    file = Path(args.scenario)
+    files = file.parent if file.is_file() else None
+    return run_live(plan, speed=args.speed, record=args.record, listen=args.listen, files=files)
 
 
 def _on_terminal(command: str, otherwise: str) -> bool:

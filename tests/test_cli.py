@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -378,6 +379,15 @@ def test_live_needs_more_than_a_dumb_terminal(
         monkeypatch.setattr(stream, "isatty", lambda: True)
     assert run(capsys, "live")[0] == 2
     assert run(capsys, "replay", "nowhere")[2].endswith("TERM is dumb\n")
+
+
+def test_live_offers_the_files_beside_its_own(fast: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_live = Mock(return_value=0)
+    monkeypatch.setattr("scheduler.cli._on_terminal", lambda *_: True)
+    monkeypatch.setattr("driftui.live.run_live", run_live)
+    assert cli.main(["live", str(fast)]) == 0
+    assert cli.main(["live", "demo"]) == 0
+    assert [call.kwargs["files"] for call in run_live.mock_calls] == [fast.parent, None]
 
 
 @pytest.mark.parametrize("name", ["policies", "scenarios"])

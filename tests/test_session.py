@@ -21,7 +21,7 @@ from scheduler.gateway.control import SetTenant
 from scheduler.live.feed import LocalFeed
 from scheduler.live.run import LiveRun
 from scheduler.live.view import CommandError, NotNow
-from scheduler.load.scenario import load_scenario
+from scheduler.load.scenario import load_scenario, shipped_scenarios
 from scheduler.load.schema import TenantChange
 from scheduler.plan import make_plan
 from scheduler.twin.steering import GUARD
@@ -356,6 +356,23 @@ async def test_a_burst_of_any_tenant_whatever_was_injected_last(tmp_path: Path) 
     for tenant, what in (("nobody", "unknown tenant"), ("client", "no scenario says what this tenant asks")):
         with pytest.raises(CommandError, match=f"^{what}; {allowed}$"):
             bench.feed.burst(tenant, rate=1.0, seconds=1.0)
+    await bench.run.stop()
+
+
+async def test_files_beside_the_runs_own_can_be_injected(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, count=1)
+    await bench.run.start()
+    feed = LocalFeed(bench.run, tmp_path)
+    later = tmp_path / "later.yaml"  # written while the run goes on
+    later.write_text(SCENARIO.replace("COUNT", "20").replace("MORE", "").replace("acme", "newcomer"))
+    names = list(feed.scenarios())
+    assert names[:2] == [str(later), str(tmp_path / "session.yaml")]
+    assert names[2:] == list(bench.feed.scenarios()) == list(shipped_scenarios())
+    feed.inject(names[0])
+    await until(lambda: "newcomer" in {request.tenant for request in bench.ended})
+    later.write_text("tenants: [1")
+    with pytest.raises(CommandError, match=r"later.yaml:1: "):
+        feed.inject(names[0])
     await bench.run.stop()
 
 

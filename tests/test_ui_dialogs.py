@@ -18,6 +18,8 @@ from driftui.screens.tenant import TenantScreen
 from scheduler.core.policies import POLICIES, policy_from
 from scheduler.core.types import Limits
 
+CONTROL = "\x1b"
+
 
 async def test_switching_the_policy_reaches_the_feed() -> None:
     async with running() as (app, pilot, feed):
@@ -327,6 +329,18 @@ async def test_injecting_a_scenario() -> None:
         await pilot.press("s", "down", "enter")
         assert feed.calls == [("inject", "noisy-neighbour")]
         assert isinstance(app.screen, MainScreen)
+
+
+async def test_a_file_in_the_list_goes_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {f"/a/b{CONTROL}/mine{CONTROL}.yaml": "the file"}
+    async with running() as (app, pilot, feed):
+        monkeypatch.setattr(feed, "scenarios", lambda: files)
+        await pilot.press("s")
+        await pilot.pause()
+        assert "mine" in text_of(app)
+        assert CONTROL not in text_of(app)
+        await pilot.press("m", "enter")
+        assert feed.calls == [("inject", *files)]
 
 
 async def test_stopping_what_was_injected() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
+
 from textual.containers import Horizontal
 from textual.content import Content
 from textual.widget import Widget
@@ -28,7 +30,9 @@ class InjectScreen(Dialog):
     def content(self) -> list[Widget]:
         self._scenarios = self.drift.feed.scenarios()
         self._names = list(self._scenarios)
-        self.options = Choices(entry(name, summary) for name, summary in self._scenarios.items())
+        self.options = Choices(
+            entry(PurePath(name).name, summary) for name, summary in self._scenarios.items()
+        )
         if self._names:
             self.options.highlighted = 0
         self.rate = field("40", id="rate")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -24,8 +25,10 @@ from scheduler.load.workload import Workload
 class LocalFeed:
     """See ``view.Feed``; every verb goes to the session and shows in a later view."""
 
-    def __init__(self, run: LiveRun) -> None:
+    def __init__(self, run: LiveRun, files: Path | None = None) -> None:
+        """Scenario files of the folder ``files`` may be injected as those that ship."""
         self._run = run
+        self._files = files
         self._injected = 0
         self._playing = run.plan.scenario.name
         self._since_s = 0.0
@@ -64,7 +67,9 @@ class LocalFeed:
         return POLICIES
 
     def scenarios(self) -> Mapping[str, str]:
-        return shipped_scenarios()
+        """The files first. They are only listed here: it is injecting one that reads it."""
+        found = [] if self._files is None else sorted(self._files.glob("*.yaml"))
+        return {str(path): f"the file {path}" for path in found} | shipped_scenarios()
 
     def switch_policy(self, spec: str, by: str = "operator") -> None:
         try:
