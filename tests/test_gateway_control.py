@@ -320,7 +320,7 @@ async def test_attach_says_why_not(served: Served) -> None:
     for url, key, what in (
         (served.url, ACME, "operator"),
         (served.url, None, "operator's key from DRIFTSCHED_OPERATOR_KEY"),
-        ("http://127.0.0.1:1", OPERATOR, "cannot attach"),
+        ("http://127.0.0.1:1", OPERATOR, r"^cannot attach to http://127.0.0.1:1: Connection refused$"),
         ("nonsense", None, "such as http"),
         ("http://[::1", None, "such as http"),
         ("http://127.0.0.1:99999", None, "such as http"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,10 @@ _NO_WORD = (aiohttp.ClientError, TimeoutError, CommandError, WireError, KeyError
 
 
 def _why(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        number = error.os_error.errno
+        if number is not None and number > 0:
+            return os.strerror(number)  # what it says itself begins with the address again
     return str(error) or type(error).__name__  # a TimeoutError says nothing
 
 
