@@ -276,4 +276,10 @@ def test_runs_of_other_tenants_have_each_their_own_legend(tmp_path: Path) -> Non
     run("sjf", ["a", "b"])
     run("weighted", [f"t{n}" for n in range(7)])
     assert legends("fifo", "sjf") == [["a", "b"]]
+    depth = tmp_path / "sjf" / "queue_depth.csv"  # as if c had been injected: in the total alone
+    header, *rows = (line.split(",") for line in depth.read_text().splitlines())
+    total = header.index("total_queue_size")
+    rows[0][total] = str(int(rows[0][total]) + 7)
+    depth.write_text("".join(",".join(line) + "\n" for line in (header, *rows)))
+    assert legends("sjf") == [["a", "b", "(others)"]]
     assert legends("fifo", "weighted") == [["b", "a"], ["t6", "t5", "t4", "t3", "t2"]]

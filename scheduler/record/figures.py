@@ -261,14 +261,23 @@ def _bias(ax: Axes, run: RunFolder) -> None:
 
 
 def _queues(ax: Axes, run: RunFolder) -> None:
-    for index, column in enumerate(c for c in run.depth if c.startswith("tenant:")):
+    depths = {
+        column.removeprefix("tenant:"): depth
+        for column, depth in run.depth.items()
+        if column.startswith("tenant:")
+    }
+    total = run.depth.get("total_queue_size", ())
+    others = [everybody - sum(known) for everybody, *known in zip(total, *depths.values(), strict=False)]
+    if any(others):
+        depths["(others)"] = others  # who came with an injected scenario has no column
+    for index, (name, depth) in enumerate(depths.items()):
         ax.plot(
             run.depth["elapsed_seconds"],
-            run.depth[column],
+            depth,
             color=COLOURS[index % len(COLOURS)],
             ls=DASHES[index // len(COLOURS) % len(DASHES)],
             lw=1,
-            label=f" {plain(column.removeprefix('tenant:'))}",  # a first "_" would hide it from the legend
+            label=f" {plain(name)}",  # a first "_" would hide it from the legend
         )
     ax.set_ylabel("requests waiting")
 
