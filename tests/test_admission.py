@@ -197,7 +197,9 @@ def test_what_is_reserved_follows_the_engines_count_of_the_prompt() -> None:
         request = make_request(f"r{number}", tokens=10)
         submit_all(scheduler, [request])
         dispatch_all(scheduler, 0.0)
+        assert scheduler.slots.replicas[0].reserved_tokens == 20
         scheduler.on_prompt_counted(request.id, request.prompt_tokens + 35)  # the chat template
+        assert (request.prompt_tokens, scheduler.slots.replicas[0].reserved_tokens) == (45, 55)
         complete(scheduler, request, 1.0)
     assert scheduler.slots.replicas[0].reserved_tokens == 0.0
 

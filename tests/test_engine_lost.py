@@ -138,7 +138,8 @@ def test_after_a_second_crash_the_suspects_run_alone(batch: MicroBatch | None) -
 
 
 def test_a_suspect_waits_for_the_engine_to_be_empty_and_nothing_joins_it() -> None:
-    scheduler = make_scheduler(capacities=(2,))
+    log = Log()
+    scheduler = make_scheduler(capacities=(2,), emit=log.append)
     suspect, neighbour = crowd(2)
     submit_all(scheduler, [suspect])
     for now in (0.0, 1.0):
@@ -150,6 +151,7 @@ def test_a_suspect_waits_for_the_engine_to_be_empty_and_nothing_joins_it() -> No
     assert ids(dispatch_all(scheduler, 2.0)) == [suspect.id]
     complete(scheduler, suspect, 3.0)
     assert ids(dispatch_all(scheduler, 3.0)) == [neighbour.id]
+    assert log.kinds(suspect.id) == ["queued", *["dispatched", "retried"] * 2, "dispatched", "finished"]
 
 
 def test_a_suspect_joins_no_neighbours_on_another_replica() -> None:

@@ -69,6 +69,7 @@ def test_a_micro_batch_is_released_as_one() -> None:
     dispatches = dispatch_all(scheduler, 40.0)
     for request in dispatches[1:]:
         scheduler.on_first_token(request.id, 41.0)
+        request.gaps = {0: 9}
         assert complete(scheduler, request, 42.0) == ()
         assert dispatch_all(scheduler, 42.0) == [], "the batch blocks"
         scheduler.check()
@@ -76,6 +77,7 @@ def test_a_micro_batch_is_released_as_one() -> None:
     released = complete(scheduler, dispatches[0], 50.0)
     assert {r.id for r in released} == set(ids(dispatches))
     assert {(r.state, r.first_token_s, r.ended_s) for r in released} == {(State.FINISHED, 50.0, 50.0)}
+    assert {r.gaps for r in released} == {None}, "all its tokens come at once"
     assert dispatch_all(scheduler, 50.0) == []
     following = dispatch_all(scheduler, 50.010)
     assert {(r.batch_id, r.batch_size) for r in following} == {(2, 8)}

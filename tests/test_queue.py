@@ -313,11 +313,11 @@ def test_room_that_comes_during_a_swap_is_there_after_it() -> None:
 
 
 def test_a_retired_queue_is_gone_once_those_aside_are() -> None:
-    queue = ReadyQueue(policy_from("fifo"), {"acme": 0})
-    for i in range(5):
-        queue.push(make_request(str(i), ticket=i))
-    assert not queue.dismantle(3)
-    assert heap_size(queue) == 2
+    queue = ReadyQueue(policy_from("fair"), {"acme": 0})
+    for i, tenant in enumerate(("acme", "acme", "acme", "globex", "globex")):
+        queue.push(make_request(str(i), tenant, ticket=i))
+    assert not queue.dismantle(4)
+    assert heap_size(queue) == 1
     assert queue.dismantle(3)
 
 

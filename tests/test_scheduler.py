@@ -126,6 +126,17 @@ def test_books_of_backlog_and_of_service_by_weight() -> None:
     assert acme.served_by_weight == (10 + 2 * 20) / 5.0, "the second left no backlog behind"
 
 
+def test_what_was_learned_of_an_end_is_told_with_what_was_believed_before() -> None:
+    log = Log()
+    scheduler = make_scheduler(estimator=PaperEstimator(), emit=log.append)
+    first, second = crowd(2)
+    submit_all(scheduler, [first, second])
+    dispatch_all(scheduler, 0.0)
+    for request in (first, second):
+        complete(scheduler, request, 1.0)
+    assert 1.0 == first.bias_before > first.bias_after == second.bias_before > second.bias_after
+
+
 def test_an_answer_of_no_tokens_has_its_instants() -> None:
     scheduler = make_scheduler()
     request = make_request("r")
