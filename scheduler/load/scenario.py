@@ -129,7 +129,7 @@ _WANTED: Mapping[str, str] = {
     "float_type": "a number",
     "string_type": "text",
     "bool_type": "true or false",
-    "tuple_type": "a list",
+    "tuple_type": "a list, with `- ` before each entry",
     "dict_type": "a mapping",
     "mapping_type": "a mapping",
 }
