@@ -102,8 +102,10 @@ def test_an_answer_begins_when_it_is_asked_for() -> None:
     came = tuple(
         pending(number, 100.0, 100.0, arrival_s=10.0 * number, max_tokens=100) for number in range(1, 10)
     )
-    figures = played(picture(queued=0, running=0, arrivals=came), "fifo")
+    tenants = tuple(replace(tenant, slo=Slo(ttft_s=0.1)) for tenant in TENANTS)
+    figures = played(picture(queued=0, running=0, arrivals=came, tenants=tenants), "fifo")
     assert figures["e2e.p50"] == pytest.approx(100 * 0.016, rel=0.05)
+    assert figures["goodput.requests_per_s"] * HORIZON_S == pytest.approx(figures["ended"])
 
 
 def test_a_course_is_what_shorter_plays_come_to() -> None:

@@ -77,7 +77,11 @@ ADDED = [
     ("engine: {capacity: 0}", "7: engine.capacity: must be at least 1", ""),
     ("engine: {capacity: '8'}", "7: engine.capacity: must be a whole number, got '8'", ""),
     ("engine: []", "7: engine: must be a mapping, got a list; allowed: kind, gpu, model, ", ""),
-    ("expect: requests.failed == 0", "7: expect: must be a list, with `- ` before each entry, got 'requests.f", ""),
+    (
+        "expect: requests.failed == 0",
+        "7: expect: must be a list, with `- ` before each entry, got 'requests.f",
+        "",
+    ),
     ("engine: {gpu: mine.yaml}", "7: engine.gpu: no such file: 'mine.yaml'", "relative to the scenario"),
     ("engine: {gpu: s.yaml}", "7: engine.gpu:", "step: Field required"),
     ("engine: {gpu: l5}", "7: engine.gpu: no GPU 'l5'; allowed: cpu, l4, l4-eager, FILE.yaml", ""),

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from waiting import until
 
 from scheduler.core.crashes import GIVEN_UP, MAX_CRASHES
+from scheduler.core.metrics import gap_bucket
 from scheduler.core.policies import policy_from
 from scheduler.core.types import Limits, Request, State, Tenant
 from scheduler.engines.engine import Chunk, EngineLost
@@ -208,6 +209,22 @@ async def test_a_mistake_in_a_stream_costs_its_request_alone(
         ("r7", State.FAILED, "error")
     ]
     await bench.run.stop()
+
+
+async def test_tokens_that_come_together_share_the_time_since_those_before(
+    idle: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM's do when the event loop is late. The first one has no gap before it."""
+
+    async def generate(request: Request) -> AsyncIterator[Chunk]:
+        yield Chunk(3, at_s=100.0)
+        yield Chunk(2, at_s=101.0)
+        yield Chunk(1, "stop", at_s=101.5)
+
+    monkeypatch.setattr(idle.run.engine, "generate", generate)
+    idle.submit("r")
+    await until(lambda: idle.ended[-1].id == "r")
+    assert idle.ended[-1].gaps == {gap_bucket(0.0): 2, gap_bucket(0.5): 3}
 
 
 async def test_a_mistake_while_an_end_is_settled_ends_the_run(
