@@ -238,11 +238,29 @@ def test_of_a_load_that_is_stopped_nothing_comes_but_a_new_burst(tmp_path: Path)
     assert {request.tenant for request in requests(workload)} == {"lab"}
 
 
+def test_who_comes_after_a_stream_that_is_empty_comes_as_it_would_have_begun(tmp_path: Path) -> None:
+    one = {"tenant": "acme", "arrivals": "at-once", "count": 1}
+    empty = {
+        "name": "empty",
+        "tenant": "lab",
+        "arrivals": {"poisson": 0.001},
+        "for": "1ms",
+        "after": "drained",
+    }
+    workload = Workload(scenario(tmp_path, one, empty, {**one, "after": "empty"}), seed=1)
+    assert len(requests(workload)) == 1
+    workload.on_drained(5.0)
+    assert [request.arrival_s for request in requests(workload)] == [5.0]
+    assert workload.exhausted
+
+
 def test_drift_scales_the_answers_from_its_instant_on(tmp_path: Path) -> None:
     drift = [{"at": 5, "drift": {"tenant": "acme", "output_scale": 3}}]
     streams = (POISSON, {**POISSON, "tenant": "lab"})
     plain = requests(Workload(scenario(tmp_path, *streams), seed=1))
-    drifted = requests(Workload(scenario(tmp_path, *streams, timeline=drift), seed=1))
+    seen = run(Workload(scenario(tmp_path, *streams, timeline=drift), seed=1))
+    assert [a.text for _, a in seen if isinstance(a, Mark)] == ["drift: acme, answers ×3"]
+    drifted = [a for _, a in seen if isinstance(a, Request)]
     for before, after in zip(plain, drifted, strict=True):
         if after.tenant == "acme" and after.arrival_s >= 5:
             assert after.intended_tokens == pytest.approx(3 * (before.intended_tokens or 0), abs=2)
@@ -309,6 +327,19 @@ def test_closed_clients_wait_for_their_answers(tmp_path: Path) -> None:
     assert total == 50
     assert workload.exhausted
     assert sum(thinking) / len(thinking) == pytest.approx(2.0, rel=0.5)
+
+
+def test_each_of_two_closed_loops_has_its_own_clients_back(tmp_path: Path) -> None:
+    one = {"tenant": "acme", "arrivals": {"closed": {"clients": 1}}, "count": 9}
+    workload = Workload(scenario(tmp_path, one, {**one, "tenant": "lab"}), seed=1)
+    seen: list[str] = []
+    while not workload.exhausted:
+        for request in workload.take(workload.next_time()):
+            assert isinstance(request, Request)
+            seen.append(request.tenant)
+            request.state = State.FINISHED
+            workload.on_ended(request, request.arrival_s)
+    assert Counter(seen) == {"acme": 9, "lab": 9}
 
 
 def test_closed_clients_overtake_each_other_while_they_think(tmp_path: Path) -> None:
