@@ -333,8 +333,8 @@ def test_each_of_two_closed_loops_has_its_own_clients_back(tmp_path: Path) -> No
     one = {"tenant": "acme", "arrivals": {"closed": {"clients": 1}}, "count": 9}
     workload = Workload(scenario(tmp_path, one, {**one, "tenant": "lab"}), seed=1)
     seen: list[str] = []
-    while not workload.exhausted:
-        for request in workload.take(workload.next_time()):
+    while (due_s := workload.next_time()) < inf:
+        for request in workload.take(due_s):
             assert isinstance(request, Request)
             seen.append(request.tenant)
             request.state = State.FINISHED
