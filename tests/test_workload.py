@@ -371,11 +371,12 @@ def test_a_client_that_is_turned_away_does_not_come_back_at_once(tmp_path: Path)
 
 
 def test_closed_clients_stop_at_the_end_of_their_time(tmp_path: Path) -> None:
-    workload = closed(tmp_path, "0s", **{"for": "10s"})
-    for action in workload.take(0.0):
-        assert isinstance(action, Request)
-        action.state = State.FINISHED
-        workload.on_ended(action, 10.0)
+    workload = closed(tmp_path, "0s", **{"from": "7s", "for": "10s"})
+    for ended_s in (16.0, 17.0):
+        for action in workload.take(workload.next_time()):
+            assert isinstance(action, Request)
+            action.state = State.FINISHED
+            workload.on_ended(action, ended_s)
     assert workload.exhausted
 
 
