@@ -6,6 +6,7 @@ import math
 import random
 import runpy
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import pytest
@@ -111,6 +112,18 @@ def test_answers_that_were_cut_are_lower_bounds() -> None:
     level, slope, _ = estimator._plane.values
     estimator._plane.values = (level, slope, 0.0)  # only the level, for a cap that was never seen
     assert 330 < estimator.estimate(ask(SHORT.format("x"))).point < 520
+
+
+@pytest.mark.parametrize("tokens", [100, 300, 500])
+def test_a_cut_answer_teaches_what_the_mean_of_all_longer_ones_would(tokens: int) -> None:
+    """Of a log-normal around the prior's 300 tokens, with its spread of 0.8."""
+    z, normal = math.log(tokens / 300) / 0.8, NormalDist()
+    mean = 300 * math.exp(0.8 * normal.pdf(z) / (1 - normal.cdf(z)))
+    cut, whole = LearnedEstimator(), LearnedEstimator()
+    teach(cut, "?", tokens, "length", max_tokens=1024)
+    teach(whole, "?", round(mean), max_tokens=1024)
+    category = "short_qa"
+    assert cut.bias("acme", category) == pytest.approx(whole.bias("acme", category), rel=1e-3)
 
 
 @pytest.mark.parametrize("finish", ["abort", "error"])
