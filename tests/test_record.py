@@ -8,22 +8,25 @@ import math
 import stat
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from core_kit import complete, dispatch_all, make_request, make_scheduler, submit_all
 from recorded_kit import record
 
+from scheduler.core.estimate import BASE_TOKENS
 from scheduler.core.events import Event, Kind
 from scheduler.core.metrics import gap_value
-from scheduler.core.types import Limits, Request, Slo, Tenant
+from scheduler.core.types import TIERS, Limits, Request, Slo, Tenant
 from scheduler.load.scenario import Scenario, load_scenario
 from scheduler.plan import make_plan
 from scheduler.record.paths import leaves, valid_paths
 from scheduler.record.recorder import DEPTH_COLUMNS, METRICS_COLUMNS, Recorder
 from scheduler.record.summary import summary
-from scheduler.record.tally import Tally
+from scheduler.record.tally import Tally, spearman
 from scheduler.record.writer import FileWriter
 from scheduler.virtual import VirtualRun
 
@@ -162,6 +165,13 @@ def test_estimates(recorded: tuple[Json, list[Json], Path]) -> None:
     assert near(figures["spearman"], _pearson(*ranks))
 
 
+def test_ties_share_their_mean_rank() -> None:
+    tied, other = np.array([1.0, 2.0, 2.0, 3.0]), np.array([10.0, 30.0, 20.0, 40.0])
+    assert spearman(tied, other) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+    assert spearman(tied, tied) == pytest.approx(1.0)
+    assert math.isnan(spearman(tied, np.ones(4)))
+
+
 def _ranks(values: list[float]) -> list[float]:
     return [
         sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2
@@ -245,24 +255,78 @@ def test_rejections_are_of_the_rejected_and_objectives_those_of_whoever_came_lat
     assert figures["goodput"]["slo_share"] == 0.0
 
 
-def test_csv_files_begin_with_the_papers_columns(recorded: tuple[Json, list[Json], Path]) -> None:
+def test_each_row_of_metrics_is_what_the_log_tells(recorded: tuple[Json, list[Json], Path]) -> None:
     document, events, folder = recorded
-    with open(folder / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(folder / "metrics.csv")
     assert tuple(rows[0])[: len(METRICS_COLUMNS)] == METRICS_COLUMNS
-    assert len(rows) == document["requests"]["submitted"]
-    _, ends = arrivals_and_ends(events)
-    for row in rows:
-        assert int(row["generated_tokens"]) == ends[row["request_id"]]["output_tokens"]
-        assert row["status"] == ends[row["request_id"]]["e"]
-    with open(folder / "queue_depth.csv", newline="") as file:
-        depths = list(csv.DictReader(file))
-    assert tuple(depths[0])[: len(DEPTH_COLUMNS)] == DEPTH_COLUMNS
-    for row in depths:
-        tiers = sum(int(row[f"{tier}_queue"]) for tier in ("premium", "standard", "batch"))
-        assert tiers == int(row["total_queue_size"])
-    assert max(int(row["total_queue_size"]) for row in depths) > 10
+    arrivals, ends = arrivals_and_ends(events)
+    assert [row["request_id"] for row in rows] == list(ends)
+    for row, (id_, end) in zip(rows, ends.items(), strict=True):
+        arrival, ended, started = arrivals[id_], end["t"], end["dispatched_s"]
+        came, first, category = arrival["arrival_s"], end["first_token_s"], arrival["category"]
+        measured = min(3.0, max(0.25, end["output_tokens"] / BASE_TOKENS[category]))
+        told = {
+            "timestamp": ended,
+            "scheduler_type": "fifo" if ended < document["switches"][0]["at_s"] else "sjf",
+            "tenant_id": arrival["tenant"],
+            "workload_category": category,
+            "priority_tier": arrival["tier"],
+            "batch_id": end["batch_id"],
+            "batch_size": end["batch_size"],
+            "total_token_budget": arrival["input_tokens"] + end["estimate"],
+            "estimated_output_tokens": end["estimate"],
+            "max_output_tokens": arrival["max_tokens"],
+            "generated_tokens": end["output_tokens"],
+            "queue_enter_time": came,
+            "worker_start_time": started,
+            "worker_finish_time": ended,
+            "queue_wait_seconds": (ended if started is None else started) - came,
+            "inference_seconds": None if started is None else ended - started,
+            "end_to_end_seconds": ended - came,
+            "latency_seconds": ended - came,
+            "status": end["e"],
+            "feedback_old_bias": end["bias_before"],
+            "feedback_measured_bias": measured if end["e"] == "finished" else None,
+            "feedback_new_bias": end["bias_after"],
+            "ttft_seconds": None if first is None else first - came,
+            "finish": end["finish"],
+            "reason": end["reason"],
+            "prompt_tokens": end["prompt_tokens"],
+            "attempts": end["attempts"],
+            "uncorrected_tokens": end["uncorrected"],
+        }
+        assert {name: row[name] for name in told} == {
+            name: "" if value is None else str(value) for name, value in told.items()
+        }
+
+
+def test_each_row_of_queue_depth_is_what_waits_by_the_log(recorded: tuple[Json, list[Json], Path]) -> None:
+    document, events, folder = recorded
+    rows = read_table(folder / "queue_depth.csv")
+    assert tuple(rows[0])[: len(DEPTH_COLUMNS)] == DEPTH_COLUMNS
+    assert [float(row["elapsed_seconds"]) for row in rows] == list(range(len(rows)))
+    assert len(rows) - 2 <= document["duration_s"] <= len(rows) - 1, "the last row is of what is left"
+    arrivals, waiting, coming = arrivals_and_ends(events)[0], set[str](), deque(events)
+    for at_s, row in enumerate(rows):
+        while coming and coming[0]["t"] < at_s:
+            event = coming.popleft()
+            if event["e"] in ("queued", "retried"):
+                waiting.add(event["id"])
+            else:
+                waiting.discard(event.get("id", ""))
+        told = {"total_queue_size": len(waiting)}
+        told |= {f"{tier}_queue": sum(arrivals[i]["tier"] == tier for i in waiting) for tier in TIERS}
+        told |= {
+            f"tenant:{name}": sum(arrivals[i]["tenant"] == name for i in waiting)
+            for name in ("acme", "globex", "lab")
+        }
+        assert {name: int(row[name]) for name in told} == told
     assert (folder / "telemetry.csv").exists()
+
+
+def read_table(file: Path) -> list[dict[str, str]]:
+    with open(file, newline="") as lines:
+        return list(csv.DictReader(lines))
 
 
 @pytest.mark.parametrize("paper", [True, False])
@@ -270,8 +334,7 @@ def test_an_estimate_can_be_made_again_from_its_row(paper: bool, tmp_path: Path)
     """By the paper's formula: base x bias x safety x input factor, the bias as it was at the estimate."""
     scenario = load_scenario("demo").model_copy(update={"paper": paper})
     VirtualRun(make_plan(scenario, clock="virtual"), out=tmp_path).run()
-    with open(tmp_path / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(tmp_path / "metrics.csv")
     assert len({row["estimation_bias"] for row in rows}) > 100
     for row in rows:
         factors = ("base_tokens", "estimation_bias", "safety_factor", "input_factor")
