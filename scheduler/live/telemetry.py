@@ -25,16 +25,15 @@ class Machine:
 
     def __init__(self) -> None:
         self._gpu = _open_gpu()
-        psutil.cpu_times_percent()  # the next call measures from here
+        self._cpu_times = psutil.cpu_times()  # of the last reading
 
     def read(self) -> dict[str, float | None]:
         """Shares 0..1, degrees, watts, MHz, bytes; None where it cannot be read."""
-        cpu = psutil.cpu_times_percent()
+        before, self._cpu_times = self._cpu_times, psutil.cpu_times()
         memory = psutil.virtual_memory()
         return {
             **self._read_gpu(),  # first: the paper's telemetry.csv has these alone
-            "cpu_share": round(1 - cpu.idle / 100, 4),
-            "steal_share": getattr(cpu, "steal", 0.0) / 100,
+            **_cpu_shares(before, self._cpu_times),
             "pressure_some": _pressure(),
             "memory_share": memory.percent / 100,
             "memory_used_bytes": float(memory.used),
@@ -55,6 +54,25 @@ class Machine:
             except pynvml.NVMLError:
                 pass  # not every GPU tells everything
         return row
+
+
+def _cpu_shares(before: Any, now: Any) -> dict[str, float | None]:
+    """Of the time of all cores between two readings. psutil's own percentages are each thread's since its
+    last look, and less than a second of all cores together counts for a whole one there.
+    """
+    spent_s = {
+        name: max(0.0, getattr(now, name) - getattr(before, name))
+        for name in now._fields
+        if not name.startswith("guest")  # which is in the user's time, too
+    }
+    total_s = sum(spent_s.values())
+    if not total_s:
+        return {"cpu_share": None, "steal_share": None}
+    steal_s = spent_s.get("steal", 0.0)  # only Linux tells it
+    return {
+        "cpu_share": round(1 - spent_s["idle"] / total_s, 4),
+        "steal_share": round(steal_s / total_s, 4),
+    }
 
 
 def _memory_share(nvml: Any, gpu: Any) -> float:
