@@ -168,6 +168,8 @@ ADDED = [
     ("speed: [1", "8: while parsing a flow sequence", ""),
     ("? [a]\n: 1", "7: a key must be text", ""),
     ("\x1b", "7: control character U+001B", ""),
+    ('description: "\\U00110000"', "7: the number in an escape or a %YAML line is too large", ""),
+    ('description: "\\UFFFFFFFF"', "7: the number in an escape or a %YAML line is too large", ""),
 ]
 
 

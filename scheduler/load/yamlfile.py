@@ -128,17 +128,7 @@ def read_yaml(path: Path, file: str) -> Document:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ScenarioError.of_file(file, "not UTF-8 text", line) from None
-    try:
-        node = _Loader(text).get_single_node()
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        what = f"control character U+{int(error.character):04X} is not allowed"
-        raise ScenarioError.of_file(file, what, line) from None
-    except yaml.MarkedYAMLError as error:
-        raise ScenarioError([_syntax_problem(file, error)]) from None
-    except RecursionError:
-        what = f"nested too deeply, at most {MAX_DEPTH} levels are allowed"
-        raise ScenarioError.of_file(file, what) from None
+    node = _compose(text, file)
     if node is None:
         raise ScenarioError.of_file(file, "the file is empty, a mapping is needed")
     try:
@@ -146,6 +136,27 @@ def read_yaml(path: Path, file: str) -> Document:
     except _TooBigError as error:
         raise ScenarioError([*document.problems, error.problem]) from None
     return document
+
+
+def _compose(text: str, file: str) -> yaml.Node | None:
+    """The one document as nodes; None of an empty one. Raises ScenarioError."""
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        what = f"control character U+{int(error.character):04X} is not allowed"
+        raise ScenarioError.of_file(file, what, line) from None
+    try:
+        node: yaml.Node | None = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        raise ScenarioError([_syntax_problem(file, error)]) from None
+    except RecursionError:
+        what = f"nested too deeply, at most {MAX_DEPTH} levels are allowed"
+        raise ScenarioError.of_file(file, what) from None
+    except (ValueError, OverflowError):  # PyYAML's, of chr() and int()
+        what = "the number in an escape or a %YAML line is too large"
+        raise ScenarioError.of_file(file, what, loader.line + 1) from None
+    return node
 
 
 def _syntax_problem(file: str, error: yaml.MarkedYAMLError) -> Problem:
