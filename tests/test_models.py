@@ -71,7 +71,7 @@ class TestResolve:
         assert models.resolve("./model") == str(tmp_path / "model")
 
     @pytest.mark.parametrize(
-        "path", ["/nowhere/at/all", "./nowhere", "../nowhere", "~/nowhere/x", "a/b/c", ""]
+        "path", ["/nowhere/at/all", "./nowhere", "../nowhere", "~/nowhere/x", "~nobody-here/x", "a/b/c", ""]
     )
     def test_path_that_is_not_there(self, path: str) -> None:
         with pytest.raises(ModelError):

@@ -86,6 +86,7 @@ ADDED = [
     ("engine: {gpu: s.yaml}", "7: engine.gpu:", "step: Field required"),
     ("engine: {gpu: l5}", "7: engine.gpu: no GPU 'l5'; allowed: cpu, l4, l4-eager, FILE.yaml", ""),
     ("engine: {model: ./nope}", "7: engine.model: no such folder: './nope'", "relative to the scenario"),
+    ("engine: {model: ~nobody-here/x}", "7: engine.model: no such folder: '~nobody-here/x'", ""),
     ("engine: {tokenizer: ./nope}", "7: engine.tokenizer: no such folder: './nope'", ""),
     (
         "dispatch: batched",

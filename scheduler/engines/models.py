@@ -111,7 +111,7 @@ def resolve(model: str) -> str:
                 f"run `driftsched models prepare {model}`"
             )
         return str(folder)
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))  # which leaves it as it is where there is no such user
     if folder.is_dir():
         if lacks := missing(folder):
             raise ModelError(f"model folder {folder} lacks {', '.join(lacks)}")

@@ -6,6 +6,7 @@ they are checked, so the location of an error is always a place in the file.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,7 +51,7 @@ def _file(value: str, info: ValidationInfo) -> str:
 
 def beside(value: str, info: ValidationInfo) -> str:
     """Paths are relative to the file that names them; the result is absolute."""
-    return str((Path((info.context or {}).get("folder", ".")) / Path(value).expanduser()).absolute())
+    return str((Path((info.context or {}).get("folder", ".")) / os.path.expanduser(value)).absolute())
 
 
 def gpu_profile(value: str, info: ValidationInfo) -> str:
