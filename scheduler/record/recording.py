@@ -82,7 +82,7 @@ def read_document(folder: Path) -> tuple[dict[str, Any], tuple[Tenant, ...]]:
         document["capacity"] = int(document["capacity"])
         document |= {key: str(document[key]) for key in ("scenario", "engine", "engine_detail", "policy")}
         tenants = tuple(as_tenant(name, told) for name, told in document["tenants"].items())
-    except (OSError, AttributeError, *MALFORMED) as error:
+    except (OSError, *MALFORMED) as error:
         raise FolderError(f"{document_file}: not a run document: {why(error)}") from error
     return document, tenants
 
@@ -140,7 +140,7 @@ def _elapsed(sample: Sample) -> float:
 def as_tenant(name: str, told: Mapping[str, Any]) -> Tenant:
     """Of run.json, or of the line of one that came later. Raises one of MALFORMED."""
     slo = {key: inf if value is None else float(value) for key, value in told["slo"].items()}
-    return Tenant(name, _tier(told), float(told["weight"]), Slo(**slo), Limits(**told["limits"]))
+    return Tenant(name, _tier(told), float(told["weight"]), Slo(**slo), _limits(told["limits"]))
 
 
 def as_step(line: Mapping[str, Any]) -> Step:
@@ -148,23 +148,35 @@ def as_step(line: Mapping[str, Any]) -> Step:
     at_s, kind, request_id = _seconds(line["t"]), Kind(line["e"]), line.get("id", "")
     if not isinstance(request_id, str) or (kind in _OF_REQUESTS and not request_id):
         raise ValueError(f"{request_id!r:.40} is no request's id")
-    data: dict[str, Any]
     if not request_id:
-        data = {key: value for key, value in line.items() if key not in ("t", "e")}
-        _ = [data[key] for key in _NEEDS.get(kind, ())]
-        if kind is Kind.TENANT and "tier" in data:
+        return Step(at_s, kind, "", _happening(kind, line))
+    data = _arrival(line) if kind in (Kind.QUEUED, Kind.REJECTED) else {}
+    if kind in ENDINGS:
+        data |= _ending(line)
+    return Step(at_s, kind, request_id, data)
+
+
+def _happening(kind: Kind, line: Mapping[str, Any]) -> dict[str, Any]:
+    """What a line tells that is about no request. Raises one of MALFORMED."""
+    data = {key: _checked(key, value) for key, value in line.items() if key not in ("t", "e")}
+    needed = _NEEDS.get(kind, ())
+    if kind is Kind.ENGINE:
+        needed += _ENGINE_NEEDS.get(data["what"], ())
+    _ = [data[key] for key in needed]
+    match kind:
+        case Kind.LIMITS:
+            _limits(data["limits"])
+        case Kind.TENANT if "tier" in data:
             data["added"] = as_tenant(data["tenant"], data)
-        elif kind is Kind.TENANT:
-            data["limits"] = Limits(**data["limits"])
+        case Kind.TENANT:
+            data["limits"] = _limits(data["limits"])
             changed = dict(data["changed"]).items()
             data["changed"] = {name: None if value is None else float(value) for name, value in changed}
-        elif kind is Kind.UNSERVED and "requests" in data:
-            data["over_s"] = _seconds(data["over_s"])
-    else:
-        data = _arrival(line) if kind in (Kind.QUEUED, Kind.REJECTED) else {}
-        if kind in ENDINGS:
-            data |= _ending(line)
-    return Step(at_s, kind, request_id, data)
+        case Kind.UNSERVED if "requests" in data:
+            _seconds(data["over_s"])
+        case Kind.DRIFT if data["before"] <= 0:
+            raise ValueError("a drift from nothing")
+    return data
 
 
 # What playing a line that is about no request reads.
@@ -181,6 +193,42 @@ _NEEDS: Mapping[Kind, tuple[str, ...]] = {
     Kind.DRIFT: ("tenant", "before", "after"),
     Kind.ESTIMATOR: ("to",),
 }
+_ENGINE_NEEDS: Mapping[str, tuple[str, ...]] = {
+    "crashed": ("lost",),
+    "restarted": ("away_s",),
+    "dead": ("why",),
+}
+_TEXTS = frozenset(("by", "from", "reason", "tenant", "to", "what", "why"))
+_NUMBERS = frozenset(
+    (
+        "after",
+        "away_s",
+        "before",
+        "lost",
+        "over_s",
+        "queued",
+        "requests",
+        "share",
+        "took_ms",
+        "weight",
+        "worst",
+    )
+)
+
+
+def _checked(key: str, value: Any) -> Any:
+    """Raises TypeError for what is not of its name's kind."""
+    kind = str if key in _TEXTS else int | float if key in _NUMBERS else object
+    if not isinstance(value, kind):
+        raise TypeError(key)
+    return value
+
+
+def _limits(told: Mapping[str, Any]) -> Limits:
+    """Raises TypeError."""
+    if not all(value is None or isinstance(value, int | float) for value in told.values()):
+        raise TypeError("limits")
+    return Limits(**told)
 
 
 def _seconds(value: object) -> float:
