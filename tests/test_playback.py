@@ -109,6 +109,13 @@ def test_an_estimate_made_anew_while_it_waited_counts(folder: Path, tmp_path: Pa
     assert shown.coverage == 0.0
 
 
+def test_more_tokens_than_can_be_counted_are_no_answer(folder: Path, tmp_path: Path) -> None:
+    log = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    next(line for line in log if line["e"] == "finished")["output_tokens"] = 1e308
+    with pytest.raises(FolderError, match="is too large a number"):
+        copied(folder, tmp_path, log)
+
+
 def test_the_machine_at_an_instant(folder: Path, tmp_path: Path) -> None:
     assert read_recording(folder).machine(30.0) == {}  # virtual time has none
     telemetry = tmp_path / "telemetry.csv"
@@ -184,6 +191,7 @@ def test_no_run_folder(tmp_path: Path) -> None:
         '{"t":1.0,"e":"engine","what":"crashed","lost":{}}',
         '{"t":1.0,"e":"engine","what":"restarted"}',
         '{"t":1.0,"e":"engine","what":"dead"}',
+        '{"t":1.0,"e":"engine","what":"started","replica":"first"}',
         '{"t":1.0,"e":"drift","tenant":"acme","before":0,"after":2}',
         '{"t":1.0,"e":"drift","tenant":"acme","before":1,"after":"2"}',
         '{"t":1.0,"e":"slo","tenant":"acme","share":"x"}',

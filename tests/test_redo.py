@@ -15,6 +15,7 @@ from scheduler.live.feed import LocalFeed
 from scheduler.live.run import LiveRun
 from scheduler.load.scenario import Scenario
 from scheduler.plan import Plan, make_plan
+from scheduler.record.errors import FolderError
 from scheduler.record.playback import Playback
 from scheduler.record.recording import read_recording
 from scheduler.record.redo import NotRedoable, Redone, check, redo
@@ -205,6 +206,13 @@ async def test_a_log_that_is_not_whole(recorded: tuple[Plan, Path], lines: int) 
         NotRedoable, match=r"of its 250 requests, its log has the ends of [0-9]+: it is not whole"
     ):
         check(folder)
+
+
+async def test_a_crash_of_an_engine_that_the_run_did_not_have(recorded: tuple[Plan, Path]) -> None:
+    log = recorded[1] / "events.jsonl"
+    log.write_text('{"t":0.0,"e":"engine","what":"crashed","replica":7,"lost":0}\n' + log.read_text())
+    with pytest.raises(FolderError, match=r"events.jsonl:1: not a line of an event log"):
+        check(recorded[1])
 
 
 async def test_a_run_whose_document_says_too_little(recorded: tuple[Plan, Path]) -> None:

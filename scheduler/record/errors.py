@@ -12,7 +12,7 @@ class FolderError(ValueError):
 
 # What a file that is not what it should be makes its reader raise: int() of an infinity overflows; lines
 # nested a thousand deep do, too, in their way.
-MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, csv.Error)
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, csv.Error)
 
 
 def why(error: Exception) -> str:

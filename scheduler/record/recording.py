@@ -199,21 +199,10 @@ _ENGINE_NEEDS: Mapping[str, tuple[str, ...]] = {
     "dead": ("why",),
 }
 _TEXTS = frozenset(("by", "from", "reason", "tenant", "to", "what", "why"))
-_NUMBERS = frozenset(
-    (
-        "after",
-        "away_s",
-        "before",
-        "lost",
-        "over_s",
-        "queued",
-        "requests",
-        "share",
-        "took_ms",
-        "weight",
-        "worst",
-    )
-)
+_NUMBERS = frozenset((
+    "after", "away_s", "before", "lost", "over_s", "queued",
+    "replica", "requests", "share", "took_ms", "weight", "worst",
+))  # fmt: skip
 
 
 def _checked(key: str, value: Any) -> Any:
@@ -275,7 +264,7 @@ def _ending(line: Mapping[str, Any]) -> dict[str, Any]:
         **instants,
         "finish": str(line["finish"]),
         "reason": str(line["reason"]),
-        "output_tokens": int(line["output_tokens"]),
+        "output_tokens": _whole(str(int(line["output_tokens"]))),
         "bias_after": float(line["bias_after"]),
         "estimated": {
             "point": float(line["estimate"]),
