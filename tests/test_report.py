@@ -190,6 +190,7 @@ def test_a_folder_that_is_not_whole(
         ("estimate.mae", "few", "estimate.mae in its run.json is no number"),
         ("latency_s.all.e2e.p99", float("inf"), "e2e.p99 in its run.json is no number"),
         ("latency_s.all.e2e.p50", 10**400, "e2e.p50 in its run.json is no number"),
+        ("seed", 10**400, "seed in its run.json is no number"),
     ],
 )
 def test_a_document_without_what_the_page_shows(

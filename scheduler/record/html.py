@@ -87,7 +87,7 @@ def _number(*path: str, scale: float = 1.0) -> Callable[[RunFolder], Any]:
 
 
 def _word(key: str) -> Callable[[RunFolder], Any]:
-    return lambda run: run.document.get(key, "")
+    return lambda run: str(run.document.get(key, ""))
 
 
 _RUN_COLUMNS: dict[str, Callable[[RunFolder], Any]] = {
@@ -96,7 +96,7 @@ _RUN_COLUMNS: dict[str, Callable[[RunFolder], Any]] = {
     "dispatch": _word("dispatch"),
     "counter": _word("counter"),
     "calibrated": lambda run: "yes" if run.calibrated else "no",
-    "seed": _word("seed"),
+    "seed": _number("seed"),
     "finished": _number("requests", "finished"),
     "tokens/s": _number("tokens", "output_per_s"),
     "e2e p50 s": _number("latency_s", "all", "e2e", "p50"),
