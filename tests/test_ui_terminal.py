@@ -111,6 +111,26 @@ def test_own_terminal_does_not_follow_a_link(tmp_path: Path) -> None:
     os.write(1, b"")
 
 
+def test_a_log_that_takes_no_more_leaves_our_own_streams_as_they_were(tmp_path: Path) -> None:
+    """As on a full disk; what the engine said last must not come out elsewhere."""
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from scheduler.live.output import engine_output_to\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "with engine_output_to(Path(sys.argv[1])):\n"
+        "    print('the engine speaks')\n"
+        "print('ours')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "log")],
+        env={**os.environ, "PYTHONUNBUFFERED": ""},  # so that it is written at the end
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("ours\n", "", 0)
+
+
 class Screen:
     """A dashboard in a pseudo-terminal."""
 

@@ -62,12 +62,16 @@ def open_streams() -> None:
 
 
 def drop_output() -> None:
-    """What they do not take would be tried once more as the interpreter ends, and be its exit code."""
+    """Write what is left; what is not taken would be tried once more as the interpreter ends, and be its exit
+    code.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+            stream.flush()
 
 
 class DroppingWriter(threading.Thread):
@@ -159,8 +163,7 @@ def engine_output_to(path: Path) -> Iterator[Output]:
         ):
             yield Output(stdout, stderr)
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        drop_output()  # what a full disk does not take must not come out on the terminal
         for number, fd in enumerate(kept, start=1):
             os.dup2(fd, number)
             os.close(fd)
