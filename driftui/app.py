@@ -200,8 +200,9 @@ async def run_dashboard(
 ) -> int:
     """Show ``feed`` until the operator leaves; the exit code: 0, or 1 when the dashboard crashed.
 
-    Runs in the current event loop. ``on_quit`` is awaited while the screen still stands. SIGTERM and SIGHUP
-    leave as ``q`` does, without a question; a second one, or Ctrl-C while leaving, calls ``on_hurry``.
+    Runs in the current event loop. ``on_quit`` is awaited while the screen still stands. SIGINT from outside,
+    SIGTERM and SIGHUP leave as ``q`` does, without a question; a second one, or Ctrl-C while leaving, calls
+    ``on_hurry``.
     """
     loop = asyncio.get_running_loop()
     factory = loop.get_task_factory()
@@ -211,7 +212,7 @@ async def run_dashboard(
     loop.call_soon(loop.set_task_factory, factory)
     try:
         leave = partial(app.call_later, app.leave)
-        with heard((signal.SIGTERM, signal.SIGHUP), leave), kept(*REPLACED):
+        with heard((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), leave), kept(*REPLACED):
             await app.run_async()
     finally:
         loop.set_task_factory(factory)

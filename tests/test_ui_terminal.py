@@ -192,7 +192,7 @@ def screen(*args: str, program: tuple[str, ...] = (FEED,)) -> Iterator[Screen]:
         os.close(tty)
 
 
-@pytest.mark.parametrize("way", ["q", "ctrl-c", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("way", ["q", "ctrl-c", "SIGINT", "SIGTERM", "SIGHUP"])
 def test_the_terminal_is_left_as_it_was(way: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with screen(str(log)) as shown:
