@@ -139,6 +139,6 @@ async def test_an_error_of_ours_is_500_in_words_of_ours(
         assert (status, told["error"]["code"]) == (500, "internal_error")
         assert "secret" not in str(told)
     assert [record.levelno for record in caplog.records] == [logging.ERROR] * 2
-    assert "RuntimeError in broken" in caplog.text
+    assert "RuntimeError in test_gateway_connection.py:" in caplog.text
     assert "TimeoutError" in caplog.text
     assert "secret" not in caplog.text

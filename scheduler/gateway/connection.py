@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import traceback
 from collections.abc import Coroutine
 from secrets import token_hex
 from typing import Any
@@ -21,6 +20,7 @@ from aiohttp.web_request import BaseRequest
 from scheduler.gateway.bodies import MAX_BODY_BYTES
 from scheduler.gateway.errors import ApiError
 from scheduler.gateway.response import ITS_ID, REQUEST_ID
+from scheduler.live.mistakes import place_of
 
 IDLE_S = 75.0
 """A connection on which no whole request comes for so long is closed."""
@@ -80,8 +80,7 @@ def _unexpected(status: int, exc: BaseException | None) -> ApiError:
     # The last line: said to the client and, without the error's words, in the log.
     what = "TimeoutError"  # which aiohttp keeps to itself
     if exc is not None:
-        frame = traceback.extract_tb(exc.__traceback__)[-1]
-        what = f"{type(exc).__name__} in {frame.name}, line {frame.lineno}"
+        what = place_of(exc)
     log.error("%s", what)
     return ApiError(500, "an error in the server", code="internal_error", close=True)
 

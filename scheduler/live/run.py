@@ -15,6 +15,7 @@ from scheduler.core.types import Request
 from scheduler.core.watch import Watch
 from scheduler.engines.clock import Clock, PlannedClock
 from scheduler.engines.engine import Engine
+from scheduler.live.mistakes import on_uncaught, place_of
 from scheduler.live.notices import Notices
 from scheduler.live.preview import Previewer
 from scheduler.live.session import Session
@@ -58,6 +59,7 @@ class LiveRun:
     ) -> None:
         self.plan = plan
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(on_uncaught)
         simulated = plan.simulated if engine is None else engine.simulated
         self.clock = (
             PlannedClock(self._loop, speed or plan.scenario.speed) if simulated else Clock(self._loop)
@@ -113,6 +115,7 @@ class LiveRun:
         await self.session.start()
         self.lag.start()
         self._sampling = self._loop.create_task(self._sample(machine))
+        self._sampling.add_done_callback(self._sampled)
         self.on_event(Event(0.0, Kind.SCENARIO, None, {"what": f"{self.plan.scenario.name} started"}))
         self.steering.start()
         self.session.add_load(self.load)
@@ -206,6 +209,11 @@ class LiveRun:
             for event in self._watch.look(self.scheduler, now):
                 self.on_event(event)
             await asyncio.sleep(TELEMETRY_S)
+
+    def _sampled(self, sampling: asyncio.Task[None]) -> None:
+        """Cancelled at the end, or failed: the run goes on without."""
+        if not sampling.cancelled() and (error := sampling.exception()) is not None:
+            self.notices.add(self.clock.now(), "error", f"no more telemetry: {place_of(error)}")
 
     def _row(self, sample: Sample) -> Mapping[str, float | None]:
         told = self.engine.telemetry()

@@ -11,8 +11,6 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from math import inf
-from pathlib import PurePath
-from traceback import extract_tb
 from typing import Any
 
 from scheduler.core.crashes import GIVEN_UP, Crashes
@@ -36,6 +34,7 @@ from scheduler.engines.clock import Clock
 from scheduler.engines.engine import Chunk, Engine, EngineError, EngineLost
 from scheduler.live.answer import Answer
 from scheduler.live.hot_swap import HotSwap
+from scheduler.live.mistakes import place_of
 from scheduler.live.tasks import Tasks
 from scheduler.load.workload import (
     Action,
@@ -293,10 +292,8 @@ class Session:
                 if mine:
                     self._engine_lost(error)
                 return
-            # A mistake, the engine's or ours. Its message may quote the prompt; its place says enough.
-            at = extract_tb(error.__traceback__)[-1]
-            where = f"{PurePath(at.filename).name}:{at.lineno}"
-            log.error("request %s: %s in %s", request.id, type(error).__name__, where)
+            # A mistake, the engine's or ours.
+            log.error("request %s: %s", request.id, place_of(error))
             if mine:  # it costs one request, not the run that would wait for its end
                 self._on_chunk(request, Chunk(0, "error"))
             elif request.finish and not ended:
