@@ -10,11 +10,13 @@ import sys
 import textwrap
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
 from scheduler.engines import vllm_setup
 from scheduler.engines.engine import EngineConfigError
+from scheduler.engines.vllm import VllmEngine
 from scheduler.engines.vllm_setup import check_args, engine_args, engine_env, environment
 
 GIB = 1 << 30
@@ -162,3 +164,16 @@ def test_a_child_on_the_leash_dies_with_its_parent(tmp_path: Path) -> None:
         assert int(parent.stdout.readline()) > 0  # the child is up, and holds our pipe
         parent.kill()
         assert parent.stdout.read() == b""  # returns when the last process that holds it has ended
+
+
+async def test_a_chat_template_that_refuses_any_question_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exceptions = ModuleType("exceptions")
+    monkeypatch.setattr(exceptions, "EngineDeadError", RuntimeError, raising=False)
+    monkeypatch.setitem(sys.modules, "vllm.v1.engine.exceptions", exceptions)
+    engine = VllmEngine("model", max_num_seqs=1)
+    monkeypatch.setattr(engine, "_build", lambda: Mock(get_supported_tasks=AsyncMock()))
+    monkeypatch.setattr(engine, "_render", AsyncMock(side_effect=ValueError("the template refuses it")))
+    with pytest.raises(EngineConfigError, match="the template refuses it"):
+        await engine.start()

@@ -112,6 +112,8 @@ class VllmEngine:
             await self._render("Are you there?")  # compiles the chat template
         except EngineDeadError as error:
             raise EngineLost("the engine died while it was starting") from error
+        except ValueError as error:
+            raise EngineConfigError(str(error)) from error
 
     def _build(self) -> Any:
         """Runs in a thread: everything here blocks, for 10 to 30 seconds in all."""
