@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from scheduler.load.schema import Scenario
     from scheduler.plan import Plan
 
-
 OK, FAILED, USAGE, ENGINE, INTERRUPTED = 0, 1, 2, 3, 130
 PIPE = 141  # as a shell tells that SIGPIPE ended a command: the reader of stdout was gone
 
@@ -76,6 +75,10 @@ def _told(error: Exception) -> tuple[int, str] | None:
             return ENGINE, f"driftsched: engine failure: {error}"
         case _:
             return None
+
+
+def _say(text: str) -> None:
+    print(printable_lines(text))
 
 
 def _complain(text: str) -> None:
@@ -246,7 +249,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(document, indent=1))
     else:
-        print(printable_lines(summary(document)))
+        _say(summary(document))
     for expectation in document["expect"]:
         if not expectation["ok"]:
             _complain(f"not met: {expectation['text']} (it is {json.dumps(expectation['value'])})")
@@ -309,10 +312,9 @@ def _check_run(folder: Path) -> int:
         _complain(f"driftsched: {folder}: its decisions cannot be made again: {error}")
         return USAGE
     if redone.difference:
-        difference = printable_lines(redone.difference)
-        print(f"{folder}: {redone.dispatched} dispatches the same again, then: {difference}")
+        _say(f"{folder}: {redone.dispatched} dispatches the same again, then: {redone.difference}")
         return FAILED
-    print(f"{folder}: {redone.dispatched} dispatches, all the same again")
+    _say(f"{folder}: {redone.dispatched} dispatches, all the same again")
     return OK
 
 
@@ -336,7 +338,7 @@ def _report(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         _complain(f"driftsched: the report needs {error.name}: pip install '.[report]' in its source folder")
         return USAGE
-    print(f"{args.out}: {write_report(args.folders, args.out, args.figures)} figures")
+    _say(f"{args.out}: {write_report(args.folders, args.out, args.figures)} figures")
     return OK
 
 
@@ -353,7 +355,7 @@ def _check(args: argparse.Namespace) -> int:
 
         scenario = load_config(args.scenario)  # a config of serve
     make_plan(scenario, clock=None).scheduler()
-    print(f"{args.scenario}: ok (tenants: {len(scenario.tenants)}, streams: {len(scenario.load)})")
+    _say(f"{args.scenario}: ok (tenants: {len(scenario.tenants)}, streams: {len(scenario.load)})")
     return OK
 
 

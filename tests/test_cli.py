@@ -293,6 +293,14 @@ def test_what_a_terminal_cannot_show_is_spelled_out(capsys: pytest.CaptureFixtur
     assert "\x1b" not in err
 
 
+def test_a_files_own_name_is_no_escape(capsys: pytest.CaptureFixture[str], fast: Path) -> None:
+    hostile = fast.rename(fast.parent / "\x1b[31mred.yaml")
+    code, out, _ = run(capsys, "check", str(hostile))
+    assert code == 0
+    assert r"\x1b[31mred.yaml: ok" in out
+    assert "\x1b" not in out
+
+
 def test_a_name_is_no_markup_and_a_detail_no_escape(fast: Path) -> None:
     """On a terminal, where the progress bar stands."""
     profile = replace(load_profile("l4", "qwen1.5-1.8b-chat"), detail="\x1b[31mred")
