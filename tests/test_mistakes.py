@@ -14,7 +14,7 @@ from waiting import until
 from scheduler.live.tasks import Tasks
 
 
-async def test_a_callback_and_a_task_that_fail_are_told_without_their_words(
+async def test_a_callback_a_task_and_a_future_that_fail_are_told_without_their_words(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """From when a run is made on."""
@@ -26,8 +26,10 @@ async def test_a_callback_and_a_task_that_fail_are_told_without_their_words(
     tasks = Tasks()
     tasks.spawn(fail())
     asyncio.get_running_loop().call_soon(Mock(side_effect=KeyError("words of another")), "words given")
-    await until(lambda: len(caplog.records) == 2)
-    task, callback = sorted(caplog.messages)
+    asyncio.get_running_loop().create_future().set_exception(OSError("words of a third"))
+    await until(lambda: len(caplog.records) == 3)
+    future, task, callback = sorted(caplog.messages)
+    assert future == "Future exception was never retrieved: OSError"
     assert re.fullmatch(r"Task exception was never retrieved: ValueError in test_mistakes.py:\d+", task)
     assert re.fullmatch(r"in a callback: KeyError in mock.py:\d+", callback)
     assert "words" not in caplog.text

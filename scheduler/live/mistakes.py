@@ -12,9 +12,11 @@ log = logging.getLogger(__name__)
 
 
 def place_of(error: BaseException) -> str:
-    """KeyError in session.py:212"""
-    at = extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} in {PurePath(at.filename).name}:{at.lineno}"
+    """KeyError in session.py:212; the type alone of one that was never raised."""
+    name = type(error).__name__
+    for at in extract_tb(error.__traceback__)[-1:]:
+        return f"{name} in {PurePath(at.filename).name}:{at.lineno}"
+    return name
 
 
 def on_uncaught(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
