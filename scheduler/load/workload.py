@@ -164,9 +164,9 @@ class Workload:
             self._patient.discard(request.id)
             self._drop_forgotten()
         for source in self._clients:
-            was_idle = source.next_s
+            next_s = source.next_s
             if source.on_ended(request, now):
-                if source.next_s < was_idle:
+                if source.next_s < next_s:
                     heappush(self._heap, (source.next_s, _ARRIVAL, next(self._sequence), source))
                 self._settle(source, now)
                 return
