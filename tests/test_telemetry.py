@@ -6,6 +6,7 @@ import asyncio
 import random
 from math import isnan
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import psutil
 import pynvml
@@ -104,20 +105,31 @@ def test_a_gpu_that_is_lost_is_asked_no_more(gpu: pytest.MonkeyPatch) -> None:
     assert set(gpu_row(machine).values()) == {None}
 
 
+class Linux(NamedTuple):
+    """Seconds of all cores since the machine started."""
+
+    user: float = 0.0
+    system: float = 0.0
+    idle: float = 0.0
+    iowait: float = 0.0
+    steal: float = 0.0
+    guest: float = 0.0
+
+
 async def test_shares_of_the_cpu_are_of_all_cores_since_the_last_reading(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """However short that was, and whatever thread reads: two cores have 0.4 s in 200 ms."""
-    told = psutil.cpu_times()
-    told = told._replace(**dict.fromkeys(told._fields, 0.0))
+    told = Linux()
     monkeypatch.setattr(psutil, "cpu_times", lambda: told)
     machine = Machine()
     for _ in range(3):
-        told = told._replace(
+        told = Linux(
             user=told.user + 0.04,
             guest=told.guest + 0.04,  # in the user's, too
             system=told.system + 0.02,
-            idle=told.idle + 0.3,
+            idle=told.idle + 0.2,
+            iowait=told.iowait + 0.1,  # a core that waits for a disk is free to compute
             steal=told.steal + 0.04,
         )
         sample = await asyncio.to_thread(machine.read)

@@ -68,10 +68,10 @@ def _cpu_shares(before: Any, now: Any) -> dict[str, float | None]:
     total_s = sum(spent_s.values())
     if not total_s:
         return {"cpu_share": None, "steal_share": None}
-    steal_s = spent_s.get("steal", 0.0)  # only Linux tells it
+    idle_s = spent_s["idle"] + spent_s.get("iowait", 0.0)
     return {
-        "cpu_share": round(1 - spent_s["idle"] / total_s, 4),
-        "steal_share": round(steal_s / total_s, 4),
+        "cpu_share": round(1 - idle_s / total_s, 4),
+        "steal_share": round(spent_s.get("steal", 0.0) / total_s, 4),  # only Linux tells it
     }
 
 
