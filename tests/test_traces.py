@@ -153,6 +153,13 @@ def test_nothing_left_is_refused(tmp_path: Path) -> None:
         scan(trace(tmp_path, "Timestamp,Request tokens,Response tokens\n5,472,0\n", "burstgpt"))
 
 
+def test_nothing_left_names_the_rows_that_were_malformed(tmp_path: Path) -> None:
+    with pytest.raises(
+        TraceError, match=r"no request in it, 2 of 2 rows are malformed: line 1: .*; line 2: "
+    ):
+        scan(trace(tmp_path, "5\n6\n", "jsonl", max_bad_share=1))
+
+
 def test_the_share_of_malformed_rows_is_of_all_that_were_read(tmp_path: Path) -> None:
     text = "".join(f'{{"arrival_s": {second}, "prompt_tokens": 1}}\n' for second in range(100)) + "{\n"
     found = scan(trace(tmp_path, text, "jsonl", **{"from": "98s"}))

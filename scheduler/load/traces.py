@@ -101,12 +101,12 @@ def _scan(trace: Trace, tenants: frozenset[str] | None, version: tuple[int, int]
         longest = max(longest, row.output_tokens or 0)
         uncounted = uncounted or row.prompt_tokens is None
     named = "; ".join(f"line {line}: {what}" for line, what in bad)
+    found = f"{bad_count} of {count + bad_count} rows are malformed"
     if bad_count > trace.max_bad_share * (count + bad_count):
-        found = f"{bad_count} of {count + bad_count} rows are malformed"
         raise TraceError(f"{name!r}: {found}, allowed is a share of {trace.max_bad_share:g}: {named}")
     if not used:
         left = "no request is left between `from` and `until`" if count else "there is no request in it"
-        raise TraceError(f"{name!r}: {left}")
+        raise TraceError(f"{name!r}: {left}" + (f", {found}: {named}" if bad_count else ""))
     return Summary(count, bad_count, named, longest, uncounted)
 
 
