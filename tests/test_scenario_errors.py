@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,7 @@ ADDED = [
     ("speed: -.inf", "7: speed: -.inf is not allowed", "finite"),
     ("speed: 1e999", "7: speed: the number is too large", ""),
     ("seed: 0xDE0B6B3A7640000", "7: seed: the number is too large, at most 18 decimal digits", ""),
+    ("seed: 1234567890123456789", "7: seed: the number is too large, at most 18 decimal digits", ""),
     ("limits: {max_queued: 0o77777777777777777777}", "7: limits.max_queued: the number is too large", ""),
     ("seed: 010", "7: seed: 010 is octal", "leading zero"),
     ("speed: 0", "7: speed: must be above 0, got 0", ""),
@@ -199,6 +201,7 @@ STREAMS = [
     ("{tenant: acme, arrivals: {poisson: fast}, for: 1s}", "6: load.0.arrivals.poisson: must be a number", ""),
     ("{tenant: acme, arrivals: closed, for: 1s}", "6: load.0.arrivals: must be `at-once` or a mapping such as {poisson: 4.0}, got 'closed'", ""),
     ("{tenant: acme, arrivals: {poisson: 1}}", "6: load.0: without an end", "`count: 1000`"),
+    ("{tenant: acme, arrivals: {at-once: 5}, for: 1s}", "6: load.0.arrivals.at-once: got 5; allowed: true", ""),
     ("{tenant: acme, arrivals: at-once, for: 1s}", "6: load.0: at-once needs `count`", ""),
     ("{tenant: acme, arrivals: {poisson: 1}, for: 0}", "6: load.0.for: must be above 0, got 0", ""),
     ("{tenant: acme, arrivals: {uniform: {min: 2s, max: 1s}}, count: 1}", "6: load.0.arrivals.uniform: min must", ""),
@@ -214,6 +217,9 @@ STREAMS = [
     ("{name: x, tenant: acme, arrivals: {poisson: 1}, for: 1s, after: x}", "6: load.0.after: the streams wait for", ""),
     ("{name: x, tenant: acme, arrivals: at-once, count: 1, after: y}\n  - {name: y, tenant: acme, arrivals: at-once, count: 1, after: drained}", "6: load.0.after: the streams wait for each other: x after y after x", ""),
     ("{name: drained, tenant: acme, arrivals: {poisson: 1}, for: 1s}", "6: load.0.name: `drained` has a meaning of its own", "another name"),
+    ("{tenant: acme, trace: {file: ., format: azure}}", "6: load.0.trace.file: is a folder: '.'; paths are relative", ""),
+    ("{tenant: acme, trace: {file: /dev/null, format: azure}}", "6: load.0.trace.file: not a regular file: '/dev/null'", ""),
+    (f"{{tenant: acme, trace: {{file: {'x' * 5000}, format: azure}}}}", "6: load.0.trace.file: no such file: 'xxx", ""),
     ("{tenant: acme, trace: {file: azure.csv, format: azure}}", "6: load.0.trace.file: no such file: 'azure.csv'", ""),
     ("{tenant: acme, trace: {file: s.yaml, format: azure, speed: 1e-9}}", "6: load.0.trace.speed: must be at least 0.001", ""),
     ("{tenant: acme, trace: {file: s.yaml, format: azure, from: 9s, until: 9s}}", "6: load.0.trace: until must be after from", "9s and 9s"),
@@ -307,6 +313,12 @@ def test_an_unknown_scenario_names_those_that_ship() -> None:
 def test_a_folder_is_no_scenario(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match="is a folder"):
         load_scenario(str(tmp_path))
+
+
+def test_a_pipe_is_no_scenario(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ScenarioError, match="not a regular file; allowed"):
+        load_scenario(str(tmp_path / "pipe"))
 
 
 def test_a_hostile_key_is_escaped_in_the_message(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from scheduler.load.fields import beside
 from scheduler.load.scenario import ScenarioError, read_scenario
 from scheduler.load.schema import EngineSection, Scenario, TenantSection
 from scheduler.load.stream import Stream
-from scheduler.load.yamlfile import did_you_mean
+from scheduler.load.yamlfile import did_you_mean, no_file
 
 
 def _no_load(value: object) -> object:
@@ -59,9 +59,8 @@ def default_config() -> ServeConfig:
 
 def load_config(path: str) -> ServeConfig:
     """Raises ScenarioError with all that is wrong."""
-    if not Path(path).is_file():
+    if what := no_file(path):
         shown = path if path.isprintable() else ascii(path)
-        what = "is a folder" if Path(path).is_dir() else "no such file"
         raise ScenarioError.of_file(shown, what)
     config = read_scenario(Path(path), path, ServeConfig)
     names = [tenant.name for tenant in config.tenants]

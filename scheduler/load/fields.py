@@ -17,7 +17,7 @@ from scheduler.core.durations import parse_duration
 from scheduler.core.estimate import BASE_TOKENS
 from scheduler.core.policies import policy_from
 from scheduler.core.text import is_unsafe
-from scheduler.load.yamlfile import did_you_mean, kind_of
+from scheduler.load.yamlfile import did_you_mean, kind_of, no_file
 from scheduler.twin.profile_file import load_profile, profiles
 
 MAX_TOKENS = 1_000_000
@@ -44,8 +44,8 @@ def _name(value: str) -> str:
 
 def _file(value: str, info: ValidationInfo) -> str:
     path = beside(value, info)
-    if not Path(path).is_file():
-        raise ValueError(f"no such file: {value!r:.200}; paths are relative to the scenario file")
+    if what := no_file(path):
+        raise ValueError(f"{what}: {value!r:.200}; paths are relative to the scenario file")
     return path
 
 

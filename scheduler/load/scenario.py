@@ -21,6 +21,7 @@ from scheduler.load.yamlfile import (
     did_you_mean,
     dotted,
     kind_of,
+    no_file,
     read_yaml,
 )
 
@@ -34,14 +35,15 @@ S = TypeVar("S", bound=Scenario)
 
 def load_scenario(path_or_name: str) -> Scenario:
     """A file's path, or else the name of a shipped scenario. Raises ScenarioError with all that is wrong."""
-    path = Path(path_or_name)
-    if path.is_file():
-        return read_scenario(path, path_or_name, Scenario)
+    what = no_file(path_or_name)
+    if what is None:
+        return read_scenario(Path(path_or_name), path_or_name, Scenario)
     names = _shipped_names()
     if path_or_name in names:
         with as_file(_SHIPPED) as folder:
             return read_scenario(folder / f"{path_or_name}.yaml", f"{path_or_name}.yaml", Scenario)
-    what = "is a folder" if path.is_dir() else "no such file and no shipped scenario of this name"
+    if what == "no such file":
+        what += " and no shipped scenario of this name"
     shown = path_or_name if path_or_name.isprintable() else ascii(path_or_name)
     raise ScenarioError.of_file(shown, f"{what}; {did_you_mean(path_or_name, names)}")
 
@@ -105,7 +107,7 @@ def _in_words(details: ErrorDetails, loc: Loc, model: type[BaseModel]) -> str:
         case "missing":
             return "is required"
         case "literal_error":
-            allowed = re.findall(r"'([^']*)'", str(ctx["expected"])) or [str(ctx["expected"])]
+            allowed = re.findall(r"'([^']*)'", str(ctx["expected"])) or [str(ctx["expected"]).lower()]
             return f"got {given}; {did_you_mean(details['input'], allowed)}"
         case "value_error":
             return str(ctx["error"])

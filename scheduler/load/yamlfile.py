@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
+from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -74,6 +75,16 @@ def kind_of(value: object) -> str:
             return "a mapping"
         case _:
             return type(value).__name__
+
+
+def no_file(path: str | Path) -> str | None:
+    """What is wrong with ``path`` as a file to read; None where it is one. A pipe is none."""
+    # Of os.path: to these a name that is too long is none, to a Path it is an error.
+    if isfile(path):
+        return None
+    if isdir(path):
+        return "is a folder"
+    return "not a regular file" if exists(path) else "no such file"
 
 
 def dotted(loc: Sequence[str | int]) -> str:
@@ -279,6 +290,8 @@ class _Builder:
             self._add(loc, f"{text} is octal to some YAML readers: write it without the leading zero")
         elif re.fullmatch(r"[+-]?[0-9]{1,18}", text):
             return int(text)
+        elif re.fullmatch(r"[+-]?[0-9]+", text):
+            self._add(loc, "the number is too large, at most 18 decimal digits are allowed")
         elif re.fullmatch(r"[+-]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][+-]?[0-9]+)?", text):
             if isfinite(number := float(text)):
                 # 32.0 and 1e3 are whole numbers, too; to a field of seconds it is all the same.
